@@ -1,0 +1,223 @@
+/**
+ * What a device and the gateway say to each other: one struct `Up` in each MQTT
+ * PUBLISH to topic `up`, one struct `Down` in each PUBLISH on topic `down`,
+ * Thrift compact protocol, at most 128 KiB. docs/PROTOCOL.md tells the story.
+ *
+ * `Up` and `Down` are structs of which exactly one of the optional kinds is set
+ * (besides `request`). Unknown fields are skipped; unknown kinds are answered
+ * with ResultCode.UNKNOWN_KIND.
+ */
+namespace rs carillon.device
+namespace py carillon_device
+
+/** The four kinds of queue that a registration can follow. */
+enum QueueKind {
+  OWN = 1,
+  ALIAS = 2,
+  TOPIC = 3,
+  ALL = 4,
+}
+
+/** A queue as one registration names it. `name` is set for ALIAS and TOPIC only. */
+struct Queue {
+  1: required QueueKind kind,
+  2: optional string name,
+}
+
+/** How far the device has come in one queue: all up to and including `seq` is handled. */
+struct Position {
+  1: required Queue queue,
+  2: required i32 epoch,
+  3: required i64 seq,
+  /** The tag of the delta that ended at this position, unchanged; absent if none was given. */
+  4: optional binary tag,
+}
+
+/** All positions of one registration. */
+struct RegistrationPositions {
+  1: required string regid,
+  2: required list<Position> positions,
+}
+
+// ---------------------------------------------------------------- uplink
+
+/** The first frame of a connection: sent right behind CONNECT, without waiting. */
+struct Resume {
+  /** The digest of all positions of all registrations on the device. */
+  1: required i64 digest,
+}
+
+/** The answer to AskPositions, or sent at any time by a device that missed something. */
+struct Positions {
+  1: required list<RegistrationPositions> registrations,
+}
+
+/** Registers one app on this device. Idempotent: the same app gives the same regID. */
+struct Register {
+  1: required string app_id,
+  2: required string app_key,
+}
+
+struct Unregister {
+  1: required string regid,
+}
+
+/** `token` is needed where the app's alias policy is `signed`. */
+struct Bind {
+  1: required string regid,
+  2: required string alias_name,
+  3: optional string token,
+}
+
+struct Unbind {
+  1: required string regid,
+  2: required string alias_name,
+}
+
+struct Subscribe {
+  1: required string regid,
+  2: required list<string> topics,
+}
+
+struct Unsubscribe {
+  1: required string regid,
+  2: required list<string> topics,
+}
+
+struct Up {
+  /** Chosen by the device and echoed in the Result; 0 if absent. */
+  1: optional i64 request,
+  2: optional Resume resume,
+  3: optional Positions positions,
+  4: optional Register register_app,
+  5: optional Unregister unregister,
+  6: optional Bind bind,
+  7: optional Unbind unbind,
+  8: optional Subscribe subscribe,
+  9: optional Unsubscribe unsubscribe,
+}
+
+// -------------------------------------------------------------- downlink
+
+enum ResultCode {
+  OK = 0,
+  /** The frame is not a valid Up. */
+  MALFORMED = 1,
+  /** None of the kinds that this gateway knows is set, or more than one. */
+  UNKNOWN_KIND = 2,
+  /** A name, list or token is out of its bounds. */
+  INVALID = 3,
+  /** Unknown regid on this device, or wrong app_id or app_key. */
+  NOT_FOUND = 4,
+  /** The app's policy does not allow this, or the token is not valid. */
+  FORBIDDEN = 5,
+  /** Too many aliases, topics or registrations. */
+  LIMIT = 6,
+  /** Try again later, with jitter. */
+  UNAVAILABLE = 7,
+}
+
+/** The answer to every Up but Resume and Positions. */
+struct Result {
+  1: required i64 request,
+  2: required ResultCode code,
+  /** For humans; set when `code` is not OK. */
+  3: optional string message,
+  /** Set by Register. */
+  4: optional string regid,
+}
+
+/** The answer to Resume and Positions: pushing starts now. */
+struct Resumed {
+  /** The registrations that the gateway holds for this device. */
+  1: optional list<string> regids,
+}
+
+/** The digest differs: state your positions. */
+struct AskPositions {
+}
+
+/** Why a delta does not continue the position that the device stated. */
+enum JumpReason {
+  /** The device has no position in this queue. */
+  NEW = 1,
+  /** The queue changed its epoch after the stated position. */
+  EPOCH_CHANGED = 2,
+  /** The stated position is older than what the queue still holds. */
+  OVERFLOW = 3,
+  /** The gateway lost data that this device has proof of. */
+  AHEAD = 4,
+}
+
+struct Notification {
+  1: optional string title,
+  2: optional string body,
+  /** Further fields of the sender's `notification`, as one JSON object. */
+  3: optional string extra,
+}
+
+/** The registration follows `queue` from (epoch, since) on: that is its position there. */
+struct Follow {
+  1: required Queue queue,
+  2: required i32 epoch,
+  3: required i64 since,
+}
+
+struct Unfollow {
+  1: required Queue queue,
+}
+
+/** One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`. */
+struct Entry {
+  1: required i64 seq,
+  2: optional binary id,
+  /** Milliseconds since 1970, when the gateway accepted it. */
+  3: optional i64 time_ms,
+  /** As sent: compact JSON, or the bytes of payload_b64. */
+  4: optional binary payload,
+  5: optional Notification notification,
+  6: optional Follow follow,
+  7: optional Unfollow unfollow,
+}
+
+/**
+ * The entries of [from_seq..to_seq] of one queue that concern this registration. Numbers
+ * in the range without an entry were skipped on purpose. Apply it only if from_seq is the
+ * last handled seq + 1, or `jump` is set; of an overlap only the suffix.
+ */
+struct Delta {
+  1: required Queue queue,
+  2: required i32 epoch,
+  3: required i64 from_seq,
+  4: required i64 to_seq,
+  /** Proof that the gateway gave (epoch, to_seq); keep it with the position. */
+  5: required binary tag,
+  6: required list<Entry> entries,
+  7: optional JumpReason jump,
+}
+
+/** Acknowledged as a whole by the PUBACK of its PUBLISH. */
+struct Deltas {
+  1: required string regid,
+  2: required list<Delta> deltas,
+}
+
+/** The gateway asks the device to act: come back later, or come back at once. */
+struct Advice {
+  /** Reconnect not before this many milliseconds. */
+  1: optional i64 reconnect_after_ms,
+}
+
+/** This registration is no more: forget it, register again if the app still wants it. */
+struct Ended {
+  1: required string regid,
+}
+
+struct Down {
+  1: optional Result result,
+  2: optional Deltas deltas,
+  3: optional Resumed resumed,
+  4: optional AskPositions ask_positions,
+  5: optional Advice advice,
+  6: optional Ended ended,
+}
