@@ -1,0 +1,9 @@
+//! Leaves: what every floor may use and what knows no floor.
+
+pub mod clock;
+pub mod crash_point;
+pub mod ids;
+pub mod keys;
+pub mod metrics;
+pub mod net;
+pub mod tasks;

@@ -1,0 +1,24 @@
+//! The only place that starts tasks and threads.
+
+use std::future::Future;
+
+use tokio::task::JoinHandle;
+
+/// Starts a task on the current runtime. It runs until it returns; its owner
+/// tells it to stop through a channel or a token, or aborts the handle.
+#[expect(clippy::disallowed_methods, reason = "this is the door")]
+pub fn spawn<F>(_name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    tokio::spawn(future)
+}
+
+/// Runs blocking work on tokio's pool for such work.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

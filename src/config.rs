@@ -1,0 +1,397 @@
+//! The whole configuration, typed; parsed once, checked once.
+//!
+//! `config/carillon.toml` explains every key and is proved equal to the defaults.
+
+use std::{fmt, fs, net::SocketAddr, path::Path, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that an operator can set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the node listens.
+    pub listen: Listen,
+    /// Where and how it stores.
+    pub store: Store,
+    /// The device's side.
+    pub edge: Edge,
+    /// The app server's side.
+    pub api: Api,
+    /// Bounds of the registry and of messages.
+    pub limits: Limits,
+    /// Logs.
+    pub log: Log,
+}
+
+/// A listening address, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Bind {
+    /// Listen here; port 0 takes a free one.
+    At(SocketAddr),
+    /// Do not listen.
+    Off,
+}
+
+impl FromStr for Bind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        text.parse()
+            .map(Self::At)
+            .map_err(|_| format!("`{text}` is neither ADDR:PORT, like 127.0.0.1:1883, nor `off`"))
+    }
+}
+
+impl TryFrom<String> for Bind {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Bind> for String {
+    fn from(bind: Bind) -> String {
+        bind.to_string()
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(addr) => addr.fmt(f),
+            Self::Off => f.write_str("off"),
+        }
+    }
+}
+
+/// Where the node listens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Listen {
+    /// MQTT over TCP.
+    pub mqtt: Bind,
+    /// MQTT over TLS.
+    pub mqtts: Bind,
+    /// MQTT over WebSocket.
+    pub ws: Bind,
+    /// The API of app servers.
+    pub https: Bind,
+    /// Metrics, health, and the operator's calls.
+    pub admin: Bind,
+    /// Certificate chain, PEM; empty: a local CA under the data directory makes one.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub private_key: PathBuf,
+    /// Connections that the kernel may hold for each listener before they are accepted.
+    pub backlog: u32,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let local = |port| Bind::At(SocketAddr::from(([127, 0, 0, 1], port)));
+        Self {
+            mqtt: local(1883),
+            mqtts: local(8883),
+            ws: local(8083),
+            https: local(8443),
+            admin: local(9464),
+            certificate: PathBuf::new(),
+            private_key: PathBuf::new(),
+            backlog: 32_768,
+        }
+    }
+}
+
+/// Where and how the node stores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Whether a commit waits for the disk before it is answered.
+    pub fsync: bool,
+    /// Days for which entries are kept.
+    pub retention_days: u32,
+    /// The store's cache of blocks.
+    pub cache_bytes: u64,
+    /// Newest entries kept in memory.
+    pub tail_bytes: u64,
+    /// Tasks that own the queues.
+    pub shard_tasks: usize,
+    /// How often changed pointers are written.
+    pub pointer_flush_ms: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            data: "data".into(),
+            fsync: true,
+            retention_days: 7,
+            cache_bytes: 64 << 20,
+            tail_bytes: 64 << 20,
+            shard_tasks: 1,
+            pointer_flush_ms: 500,
+        }
+    }
+}
+
+/// The device's side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Edge {
+    /// Connections at once, all transports together.
+    pub connections_max: usize,
+    /// Handshakes at once.
+    pub handshakes_max: usize,
+    /// From accept to CONNECT, TLS and WebSocket included.
+    pub handshake_timeout_ms: u64,
+    /// The largest CONNECT.
+    pub connect_bytes_max: u32,
+    /// The largest later packet from a device.
+    pub packet_bytes_max: u32,
+    /// The shortest keep-alive that is granted.
+    pub keep_alive_min_s: u16,
+    /// The longest, also given to who asks for none.
+    pub keep_alive_max_s: u16,
+    /// Unacknowledged pushes on a connection.
+    pub window: u16,
+    /// Of these, for one registration.
+    pub window_per_registration: u16,
+    /// Entries in one frame.
+    pub frame_entries_max: usize,
+    /// How long the unacknowledged packet ids of a plain session may outlive its connection.
+    pub session_expiry_max_s: u32,
+    /// How many such sessions are kept.
+    pub parked_sessions_max: usize,
+    /// A write that takes longer ends the connection.
+    pub write_timeout_ms: u64,
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_000_000,
+            handshakes_max: 1_024,
+            handshake_timeout_ms: 10_000,
+            connect_bytes_max: 8 << 10,
+            packet_bytes_max: 160 << 10,
+            keep_alive_min_s: 10,
+            keep_alive_max_s: 1_200,
+            window: 32,
+            window_per_registration: 16,
+            frame_entries_max: 64,
+            session_expiry_max_s: 7_200,
+            parked_sessions_max: 100_000,
+            write_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// The app server's side.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Api {
+    /// Connections at once.
+    pub connections_max: usize,
+    /// The largest request body.
+    pub body_bytes_max: usize,
+    /// The largest request head.
+    pub head_bytes_max: usize,
+    /// For the head of a request.
+    pub head_timeout_ms: u64,
+    /// For a whole request.
+    pub request_timeout_ms: u64,
+    /// Device accounts that one address may create in a minute.
+    pub devices_per_address_per_minute: u32,
+    /// Device accounts that one app may create in a minute.
+    pub devices_per_app_per_minute: u32,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            body_bytes_max: 6 << 20,
+            head_bytes_max: 16 << 10,
+            head_timeout_ms: 10_000,
+            request_timeout_ms: 30_000,
+            devices_per_address_per_minute: 60,
+            devices_per_app_per_minute: 6_000,
+        }
+    }
+}
+
+/// Bounds of the registry and of messages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Registrations on one device.
+    pub registrations_per_device: usize,
+    /// Aliases of one registration.
+    pub aliases_per_registration: usize,
+    /// Topics of one registration.
+    pub topics_per_registration: usize,
+    /// regIDs or aliases of one send.
+    pub targets_per_send: usize,
+    /// A message's payload.
+    pub payload_bytes_max: usize,
+    /// How long a message lives if its sender does not say; at most the retention.
+    pub ttl_default_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            registrations_per_device: 32,
+            aliases_per_registration: 20,
+            topics_per_registration: 100,
+            targets_per_send: 1_000,
+            payload_bytes_max: 4_096,
+            ttl_default_s: 7 * 86_400,
+        }
+    }
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A `tracing` filter: `info`, `carillon=debug`…
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// A configuration that cannot be used; the text says where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// It is not TOML, or a key is unknown or has a wrong value; the text has the line.
+    #[error("{path}: {cause}")]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// The place and the reason.
+        cause: toml::de::Error,
+    },
+    /// A value is out of its range.
+    #[error("{key}: {rule}")]
+    OutOfRange {
+        /// The key, with its section.
+        key: &'static str,
+        /// What it may be.
+        rule: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`Error`], with the line of a wrong key.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path)
+            .map_err(|cause| Error::Unreadable { path: path.to_owned(), cause })?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|cause| Error::Wrong { path: path.to_owned(), cause })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks the ranges that types cannot.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for the first value out of its range.
+    pub fn check(&self) -> Result<(), Error> {
+        let Self { listen, store, edge, api, limits, log: _ } = self;
+        let rules = [
+            (listen.backlog >= 1, "listen.backlog", "at least 1"),
+            (
+                listen.certificate.as_os_str().is_empty() == listen.private_key.as_os_str().is_empty(),
+                "listen.certificate",
+                "certificate and private_key go together: set both or none",
+            ),
+            ((1..=366).contains(&store.retention_days), "store.retention_days", "1 to 366"),
+            ((1..=64).contains(&store.shard_tasks), "store.shard_tasks", "1 to 64"),
+            ((1..=1_000).contains(&store.pointer_flush_ms), "store.pointer_flush_ms", "1 to 1000"),
+            (store.cache_bytes >= 1 << 20, "store.cache_bytes", "at least 1048576"),
+            (edge.connections_max >= 1, "edge.connections_max", "at least 1"),
+            (edge.handshakes_max >= 1, "edge.handshakes_max", "at least 1"),
+            (edge.handshake_timeout_ms >= 100, "edge.handshake_timeout_ms", "at least 100"),
+            (edge.connect_bytes_max >= 256, "edge.connect_bytes_max", "at least 256"),
+            (
+                (128 << 10..=256 << 20).contains(&edge.packet_bytes_max),
+                "edge.packet_bytes_max",
+                "131072 to 268435456",
+            ),
+            (
+                (1..=edge.keep_alive_max_s).contains(&edge.keep_alive_min_s),
+                "edge.keep_alive_min_s",
+                "1 to keep_alive_max_s",
+            ),
+            (edge.window >= 1, "edge.window", "at least 1"),
+            (
+                (1..=edge.window).contains(&edge.window_per_registration),
+                "edge.window_per_registration",
+                "1 to edge.window",
+            ),
+            ((1..=4_096).contains(&edge.frame_entries_max), "edge.frame_entries_max", "1 to 4096"),
+            (edge.write_timeout_ms >= 100, "edge.write_timeout_ms", "at least 100"),
+            (api.connections_max >= 1, "api.connections_max", "at least 1"),
+            (api.head_bytes_max >= 8_192, "api.head_bytes_max", "at least 8192"),
+            (api.body_bytes_max >= 1_024, "api.body_bytes_max", "at least 1024"),
+            ((1..=1_000).contains(&limits.targets_per_send), "limits.targets_per_send", "1 to 1000"),
+            (
+                (1..=64 << 10).contains(&limits.payload_bytes_max),
+                "limits.payload_bytes_max",
+                "1 to 65536",
+            ),
+            (
+                (1..=u64::from(store.retention_days) * 86_400).contains(&limits.ttl_default_s),
+                "limits.ttl_default_s",
+                "1 to the retention in seconds",
+            ),
+            (
+                limits.aliases_per_registration + limits.topics_per_registration <= 4_000,
+                "limits.topics_per_registration",
+                "aliases and topics together at most 4000",
+            ),
+        ];
+        match rules.into_iter().find(|(holds, ..)| !holds) {
+            Some((_, key, rule)) => Err(Error::OutOfRange { key, rule }),
+            None => Ok(()),
+        }
+    }
+}

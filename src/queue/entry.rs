@@ -1,0 +1,146 @@
+//! What a queue holds: messages, and changes of what a registration follows.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::position::{Epoch, Position, Seq};
+use crate::base::ids::{MessageId, QueueName};
+
+/// One immutable entry, shared by all who deliver it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Its place: `position.epoch` is the epoch of its append.
+    pub position: Position,
+    /// When it was accepted, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What an entry says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Body {
+    /// Something an app server sent.
+    Message(Message),
+    /// The registration follows one more queue, from `since` on. Own queues only.
+    Follow {
+        /// The queue that it follows from now on.
+        queue: QueueName,
+        /// Where its following begins.
+        since: Position,
+    },
+    /// The registration no longer follows a queue. Own queues only.
+    Unfollow {
+        /// The queue that it followed.
+        queue: QueueName,
+    },
+}
+
+/// Something an app server sent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// The same in every queue that the message was appended to.
+    pub id: MessageId,
+    /// As sent: compact JSON, or bytes.
+    #[serde(with = "bytes_field")]
+    pub payload: Bytes,
+    /// What the device may show by itself.
+    pub notification: Option<Notification>,
+    /// It is not delivered from this time on, in milliseconds since 1970.
+    pub expires_ms: Option<u64>,
+    /// It was sent to several shared queues: a registration that follows more
+    /// than one of them takes it from the first in the order of the send.
+    pub is_shared: bool,
+}
+
+/// What the device may show by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notification {
+    /// The bold line.
+    pub title: Option<String>,
+    /// The text.
+    pub body: Option<String>,
+    /// Further fields, as one JSON object.
+    pub extra: Option<String>,
+}
+
+impl Body {
+    /// Its size in memory and roughly on disk, in bytes.
+    pub fn bytes(&self) -> usize {
+        const FIXED: usize = 96;
+        let variable = match self {
+            Self::Message(message) => {
+                let text = |t: &Option<String>| t.as_ref().map_or(0, String::len);
+                let notification = message
+                    .notification
+                    .as_ref()
+                    .map_or(0, |n| text(&n.title) + text(&n.body) + text(&n.extra));
+                message.payload.len() + notification
+            }
+            Self::Follow { queue, .. } | Self::Unfollow { queue } => queue.wire_name().len(),
+        };
+        FIXED + variable
+    }
+
+    /// Whether it still concerns anybody at the given time.
+    pub fn is_live(&self, now_ms: u64) -> bool {
+        match self {
+            Self::Message(message) => message.expires_ms.is_none_or(|at| now_ms < at),
+            Self::Follow { .. } | Self::Unfollow { .. } => true,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    epoch: Epoch,
+    at_ms: u64,
+    body: Body,
+}
+
+impl Entry {
+    /// The bytes that the store keeps under (queue, seq).
+    pub fn to_stored(&self) -> Vec<u8> {
+        let stored =
+            Stored { epoch: self.position.epoch, at_ms: self.at_ms, body: self.body.clone() };
+        super::store::encode(&stored)
+    }
+
+    /// Reads what [`Entry::to_stored`] wrote under `seq`.
+    ///
+    /// # Errors
+    /// If the bytes are not an entry: the store is damaged.
+    pub fn from_stored(seq: Seq, bytes: &[u8]) -> Result<Self, super::store::Error> {
+        let stored: Stored = super::store::decode(bytes)?;
+        Ok(Self {
+            position: Position { epoch: stored.epoch, seq },
+            at_ms: stored.at_ms,
+            body: stored.body,
+        })
+    }
+}
+
+mod bytes_field {
+    use bytes::Bytes;
+    use serde::{Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
+                Ok(Bytes::copy_from_slice(bytes))
+            }
+        }
+        deserializer.deserialize_bytes(Visitor)
+    }
+}

@@ -1,0 +1,194 @@
+//! What is kept: named spaces of keys and values, written in atomic batches.
+//!
+//! `write` makes a batch visible, `sync` makes all that was written durable.
+//! Only the writer calls either, so that nothing is answered before it is safe.
+
+pub mod embedded;
+pub mod mark;
+pub mod memory;
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A set of keys with a purpose of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Space {
+    /// The store's own facts: format, stamp, epochs.
+    Meta,
+    /// Apps by id.
+    Apps,
+    /// Devices by id, with their registrations and what these follow.
+    Devices,
+    /// regID → device id.
+    Registrations,
+    /// (queue, regID): who follows a shared queue.
+    Members,
+    /// All positions of a registration, by regID.
+    Pointers,
+    /// The log of each queue, by queue id.
+    Heads,
+    /// Messages to several queues whose appends are not all done, by message id.
+    Pending,
+    /// (queue, seq) → entry, for entries of one day.
+    Entries(u32),
+    /// Message id → where it went; and (message id, queue) → position. One day's.
+    Messages(u32),
+}
+
+impl Space {
+    /// The spaces that are not a day's.
+    pub const FIXED: [Self; 8] = [
+        Self::Meta,
+        Self::Apps,
+        Self::Devices,
+        Self::Registrations,
+        Self::Members,
+        Self::Pointers,
+        Self::Heads,
+        Self::Pending,
+    ];
+}
+
+/// Writes that become visible and durable together.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// In order; a later write of a key wins.
+    pub writes: Vec<Write>,
+}
+
+/// A key's new value, or its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// Where the key lives.
+    pub space: Space,
+    /// The key.
+    pub key: Vec<u8>,
+    /// `None` removes it.
+    pub value: Option<Bytes>,
+}
+
+impl Batch {
+    /// Sets a key.
+    pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
+        self.writes.push(Write { space, key: key.into(), value: Some(value.into()) });
+    }
+
+    /// Removes a key.
+    pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
+        self.writes.push(Write { space, key: key.into(), value: None });
+    }
+
+    /// Takes over the writes of another batch, behind its own.
+    pub fn extend(&mut self, other: Self) {
+        self.writes.extend(other.writes);
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+/// A key with its value.
+pub type Record = (Bytes, Bytes);
+
+/// Which keys a scan visits, ascending: `from` included, `to` not.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// The first key.
+    pub from: Vec<u8>,
+    /// The key before which it ends; `None` is the end of the space.
+    pub to: Option<Vec<u8>>,
+}
+
+impl Range {
+    /// All keys that begin with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> Self {
+        Self::prefix_after(prefix, prefix.to_vec())
+    }
+
+    /// All keys that begin with `prefix`, from the key `from` on.
+    pub fn prefix_after(prefix: &[u8], from: Vec<u8>) -> Self {
+        let mut to = prefix.to_vec();
+        while let Some(last) = to.pop() {
+            if last < u8::MAX {
+                to.push(last + 1);
+                return Self { from, to: Some(to) };
+            }
+        }
+        Self { from, to: None }
+    }
+}
+
+/// Where queues and the registry live.
+pub trait Store: Send + Sync + 'static {
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read.
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Error>;
+
+    /// At most `limit` records of a range, ascending. A day's space that does
+    /// not exist is empty.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read.
+    fn scan(&self, space: Space, range: &Range, limit: usize) -> Result<Vec<Record>, Error>;
+
+    /// Makes a batch visible: all of it or nothing, also after a crash.
+    ///
+    /// # Errors
+    /// [`Error`]; the batch may or may not be there then, and the store must be
+    /// treated as lost until it is opened again.
+    fn write(&self, batch: &Batch) -> Result<(), Error>;
+
+    /// Makes durable what was written before.
+    ///
+    /// # Errors
+    /// [`Error`]; as with `write`, nothing may be acknowledged any more.
+    fn sync(&self) -> Result<(), Error>;
+
+    /// The days that have a space of their own, ascending.
+    fn days(&self) -> Vec<u32>;
+
+    /// Drops the spaces of a day.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be written.
+    fn drop_day(&self, day: u32) -> Result<(), Error>;
+
+    /// Bytes on disk.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// The store cannot do what it must.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The engine failed; what it said.
+    #[error("the store failed to {step}: {cause}")]
+    Engine {
+        /// What was being done.
+        step: &'static str,
+        /// What the engine said.
+        cause: String,
+    },
+    /// A record cannot be understood: the files are damaged or from a newer version.
+    #[error("a stored record is damaged: {0}")]
+    Damaged(String),
+    /// An earlier write failed; nothing is acknowledged until a restart.
+    #[error("the store is closed after a failed write; restart the node")]
+    Closed,
+}
+
+/// The stored form of a record.
+pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
+    postcard::to_stdvec(record).expect("our records always have a postcard form")
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// [`Error::Damaged`] if the bytes are something else.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    postcard::from_bytes(bytes).map_err(|error| Error::Damaged(error.to_string()))
+}

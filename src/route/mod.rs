@@ -1,0 +1,10 @@
+//! Which shard owns a queue, and who on this node follows it.
+//!
+//! Upper floors reach queues only through [`Router`]; that a queue could live
+//! on another node stays hidden here.
+
+pub mod followers;
+pub mod router;
+
+pub use followers::{Followers, Nudge, Reasons};
+pub use router::Router;

@@ -1,0 +1,57 @@
+//! What a call can answer instead of its result: whose fault, and what to do.
+
+use crate::queue::{shard, store};
+
+/// A refused or failed business call. The text says what to do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A value is out of its bounds: the caller's fault, do not retry.
+    #[error("{field}: {rule}")]
+    Invalid {
+        /// The field, in the API's words.
+        field: &'static str,
+        /// What a valid one looks like.
+        rule: String,
+    },
+    /// There is no such thing, or it is another app's: the answer is the same.
+    #[error("no such {what}")]
+    NotFound {
+        /// What was looked for.
+        what: &'static str,
+    },
+    /// The credential is wrong or does not cover this.
+    #[error("{0}")]
+    Forbidden(&'static str),
+    /// A bound on the number of things is reached.
+    #[error("at most {max} {what}")]
+    Limit {
+        /// What is counted.
+        what: &'static str,
+        /// How many there may be.
+        max: usize,
+    },
+    /// It exists already.
+    #[error("{0} exists already")]
+    Conflict(&'static str),
+    /// Not the caller's fault: try again later.
+    #[error("the node cannot do this now, try again later")]
+    Unavailable(#[source] shard::Error),
+}
+
+impl From<shard::Error> for Error {
+    fn from(error: shard::Error) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::Unavailable(error.into())
+    }
+}
+
+impl From<crate::base::ids::ParseError> for Error {
+    fn from(error: crate::base::ids::ParseError) -> Self {
+        Self::Invalid { field: error.kind, rule: error.rule.to_owned() }
+    }
+}

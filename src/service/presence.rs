@@ -1,0 +1,41 @@
+//! Which devices are connected to this node.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+
+use super::Service;
+use crate::{
+    base::ids::DeviceId,
+    route::{Nudge, Reasons},
+};
+
+/// One connection a device.
+pub type Presence = DashMap<DeviceId, Arc<Nudge>>;
+
+impl Service {
+    /// A device's connection is established; an older one is told that it was
+    /// taken over, before the new one reads anything.
+    pub fn arrive(&self, device: DeviceId, nudge: &Arc<Nudge>) {
+        if let Some(older) = self.presence.insert(device, nudge.clone()) {
+            older.nudge(Reasons::TAKEN_OVER);
+        }
+    }
+
+    /// A connection is over. A newer one of the same device stays.
+    pub fn leave(&self, device: &DeviceId, nudge: &Arc<Nudge>) {
+        self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
+    }
+
+    /// Whether the device is connected to this node.
+    pub fn is_online(&self, device: &DeviceId) -> bool {
+        self.presence.contains_key(device)
+    }
+
+    /// Tells the device's connection, if there is one, to read its registrations again.
+    pub(super) fn refresh(&self, device: &DeviceId) {
+        if let Some(nudge) = self.presence.get(device) {
+            nudge.nudge(Reasons::REFRESH);
+        }
+    }
+}

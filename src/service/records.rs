@@ -1,0 +1,119 @@
+//! The stored forms of the registry.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    base::{
+        ids::{AppId, DeviceId, MessageId, QueueId, QueueName, RegId},
+        keys::SecretHash,
+    },
+    queue::position::{Position, Seq},
+};
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub id: AppId,
+    /// What devices show when they register.
+    pub key: SecretHash,
+    /// What app servers show; several may be live, for rotation. Newest last.
+    pub secrets: Vec<SecretHash>,
+    /// Who may bind an alias.
+    pub alias_policy: AliasPolicy,
+}
+
+/// Who may bind an alias to a registration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AliasPolicy {
+    /// The device, by itself.
+    #[default]
+    Open,
+    /// The device, with a token from the app server.
+    Signed,
+    /// The app server alone.
+    Server,
+}
+
+/// A device with all that its registrations follow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its secret.
+    pub secret: SecretHash,
+    /// One registration an app.
+    pub registrations: Vec<Registration>,
+}
+
+/// One app on one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Its public name.
+    pub regid: RegId,
+    /// Its app.
+    pub app: AppId,
+    /// Where its own queue began.
+    pub since: Position,
+    /// The own queue's newest control entry that this record contains.
+    pub control: Seq,
+    /// Everything else that it follows: `all`, aliases, topics.
+    pub follows: Vec<Follow>,
+}
+
+/// One queue that a registration follows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Follow {
+    /// The queue.
+    pub queue: QueueName,
+    /// Where its following began.
+    pub since: Position,
+    /// The own queue's control entry that says so; 0 for what came with the registration.
+    pub control: Seq,
+}
+
+/// All positions of one registration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Positions(pub Vec<(QueueId, Position)>);
+
+impl Positions {
+    /// The position in one queue.
+    pub fn of(&self, queue: &QueueId) -> Option<Position> {
+        self.0.iter().find(|(id, _)| id == queue).map(|(_, position)| *position)
+    }
+
+    /// Sets the position in one queue.
+    pub fn set(&mut self, queue: QueueId, position: Position) {
+        match self.0.iter_mut().find(|(id, _)| *id == queue) {
+            Some((_, old)) => *old = position,
+            None => self.0.push((queue, position)),
+        }
+    }
+}
+
+/// A message as it was accepted: what the trace starts from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MessageRecord {
+    /// Its app.
+    pub app: AppId,
+    /// When it was accepted, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// From when on it is not delivered, in milliseconds since 1970.
+    pub expires_ms: Option<u64>,
+    /// The queues that it was sent to, in the order of the send.
+    pub queues: Vec<QueueName>,
+}
+
+/// Key of a message's place in one queue.
+pub fn place_key(message: &MessageId, queue: &QueueId) -> Vec<u8> {
+    [message.as_bytes(), queue.as_bytes()].concat()
+}
+
+/// Key of a follower of a shared queue.
+pub fn member_key(queue: &QueueId, regid: &RegId) -> Vec<u8> {
+    [queue.as_bytes(), regid.as_bytes()].concat()
+}
+
+/// The device of a regID, as stored in `Space::Registrations`.
+pub fn device_of(stored: &[u8]) -> Option<DeviceId> {
+    DeviceId::from_slice(stored)
+}
