@@ -213,6 +213,13 @@ async fn life(random: &mut Random, store: &Arc<MemoryStore>, models: &Models, no
         settle().await;
         check_nothing_lost(&node, models);
     }
+    // The crash comes between a write and its sync: nobody may have seen it.
+    (0..QUEUES).for_each(|n| append(&node, models, n, random.below(1 << 40), 1));
+    tokio::time::sleep(Duration::from_micros(random.below(1_500))).await;
+    for n in 0..QUEUES {
+        let head = node.reader.log(&queue(n)).unwrap().head();
+        check(&node, models, n, head.prev(), 10);
+    }
     *now_ms += began.elapsed().as_millis() as u64;
 }
 
@@ -232,6 +239,10 @@ fn run(seed: u64) {
         drop(runtime);
         let unsynced = store.unsynced() as u64;
         store.crash(random.below(unsynced + 1) as usize);
+        if random.below(4) == 0 {
+            // Somebody set the clock back.
+            now_ms -= random.below(2 * DAY_MS);
+        }
     }
     assert!(!store.days().is_empty());
 }
