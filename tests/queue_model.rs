@@ -60,7 +60,7 @@ struct Node {
     retention: Retention,
 }
 
-fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node {
+async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node {
     let metrics = Arc::new(Metrics::new());
     let clock = Clock::starting_at(unix_ms);
     let (epochs, recovered) = Epochs::open(store.as_ref(), None).unwrap();
@@ -76,12 +76,13 @@ fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node {
     let (writer, _) = writer.start_paced(|| Duration::from_millis(1));
     let retention = Retention {
         store: store.clone(),
+        writer: writer.clone(),
         views: views.clone(),
         clock,
         days: DAYS_KEPT,
         metrics: metrics.clone(),
     };
-    retention.sweep();
+    retention.sweep().await.unwrap();
     let parts = Parts {
         store: store.clone(),
         views: views.clone(),
@@ -183,7 +184,7 @@ async fn settle() {
 
 async fn life(random: &mut Random, store: &Arc<MemoryStore>, models: &Models, now_ms: &mut u64) {
     let tail_bytes = [0, 2_000, 1 << 20][random.below(3) as usize];
-    let node = start(store, *now_ms, tail_bytes);
+    let node = start(store, *now_ms, tail_bytes).await;
     check_nothing_lost(&node, models);
     let began = tokio::time::Instant::now();
     for _ in 0..40 {
@@ -198,7 +199,7 @@ async fn life(random: &mut Random, store: &Arc<MemoryStore>, models: &Models, no
             }
             10 => {
                 tokio::time::sleep(Duration::from_millis(random.below(DAY_MS))).await;
-                node.retention.sweep();
+                node.retention.sweep().await.unwrap();
             }
             _ => {
                 let shard = queue(n).shard();

@@ -89,12 +89,13 @@ impl Core {
         let views = Arc::new(Views::default());
         let retention = Retention {
             store: store.clone(),
+            writer: writer.clone(),
             views: views.clone(),
             clock,
             days: config.store.retention_days,
             metrics: metrics.clone(),
         };
-        retention.sweep();
+        retention.sweep().await?;
 
         let followers = Arc::new(Followers::default());
         let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new({
