@@ -1,1 +1,6 @@
 //! Stub.
+
+/// Stub.
+pub async fn run(_config: crate::config::Config) -> anyhow::Result<()> {
+    todo!()
+}
