@@ -349,7 +349,8 @@ impl Config {
         let rules = [
             (listen.backlog >= 1, "listen.backlog", "at least 1"),
             (
-                listen.certificate.as_os_str().is_empty() == listen.private_key.as_os_str().is_empty(),
+                listen.certificate.as_os_str().is_empty()
+                    == listen.private_key.as_os_str().is_empty(),
                 "listen.certificate",
                 "certificate and private_key go together: set both or none",
             ),
@@ -382,7 +383,11 @@ impl Config {
             (api.connections_max >= 1, "api.connections_max", "at least 1"),
             (api.head_bytes_max >= 8_192, "api.head_bytes_max", "at least 8192"),
             (api.body_bytes_max >= 1_024, "api.body_bytes_max", "at least 1024"),
-            ((1..=1_000).contains(&limits.targets_per_send), "limits.targets_per_send", "1 to 1000"),
+            (
+                (1..=1_000).contains(&limits.targets_per_send),
+                "limits.targets_per_send",
+                "1 to 1000",
+            ),
             (
                 (1..=64 << 10).contains(&limits.payload_bytes_max),
                 "limits.payload_bytes_max",

@@ -47,7 +47,10 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(app)))
 }
 
-pub(super) async fn list(_: Operator, State(admin): State<Shared>) -> Result<Json<Vec<AppSummary>>, Problem> {
+pub(super) async fn list(
+    _: Operator,
+    State(admin): State<Shared>,
+) -> Result<Json<Vec<AppSummary>>, Problem> {
     Ok(Json(admin.service.apps()?))
 }
 

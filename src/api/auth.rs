@@ -29,7 +29,9 @@ impl FromRequestParts<Shared> for Caller {
                 let secret = bearer(&parts.headers).ok_or_else(Problem::unauthorized)?;
                 api.service.authorize(&stated, secret)
             }
-            Authority::Operator(token) if token.is_shown_by(&parts.headers) => api.service.app(&stated),
+            Authority::Operator(token) if token.is_shown_by(&parts.headers) => {
+                api.service.app(&stated)
+            }
             Authority::Operator(_) => return Err(Problem::unauthorized()),
         };
         match found {
@@ -42,7 +44,8 @@ impl FromRequestParts<Shared> for Caller {
 
 async fn stated_app(parts: &mut Parts, api: &Shared) -> Result<String, Problem> {
     // A path that cannot be read names no app.
-    let params = RawPathParams::from_request_parts(parts, api).await.map_err(|_| Problem::unauthorized())?;
+    let params =
+        RawPathParams::from_request_parts(parts, api).await.map_err(|_| Problem::unauthorized())?;
     let app = params.iter().find(|(name, _)| *name == "app");
     app.map(|(_, value)| value.to_owned()).ok_or_else(Problem::unauthorized)
 }

@@ -41,7 +41,10 @@ mod tests {
         ];
         for (error, status, detail) in cases {
             let problem = Problem::from(error);
-            assert_eq!((problem.code.row().status.as_u16(), problem.detail.as_str()), (status, detail));
+            assert_eq!(
+                (problem.code.row().status.as_u16(), problem.detail.as_str()),
+                (status, detail)
+            );
             assert_eq!(problem.retry(), Retry::Never);
         }
     }

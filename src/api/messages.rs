@@ -110,7 +110,9 @@ impl TryFrom<Request> for Send {
             (Some(json), None) => Bytes::from(compact(json.get())),
             (None, Some(text)) => BASE64
                 .decode(text.as_bytes())
-                .map_err(|_| Problem::out_of_bounds("payload_b64", "base64 (RFC 4648) with padding"))?
+                .map_err(|_| {
+                    Problem::out_of_bounds("payload_b64", "base64 (RFC 4648) with padding")
+                })?
                 .into(),
             (Some(_), Some(_)) | (None, None) => {
                 return Err(invalid("exactly one of `payload` and `payload_b64` is required"));
@@ -131,16 +133,24 @@ impl TryFrom<StatedTarget> for Target {
 
     fn try_from(stated: StatedTarget) -> Result<Self, Problem> {
         match stated {
-            StatedTarget { regids: Some(regids), aliases: None, topic: None, all: None } => Ok(Self::Regids(regids)),
-            StatedTarget { regids: None, aliases: Some(aliases), topic: None, all: None } => Ok(Self::Aliases(aliases)),
-            StatedTarget { regids: None, aliases: None, topic: Some(topic), all: None } => Ok(Self::Topic(topic)),
-            StatedTarget { regids: None, aliases: None, topic: None, all: Some(true) } => Ok(Self::All),
+            StatedTarget { regids: Some(regids), aliases: None, topic: None, all: None } => {
+                Ok(Self::Regids(regids))
+            }
+            StatedTarget { regids: None, aliases: Some(aliases), topic: None, all: None } => {
+                Ok(Self::Aliases(aliases))
+            }
+            StatedTarget { regids: None, aliases: None, topic: Some(topic), all: None } => {
+                Ok(Self::Topic(topic))
+            }
+            StatedTarget { regids: None, aliases: None, topic: None, all: Some(true) } => {
+                Ok(Self::All)
+            }
             StatedTarget { regids: None, aliases: None, topic: None, all: Some(false) } => {
                 Err(Problem::out_of_bounds("target.all", "only `true`"))
             }
-            StatedTarget { .. } => {
-                Err(invalid("target: exactly one of `regids`, `aliases`, `topic` and `all` is required"))
-            }
+            StatedTarget { .. } => Err(invalid(
+                "target: exactly one of `regids`, `aliases`, `topic` and `all` is required",
+            )),
         }
     }
 }
@@ -191,9 +201,15 @@ mod tests {
     #[test]
     fn a_payload_keeps_its_order_and_digits() {
         let text = r#"{"target":{"all":true},"payload": { "b" : 1.10, "a" : [ 12345678901234567890123, "x \" y\\" ] } }"#;
-        assert_eq!(parsed(text).unwrap().payload, r#"{"b":1.10,"a":[12345678901234567890123,"x \" y\\"]}"#);
+        assert_eq!(
+            parsed(text).unwrap().payload,
+            r#"{"b":1.10,"a":[12345678901234567890123,"x \" y\\"]}"#
+        );
         assert_eq!(parsed(r#"{"target":{"all":true},"payload":null}"#).unwrap().payload, "null");
-        assert_eq!(parsed(r#"{"target":{"all":true},"payload_b64":"AP8="}"#).unwrap().payload, &b"\x00\xff"[..]);
+        assert_eq!(
+            parsed(r#"{"target":{"all":true},"payload_b64":"AP8="}"#).unwrap().payload,
+            &b"\x00\xff"[..]
+        );
     }
 
     #[test]

@@ -153,7 +153,12 @@ struct Api {
 type Shared = Arc<Api>;
 
 /// The calls of app servers, for one door.
-pub fn router(service: Arc<Service>, config: &config::Api, authority: Authority, ready: Ready) -> Router {
+pub fn router(
+    service: Arc<Service>,
+    config: &config::Api,
+    authority: Authority,
+    ready: Ready,
+) -> Router {
     let envelope = Envelope {
         request_timeout: Duration::from_millis(config.request_timeout_ms),
         metrics: Some(service.metrics.clone()),
@@ -161,13 +166,15 @@ pub fn router(service: Arc<Service>, config: &config::Api, authority: Authority,
     let is_public = matches!(authority, Authority::AppSecrets);
     let shared =
         Arc::new(Api { service, authority, ready, device_rates: rate::DeviceRates::new(config) });
-    let router = ROUTES
+    let limit = DefaultBodyLimit::max(config.body_bytes_max);
+    envelope.around(mounted(is_public).layer(limit).with_state(shared))
+}
+
+fn mounted(is_public: bool) -> Router<Shared> {
+    ROUTES
         .iter()
         .filter(|route| is_public || route.door == Door::Both)
         .fold(Router::new(), |router, route| router.route(route.path, (route.methods)()))
-        .layer(DefaultBodyLimit::max(config.body_bytes_max))
-        .with_state(shared);
-    envelope.around(router)
 }
 
 /// Serves a router until `stop` turns true; returns when its calls have ended.
@@ -184,4 +191,29 @@ pub async fn serve(
         head_timeout: Duration::from_millis(config.head_timeout_ms),
     };
     serve::serve(listener, tls, router, bounds, stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_route_table_fits_together_at_both_doors() {
+        // The router panics on paths that collide.
+        assert!(mounted(true).has_routes());
+        // The admin door has these already.
+        let own =
+            Router::new().route("/healthz", get(|| async {})).route("/readyz", get(|| async {}));
+        assert!(mounted(false).merge(own).has_routes());
+    }
+
+    #[test]
+    fn paths_and_documented_paths_have_the_same_shape() {
+        for route in ROUTES {
+            for (method, documented) in route.operations {
+                let segments = |path: &str| path.split('/').count();
+                assert_eq!(segments(documented), segments(route.path), "{method} {documented}");
+            }
+        }
+    }
 }

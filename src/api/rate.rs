@@ -120,8 +120,11 @@ mod tests {
     async fn a_full_minute_refuses_and_the_next_one_accepts() {
         let config = config::Api { devices_per_address_per_minute: 2, ..config::Api::default() };
         let rates = DeviceRates::new(&config);
-        let (one, same, other): (IpAddr, IpAddr, IpAddr) =
-            ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap(), "192.0.2.1".parse().unwrap());
+        let (one, same, other): (IpAddr, IpAddr, IpAddr) = (
+            "2001:db8::1".parse().unwrap(),
+            "2001:db8::2".parse().unwrap(),
+            "192.0.2.1".parse().unwrap(),
+        );
         assert_eq!(rates.attempt(one), Ok(()));
         assert_eq!(rates.attempt(same), Ok(()));
         tokio::time::advance(Duration::from_millis(20_500)).await;

@@ -63,7 +63,13 @@ pub(super) async fn change(
     Ok(Json(Changed { done: total - failed.len(), failed }))
 }
 
-async fn one(api: &Shared, app: &AppId, regid: String, topics: &[String], verb: Verb) -> Option<Failed> {
+async fn one(
+    api: &Shared,
+    app: &AppId,
+    regid: String,
+    topics: &[String],
+    verb: Verb,
+) -> Option<Failed> {
     let by = By::App(app);
     let result: Result<(), Error> = match verb {
         Verb::Subscribe => api.service.subscribe(&regid, topics, by).await,

@@ -114,6 +114,7 @@ impl Code {
     ];
 
     /// The table of refusals.
+    #[rustfmt::skip] // one line an entry
     pub fn row(self) -> Row {
         use Fault::{Caller, Ours};
         use Retry::{AfterS, Never};
@@ -181,7 +182,10 @@ impl Problem {
 
     /// The one answer to a missing, malformed or wrong credential.
     pub fn unauthorized() -> Self {
-        Self::new(Code::Unauthorized, "send `Authorization: Bearer` with a valid credential for this app")
+        Self::new(
+            Code::Unauthorized,
+            "send `Authorization: Bearer` with a valid credential for this app",
+        )
     }
 
     /// When the same request may be made again, if it may.

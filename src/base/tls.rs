@@ -132,7 +132,12 @@ impl Identity {
         Self::from_pem(&path, &text, &path, &text)
     }
 
-    fn from_pem(certificate: &Path, chain: &str, private_key: &Path, key: &str) -> Result<Self, Error> {
+    fn from_pem(
+        certificate: &Path,
+        chain: &str,
+        private_key: &Path,
+        key: &str,
+    ) -> Result<Self, Error> {
         let pem = |path: &Path, what| {
             let path = path.to_owned();
             move |cause| Error::Pem { path, what, cause }
@@ -143,7 +148,8 @@ impl Identity {
         if chain.is_empty() {
             return Err(pem(certificate, "certificate")(pem::Error::NoItemsFound));
         }
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(pem(private_key, "private key"))?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
+            .map_err(pem(private_key, "private key"))?;
         Ok(Self { chain, key, source: certificate.to_owned() })
     }
 
@@ -153,12 +159,13 @@ impl Identity {
     /// [`Error::Unusable`], if key and certificate do not fit each other.
     pub fn server_config(&self, inside: Inside) -> Result<Arc<ServerConfig>, Error> {
         let unusable = |cause| Error::Unusable { path: self.source.clone(), cause };
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(unusable)?
-            .with_no_client_auth()
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(unusable)?;
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_protocol_versions(&[&TLS13, &TLS12])
+                .map_err(unusable)?
+                .with_no_client_auth()
+                .with_single_cert(self.chain.clone(), self.key.clone_key())
+                .map_err(unusable)?;
         let protocols: &[&[u8]] = match inside {
             Inside::Mqtt => &[b"mqtt"],
             Inside::Http => &[b"h2", b"http/1.1"],
@@ -293,22 +300,25 @@ mod tests {
     async fn a_client_that_trusts_the_ca_connects_by_name_and_address() {
         let dir = tempfile::tempdir().unwrap();
         let now_ms = super::super::clock::Clock::system().unix_ms();
-        let identity = Identity::local(dir.path(), &["192.0.2.7".parse().unwrap()], now_ms).unwrap();
+        let identity =
+            Identity::local(dir.path(), &["192.0.2.7".parse().unwrap()], now_ms).unwrap();
         let ca = CertificateDer::from_pem_file(dir.path().join("ca.pem")).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(ca).unwrap();
-        let mut client = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut client =
+            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
         client.alpn_protocols = vec![b"mqtt".to_vec()];
         let connector = TlsConnector::from(Arc::new(client));
         let acceptor = TlsAcceptor::from(identity.server_config(Inside::Mqtt).unwrap());
         for name in ["localhost", "127.0.0.1", "::1", "192.0.2.7"] {
             let (near, far) = tokio::io::duplex(1 << 16);
             let name = ServerName::try_from(name.to_owned()).unwrap();
-            let (server, client) = tokio::join!(acceptor.accept(far), connector.connect(name, near));
+            let (server, client) =
+                tokio::join!(acceptor.accept(far), connector.connect(name, near));
             assert_eq!(client.unwrap().get_ref().1.alpn_protocol(), Some(&b"mqtt"[..]));
             server.unwrap();
         }

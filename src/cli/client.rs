@@ -43,11 +43,14 @@ struct Problem {
 impl Which {
     pub(super) fn node(self) -> anyhow::Result<Node> {
         let (file, source) = match (self.url, self.token) {
-            (Some(url), Some(token)) => (AdminFile { url, token: Secret::stated(token) }, "--url".to_owned()),
+            (Some(url), Some(token)) => {
+                (AdminFile { url, token: Secret::stated(token) }, "--url".to_owned())
+            }
             _ => {
                 let path = AdminFile::path(&self.data);
                 let read = AdminFile::read(&self.data);
-                let file = read.context("is the gateway running? give its --data, or --url and --token")?;
+                let file =
+                    read.context("is the gateway running? give its --data, or --url and --token")?;
                 (file, path.display().to_string())
             }
         };
@@ -69,7 +72,11 @@ impl Node {
         self.call(Method::GET, path, None::<&()>).await
     }
 
-    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
         self.call(Method::POST, path, Some(body)).await
     }
 
@@ -84,18 +91,22 @@ impl Node {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let unreachable = || format!("the gateway at {} (from {}) does not answer", self.url, self.source);
+        let unreachable =
+            || format!("the gateway at {} (from {}) does not answer", self.url, self.source);
         // The path is in the cause already, and with it the address.
-        let answer = request.send().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
+        let answer =
+            request.send().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
         let status = answer.status();
-        let bytes = answer.bytes().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
+        let bytes =
+            answer.bytes().await.map_err(reqwest::Error::without_url).with_context(unreachable)?;
         if status == StatusCode::UNAUTHORIZED {
             bail!("the gateway at {} does not accept the token from {}", self.url, self.source);
         }
         if !status.is_success() {
             return Err(refused(status, &bytes));
         }
-        serde_json::from_slice(&bytes).with_context(|| format!("the answer of {} cannot be read", self.url))
+        serde_json::from_slice(&bytes)
+            .with_context(|| format!("the answer of {} cannot be read", self.url))
     }
 }
 
@@ -118,7 +129,9 @@ pub(super) fn block_on<F: Future<Output = anyhow::Result<()>>>(command: F) -> an
 /// Makes a text fit for one segment of a path.
 pub(super) fn segment(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~');
-    text.bytes().map(|b| if is_plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    text.bytes()
+        .map(|b| if is_plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
 }
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

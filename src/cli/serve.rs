@@ -78,7 +78,8 @@ pub(super) fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {
-    let log = tracing_subscriber::fmt().with_env_filter(filter(config)?).with_writer(std::io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter(config)?).with_writer(std::io::stderr);
     let started = match config.log.format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),

@@ -24,7 +24,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         if !is_json(request.headers()) {
-            return Err(Problem::new(Code::UnsupportedMediaType, "send `content-type: application/json`"));
+            return Err(Problem::new(
+                Code::UnsupportedMediaType,
+                "send `content-type: application/json`",
+            ));
         }
         let bytes = read(request, state).await?;
         match axum::Json::from_bytes(&bytes) {

@@ -62,7 +62,8 @@ async fn call(State(envelope): State<Arc<Envelope>>, mut request: Request, next:
             Problem::new(Code::Internal, "the call ended unexpectedly").into_response()
         }
         Err(_) => {
-            let detail = "the call takes too long; it may still succeed, so ask before you repeat it";
+            let detail =
+                "the call takes too long; it may still succeed, so ask before you repeat it";
             Problem::new(Code::Unavailable, detail).into_response()
         }
     };
@@ -97,7 +98,12 @@ fn seal(mut answer: Response, trace_id: &TraceId) -> Response {
 fn write(problem: &Problem, trace_id: &TraceId) -> Response {
     let row = problem.code.row();
     if row.fault == Fault::Ours {
-        tracing::warn!(trace_id = trace_id.as_str(), code = row.text, detail = problem.detail, "call failed");
+        tracing::warn!(
+            trace_id = trace_id.as_str(),
+            code = row.text,
+            detail = problem.detail,
+            "call failed"
+        );
     }
     let body = Body {
         r#type: format!("urn:carillon:problem:{}", row.text),
@@ -161,7 +167,14 @@ mod tests {
     fn door() -> Router {
         let router = Router::new()
             .route("/read", post(read))
-            .route("/panic", get(|| async { if true { panic!("on purpose") } }))
+            .route(
+                "/panic",
+                get(|| async {
+                    if true {
+                        panic!("on purpose")
+                    }
+                }),
+            )
             .layer(DefaultBodyLimit::max(64));
         let other = Router::new().route("/other", get(|| async { "other" }));
         let envelope = Envelope { request_timeout: Duration::from_secs(5), metrics: None };
@@ -170,7 +183,8 @@ mod tests {
     }
 
     async fn ask(method: Method, path: &str, kind: &str, body: Body) -> (u16, serde_json::Value) {
-        let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, kind).body(body);
+        let request =
+            Request::builder().method(method).uri(path).header(CONTENT_TYPE, kind).body(body);
         let answer = door().oneshot(request.unwrap()).await.unwrap();
         let status = answer.status().as_u16();
         let trace_id = answer.headers()["trace-id"].to_str().unwrap().to_owned();
@@ -179,7 +193,10 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         assert_eq!(is_problem, status >= 400);
         if is_problem {
-            assert_eq!((json["status"].as_u64(), json["trace_id"].as_str()), (Some(u64::from(status)), Some(&*trace_id)));
+            assert_eq!(
+                (json["status"].as_u64(), json["trace_id"].as_str()),
+                (Some(u64::from(status)), Some(&*trace_id))
+            );
         }
         (status, json)
     }
@@ -211,9 +228,18 @@ mod tests {
     #[tokio::test]
     async fn every_other_refusal_is_a_problem_too() {
         let large = Body::from(vec![b' '; 65]);
-        assert_eq!(ask(Method::POST, "/read", "application/json", large).await.1["code"], "body_too_large");
-        assert_eq!(ask(Method::POST, "/read", "text/plain", "{}".into()).await.1["code"], "unsupported_media_type");
-        assert_eq!(ask(Method::GET, "/read", "", Body::empty()).await.1["code"], "method_not_allowed");
+        assert_eq!(
+            ask(Method::POST, "/read", "application/json", large).await.1["code"],
+            "body_too_large"
+        );
+        assert_eq!(
+            ask(Method::POST, "/read", "text/plain", "{}".into()).await.1["code"],
+            "unsupported_media_type"
+        );
+        assert_eq!(
+            ask(Method::GET, "/read", "", Body::empty()).await.1["code"],
+            "method_not_allowed"
+        );
         assert_eq!(ask(Method::GET, "/nowhere", "", Body::empty()).await.1["code"], "unknown_path");
         assert_eq!(ask(Method::GET, "/panic", "", Body::empty()).await.1["code"], "internal");
         assert_eq!(ask(Method::GET, "/other", "", Body::empty()).await.0, 200);
@@ -221,7 +247,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_arrive_times_out() {
-        let never = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+        let never = Body::from_stream(futures_util::stream::pending::<
+            Result<bytes::Bytes, std::io::Error>,
+        >());
         let (status, json) = ask(Method::POST, "/read", "application/json", never).await;
         assert_eq!((status, json["code"].as_str()), (408, Some("request_timeout")));
     }

@@ -72,8 +72,13 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer, slot)) => {
-                let conversation =
-                    Conversation { router: router.clone(), bounds, peer: Peer(peer.ip().to_canonical()), slot, stop: stop.clone() };
+                let conversation = Conversation {
+                    router: router.clone(),
+                    bounds,
+                    peer: Peer(peer.ip().to_canonical()),
+                    slot,
+                    stop: stop.clone(),
+                };
                 tasks::spawn("http connection", open(stream, acceptor.clone(), conversation));
             }
             Err(error) => {
@@ -90,7 +95,10 @@ pub async fn serve(
     }
 }
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> io::Result<(TcpStream, SocketAddr, Slot)> {
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, Slot)> {
     let permit = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
     Ok((stream, peer, Slot { _permit: Arc::new(permit) }))
