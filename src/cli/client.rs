@@ -50,8 +50,7 @@ impl Which {
             _ => {
                 let path = AdminFile::path(&self.data);
                 let read = AdminFile::read(&self.data);
-                let file =
-                    read.context("is the gateway running? give its --data, or --url and --token")?;
+                let file = read.context(FIND_IT)?;
                 (file, path.display().to_string())
             }
         };
@@ -135,6 +134,7 @@ pub(super) fn segment(text: &str) -> String {
         .collect()
 }
 
+const FIND_IT: &str = "cannot find a running gateway (give its --data, or --url and --token)";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bulk calls write many records.
 const CALL_TIMEOUT: Duration = Duration::from_secs(600);
