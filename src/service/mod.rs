@@ -36,3 +36,10 @@ pub struct Service {
     pub(crate) pointers: pointers::Pointers,
     pub(crate) presence: presence::Presence,
 }
+
+impl Service {
+    /// Milliseconds since 1970, by the node's clock.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
+}
