@@ -170,7 +170,11 @@ fn check_nothing_lost(node: &Node, models: &Models) {
         let log = node.reader.log(&queue(n)).unwrap();
         let floor = log.floor(node.views.oldest_day());
         for (place, _) in models.lock().unwrap()[n].acked.iter() {
-            assert!(place.seq <= log.head(), "queue {n} lost {place}, its head is {:?}", log.head());
+            assert!(
+                place.seq <= log.head(),
+                "queue {n} lost {place}, its head is {:?}",
+                log.head()
+            );
             let epoch = log.epoch_at(place.seq);
             assert!(place.seq <= floor || epoch == Some(place.epoch), "queue {n} replaced {place}");
         }

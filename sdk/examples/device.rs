@@ -18,10 +18,7 @@ async fn main() -> anyhow::Result<()> {
         Some((endpoint, roots)) => endpoint.parse::<Endpoint>()?.trust(roots.as_ref())?,
         None => endpoint.parse()?,
     };
-    let credentials = Credentials {
-        device_id: device_id.clone(),
-        secret: secret.clone(),
-    };
+    let credentials = Credentials { device_id: device_id.clone(), secret: secret.clone() };
     let device = Device::builder(endpoint, credentials, state)
         .connect_with(|received| async move { print(&received) })
         .await

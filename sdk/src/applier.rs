@@ -25,11 +25,7 @@ pub enum Work {
     /// A new connection: answers its first frame once all is durable.
     Begin(oneshot::Sender<Result<idl::Up, Failure>>),
     /// A frame that concerns positions, from the connection that owns `done`.
-    Frame {
-        frame: Frame,
-        packet_id: Option<u16>,
-        done: mpsc::Sender<Done>,
-    },
+    Frame { frame: Frame, packet_id: Option<u16>, done: mpsc::Sender<Done> },
     /// A call gave us this registration.
     Registered(RegId),
     /// A call ended this registration.
@@ -101,16 +97,9 @@ impl<S: PositionStore> Applier<S> {
     async fn step(&mut self, work: Work, held: &mut Held) {
         match work {
             Work::Begin(reply) => held.begun = Some((reply, self.replica.begin())),
-            Work::Frame {
-                frame,
-                packet_id,
-                done,
-            } => {
+            Work::Frame { frame, packet_id, done } => {
                 let result = self.frame(frame).await;
-                let result = result.map(|send| Finished {
-                    send,
-                    ack: packet_id,
-                });
+                let result = result.map(|send| Finished { send, ack: packet_id });
                 held.done.push((done, result.map_err(Failure::from)));
             }
             Work::Registered(regid) => self.replica.registered(regid),

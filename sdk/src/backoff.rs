@@ -21,10 +21,7 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 impl Backoff {
     /// No attempt has failed yet.
     pub fn new(random: Random) -> Self {
-        Self {
-            attempts: 0,
-            random,
-        }
+        Self { attempts: 0, random }
     }
 
     /// How long to wait after one more failure: anything between nothing and `min(CAP, BASE · 2ⁿ)`.

@@ -121,11 +121,7 @@ impl Connection<'_> {
             Given::Unregistered(regid) => (Work::Unregistered(regid), 0),
             Given::Frame { frame, packet_id } => {
                 let done = done.clone();
-                let work = Work::Frame {
-                    frame,
-                    packet_id,
-                    done,
-                };
+                let work = Work::Frame { frame, packet_id, done };
                 (work, 1)
             }
         };
@@ -147,9 +143,7 @@ impl Connection<'_> {
             self.stream.write_all(&bytes).await?;
             self.stream.flush().await
         };
-        timeout(WRITE_WITHIN, write)
-            .await
-            .map_err(|_| End::NoAnswer)??;
+        timeout(WRITE_WITHIN, write).await.map_err(|_| End::NoAnswer)??;
         self.session.written(Instant::now());
         Ok(())
     }

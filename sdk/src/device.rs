@@ -97,10 +97,7 @@ impl Device {
     /// # Errors
     /// See [`CallError`].
     pub async fn register(&self, app_id: &str, app_key: &str) -> Result<RegId, CallError> {
-        let register = idl::Register {
-            app_id: app_id.to_owned(),
-            app_key: app_key.to_owned(),
-        };
+        let register = idl::Register { app_id: app_id.to_owned(), app_key: app_key.to_owned() };
         let answer = self.call(Request::Register(register)).await?;
         answer.ok_or(CallError::Incomplete)
     }
@@ -110,9 +107,7 @@ impl Device {
     /// # Errors
     /// See [`CallError`].
     pub async fn unregister(&self, regid: &RegId) -> Result<(), CallError> {
-        self.call(Request::Unregister(regid.clone()))
-            .await
-            .map(drop)
+        self.call(Request::Unregister(regid.clone())).await.map(drop)
     }
 
     /// Puts an alias on a registration. `token` is needed where the app's policy is `signed`.
@@ -138,10 +133,7 @@ impl Device {
     /// # Errors
     /// See [`CallError`].
     pub async fn unbind(&self, regid: &RegId, alias: &str) -> Result<(), CallError> {
-        let unbind = idl::Unbind {
-            regid: regid.to_string(),
-            alias_name: alias.to_owned(),
-        };
+        let unbind = idl::Unbind { regid: regid.to_string(), alias_name: alias.to_owned() };
         self.call(Request::Unbind(unbind)).await.map(drop)
     }
 
@@ -228,9 +220,7 @@ impl Device {
             // A connection that ends drops its calls.
             answer.await.map_err(|_| CallError::Offline)?
         };
-        timeout(CALL_WITHIN, asked)
-            .await
-            .unwrap_or(Err(CallError::Timeout))
+        timeout(CALL_WITHIN, asked).await.unwrap_or(Err(CallError::Timeout))
     }
 }
 
@@ -278,17 +268,9 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
             handler: Box::new(move |received| Box::pin(handler(received))),
             inbox,
         };
-        let device = Device {
-            commands,
-            applier: work.downgrade(),
-            status: status_of,
-        };
-        let terms = Terms {
-            device_id,
-            secret,
-            keep_alive: self.keep_alive,
-            receive_max: RECEIVE_MAX,
-        };
+        let device = Device { commands, applier: work.downgrade(), status: status_of };
+        let terms =
+            Terms { device_id, secret, keep_alive: self.keep_alive, receive_max: RECEIVE_MAX };
         let driver = Driver {
             connector: self.connector,
             terms,

@@ -92,10 +92,7 @@ impl<C: Connector> Driver<C> {
             let (reply, resume) = oneshot::channel();
             let gone = |_| End::HandlerPanicked;
             let begin = Work::Begin(reply);
-            applier
-                .send(begin)
-                .await
-                .map_err(|_| End::HandlerPanicked)?;
+            applier.send(begin).await.map_err(|_| End::HandlerPanicked)?;
             let resume = resume.await.map_err(gone)??;
             let stream = timeout(CONNECT_WITHIN, connector.connect()).await;
             let stream = stream.map_err(|_| End::NoAnswer)??;

@@ -34,11 +34,7 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 impl Heartbeat {
     /// From now on.
     pub fn new(interval: Duration, now: Instant) -> Self {
-        Self {
-            interval,
-            sent_at: now,
-            pinged_at: None,
-        }
+        Self { interval, sent_at: now, pinged_at: None }
     }
 
     /// The gateway granted another interval.

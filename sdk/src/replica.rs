@@ -70,10 +70,7 @@ enum Stated {
 impl Replica {
     /// With the state that was stored.
     pub fn new(state: State) -> Self {
-        Self {
-            state,
-            ..Self::default()
-        }
+        Self { state, ..Self::default() }
     }
 
     /// A new connection begins: its first frame.
@@ -105,14 +102,7 @@ impl Replica {
             match delta.fit(registration, self.link.unfollowed.contains(&key)) {
                 Fit::After(last) => {
                     self.link.gaps.remove(&key);
-                    apply(
-                        &mut self.link,
-                        registration,
-                        &regid,
-                        delta,
-                        last,
-                        &mut outcome,
-                    );
+                    apply(&mut self.link, registration, &regid, delta, last, &mut outcome);
                 }
                 Fit::Late => {}
                 Fit::Gap => {
@@ -155,9 +145,7 @@ impl Replica {
         let is_one = frames.len() == 1;
         for regids in frames {
             self.link.asked.extend(regids.iter().cloned());
-            outcome
-                .send
-                .push(stated::up_positions(&self.state, &regids));
+            outcome.send.push(stated::up_positions(&self.state, &regids));
             self.link.unanswered.push_back(match is_one {
                 true => Stated::Everything,
                 false => Stated::Some(regids),
@@ -180,9 +168,7 @@ impl Replica {
         self.link.ended.remove(&regid);
         if !self.state.registrations.contains_key(&regid) {
             self.is_dirty = true;
-            self.state
-                .registrations
-                .insert(regid, Registration::default());
+            self.state.registrations.insert(regid, Registration::default());
         }
     }
 

@@ -32,10 +32,7 @@ pub struct Terms {
 /// What a packet means for the applier.
 pub enum Given {
     Nothing,
-    Frame {
-        frame: Frame,
-        packet_id: Option<u16>,
-    },
+    Frame { frame: Frame, packet_id: Option<u16> },
     Registered(RegId),
     Unregistered(RegId),
 }
@@ -187,8 +184,7 @@ impl Session {
             Ok(frame) => self.outgoing.push_back(Outgoing::Up(frame)),
             Err(_) => return drop(reply.send(Err(CallError::TooLarge))),
         }
-        self.calls
-            .insert(self.next_number, PendingCall { effect, reply });
+        self.calls.insert(self.next_number, PendingCall { effect, reply });
         self.pump();
     }
 
@@ -221,10 +217,7 @@ impl Session {
 
     /// Says goodbye, as the last packet.
     pub fn disconnect(&mut self, reason: u8) {
-        let disconnect = Disconnect {
-            reason,
-            ..Disconnect::default()
-        };
+        let disconnect = Disconnect { reason, ..Disconnect::default() };
         // A reason that cannot be said is left out: the connection ends all the same.
         let _ = mqtt::encode(Version::V5, &Packet::Disconnect(disconnect), &mut self.out);
     }
@@ -284,36 +277,19 @@ impl Session {
         now: Instant,
     ) -> Result<Given, End> {
         let frame = match down {
-            idl::Down {
-                result: Some(result),
-                ..
-            } => return Ok(self.result(result)),
-            idl::Down {
-                deltas: Some(deltas),
-                ..
-            } => Frame::Deltas(deltas),
-            idl::Down {
-                resumed: Some(resumed),
-                ..
-            } => {
+            idl::Down { result: Some(result), .. } => return Ok(self.result(result)),
+            idl::Down { deltas: Some(deltas), .. } => Frame::Deltas(deltas),
+            idl::Down { resumed: Some(resumed), .. } => {
                 self.answered(now)?;
                 self.phase = Phase::Online;
                 Frame::Resumed(resumed)
             }
-            idl::Down {
-                ask_positions: Some(_),
-                ..
-            } => {
+            idl::Down { ask_positions: Some(_), .. } => {
                 self.answered(now)?;
                 Frame::AskPositions
             }
-            idl::Down {
-                ended: Some(ended), ..
-            } => Frame::Ended(RegId::from(ended.regid)),
-            idl::Down {
-                advice: Some(advice),
-                ..
-            } => {
+            idl::Down { ended: Some(ended), .. } => Frame::Ended(RegId::from(ended.regid)),
+            idl::Down { advice: Some(advice), .. } => {
                 self.reconnect_after = advice.reconnect_after_ms.and_then(within_bounds);
                 return Ok(Given::Nothing);
             }
@@ -363,9 +339,7 @@ impl Session {
         let mut frame = Vec::new();
         frame::encode_up(up, &mut frame).map_err(End::Frame)?;
         if mqtt::publish_bytes(&head(1), frame.len()) > self.packet_bytes_max {
-            return Err(End::Fault(
-                "a frame beyond the gateway's maximum packet size",
-            ));
+            return Err(End::Fault("a frame beyond the gateway's maximum packet size"));
         }
         Ok(frame.into())
     }

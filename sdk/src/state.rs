@@ -49,10 +49,7 @@ impl State {
         self.registrations
             .iter()
             .flat_map(|(regid, registration)| {
-                registration
-                    .positions
-                    .iter()
-                    .map(|(queue, at)| hash(regid, queue, *at))
+                registration.positions.iter().map(|(queue, at)| hash(regid, queue, *at))
             })
             .collect()
     }
@@ -112,11 +109,7 @@ impl Registration {
             if i32::try_from(stored.epoch).is_err() || i64::try_from(stored.seq).is_err() {
                 return Err(StateError::Field("position"));
             }
-            let at = Position {
-                epoch: stored.epoch,
-                seq: stored.seq,
-                tag,
-            };
+            let at = Position { epoch: stored.epoch, seq: stored.seq, tag };
             registration.positions.insert(queue, at);
         }
         for id in stored.recent {

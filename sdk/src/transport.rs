@@ -87,11 +87,7 @@ impl FromStr for Endpoint {
         if host.is_empty() {
             return Err(EndpointError::Syntax);
         }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-            security,
-        })
+        Ok(Self { host: host.to_owned(), port, security })
     }
 }
 

@@ -121,10 +121,7 @@ async fn all_positions_are_stated_when_the_gateway_asks() {
     peer.recv().await;
     peer.recv_up().await;
     peer.send(Packet::ConnAck(Box::default())).await;
-    let ask = idl::Down {
-        ask_positions: Some(idl::AskPositions {}),
-        ..empty()
-    };
+    let ask = idl::Down { ask_positions: Some(idl::AskPositions {}), ..empty() };
     let id = peer.down(ask).await;
     assert!(peer.recv_up().await.positions.is_some());
     assert_eq!(peer.recv_ack().await, id);
@@ -141,13 +138,7 @@ async fn a_call_gets_its_answer() {
     let asked = tokio::spawn(async move { caller.register("a", "k").await });
     let up = peer.recv_up().await;
     assert_eq!(up.register_app.unwrap().app_id, "a");
-    answer(
-        &mut peer,
-        up.request.unwrap(),
-        idl::ResultCode::OK,
-        Some("r9"),
-    )
-    .await;
+    answer(&mut peer, up.request.unwrap(), idl::ResultCode::OK, Some("r9")).await;
     assert_eq!(asked.await.unwrap(), Ok(RegId::from("r9")));
     let positions = device.positions().await.unwrap();
     assert!(positions.contains_key(&RegId::from("r9")));
@@ -155,21 +146,9 @@ async fn a_call_gets_its_answer() {
     let caller = device.clone();
     let asked = tokio::spawn(async move { caller.bind(&RegId::from("r9"), "x", None).await });
     let up = peer.recv_up().await;
-    answer(
-        &mut peer,
-        up.request.unwrap(),
-        idl::ResultCode::FORBIDDEN,
-        None,
-    )
-    .await;
+    answer(&mut peer, up.request.unwrap(), idl::ResultCode::FORBIDDEN, None).await;
     let refused = asked.await.unwrap().unwrap_err();
-    assert!(matches!(
-        refused,
-        CallError::Refused {
-            refusal: Refusal::Forbidden,
-            ..
-        }
-    ));
+    assert!(matches!(refused, CallError::Refused { refusal: Refusal::Forbidden, .. }));
 
     let late = device.subscribe(&RegId::from("r9"), &["t"]).await;
     assert_eq!(late, Err(CallError::Timeout));
@@ -189,12 +168,7 @@ async fn answer(
 ) {
     let regid = regid.map(str::to_owned);
     let message = None;
-    let result = Some(idl::Result {
-        request,
-        code,
-        message,
-        regid,
-    });
+    let result = Some(idl::Result { request, code, message, regid });
     let id = peer.down(idl::Down { result, ..empty() }).await;
     assert_eq!(peer.recv_ack().await, id);
 }
@@ -224,9 +198,7 @@ async fn refused_credentials_stop_a_device_and_a_busy_gateway_does_not() {
 async fn a_device_stays_away_for_as_long_as_it_was_advised() {
     let (device, mut gateway, _) = device(&MemoryStore::default()).await;
     let mut peer = gateway.online(&[]).await;
-    let advice = Some(idl::Advice {
-        reconnect_after_ms: Some(90_000),
-    });
+    let advice = Some(idl::Advice { reconnect_after_ms: Some(90_000) });
     peer.down(idl::Down { advice, ..empty() }).await;
     peer.recv_ack().await;
     let start = Instant::now();
@@ -322,8 +294,5 @@ async fn a_damaged_state_is_not_taken_for_an_empty_one() {
 }
 
 fn disconnect(reason: u8) -> Packet {
-    Packet::Disconnect(Disconnect {
-        reason,
-        ..Disconnect::default()
-    })
+    Packet::Disconnect(Disconnect { reason, ..Disconnect::default() })
 }

@@ -17,7 +17,7 @@ use crate::{
         shard::{self, Parts},
         store::{self, Store, mark::Mark},
         view::Views,
-        writer::{Failed, Writer},
+        writer::{self, Failed, Writer},
     },
     route::{Followers, Router},
     service::Service,
@@ -70,13 +70,11 @@ impl Core {
             tracing::error!("the store is behind its commit mark: acknowledged entries were lost");
         }
         let epochs = Arc::new(epochs);
+        let newest = epochs.clone();
         let writer = Writer {
             store: store.clone(),
             mark,
-            epoch: Box::new({
-                let epochs = epochs.clone();
-                move || epochs.newest()
-            }),
+            epoch: Box::new(move || newest.newest()),
             fsync: config.store.fsync,
             metrics: metrics.clone(),
             stamp: recovered.stamp,
@@ -85,7 +83,6 @@ impl Core {
             Pace::Threaded => writer.start(),
             Pace::Paced(pace) => writer.start_paced(pace),
         };
-
         let views = Arc::new(Views::default());
         let retention = Retention {
             store: store.clone(),
@@ -97,30 +94,8 @@ impl Core {
         };
         retention.sweep().await?;
 
-        let followers = Arc::new(Followers::default());
-        let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new({
-            let followers = followers.clone();
-            move |queue| {
-                followers.nudge(queue);
-            }
-        });
-        let tasks_count = config.store.shard_tasks;
-        let owner = |_| {
-            let parts = Parts {
-                store: store.clone(),
-                views: views.clone(),
-                epochs: epochs.clone(),
-                clock,
-                tail_bytes: config.store.tail_bytes / tasks_count as u64,
-                grown: grown.clone(),
-                metrics: metrics.clone(),
-            };
-            shard::start(parts, writer.clone())
-        };
-        let owners: Vec<shard::Handle> = (0..tasks_count).map(owner).collect();
-        let reader = Reader::new(store.clone(), views, epochs);
-        let router = Router::new(owners, reader, writer, followers);
-
+        let parts = Owned { store, views, epochs, clock, metrics: metrics.clone() };
+        let router = parts.start(config, writer);
         let service = Service::new(router, keys, clock, config, metrics);
         let completed = service.complete_pending().await.map_err(only_store)?;
         if completed > 0 {
@@ -142,6 +117,39 @@ impl Core {
         if let Err(error) = self.service.flush_pointers().await {
             tracing::warn!(%error, "cannot flush the last pointers");
         }
+    }
+}
+
+/// What the owners and readers of queues share.
+struct Owned {
+    store: Arc<dyn Store>,
+    views: Arc<Views>,
+    epochs: Arc<Epochs>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Owned {
+    /// Starts the owners; what they publish wakes the followers.
+    fn start(self, config: &Config, writer: writer::Handle) -> Router {
+        let Self { store, views, epochs, clock, metrics } = self;
+        let followers = Arc::new(Followers::default());
+        let woken = followers.clone();
+        let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new(move |queue| {
+            woken.nudge(queue);
+        });
+        let parts = Parts {
+            store: store.clone(),
+            views: views.clone(),
+            epochs: epochs.clone(),
+            clock,
+            tail_bytes: config.store.tail_bytes / config.store.shard_tasks as u64,
+            grown,
+            metrics,
+        };
+        let owner = |_| shard::start(parts.clone(), writer.clone());
+        let owners = (0..config.store.shard_tasks).map(owner).collect();
+        Router::new(owners, Reader::new(store, views, epochs), writer, followers)
     }
 }
 

@@ -47,7 +47,8 @@ impl Retention {
     /// [`Error`] if the store cannot be read or written.
     pub async fn sweep(&self) -> Result<(), Error> {
         let stored = self.store.get(Space::Meta, OLDEST_DAY)?;
-        let stored = stored.and_then(|bytes| bytes.as_ref().try_into().map(u32::from_le_bytes).ok());
+        let stored =
+            stored.and_then(|bytes| bytes.as_ref().try_into().map(u32::from_le_bytes).ok());
         let oldest = day_of(self.clock.unix_ms()).saturating_sub(self.days);
         let oldest = oldest.max(stored.unwrap_or(0));
         self.views.set_oldest_day(oldest);

@@ -1,7 +1,7 @@
 //! Tenants and their credentials.
 
 use aws_lc_rs::{digest, hmac};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Service,
@@ -25,7 +25,7 @@ const APPS_SHARD: Shard = Shard(0);
 const UNAUTHORIZED: Error = Error::Forbidden("unknown app or wrong app secret");
 
 /// A new tenant as its maker sees it, once.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NewApp {
     /// Its name.
     pub app_id: AppId,
@@ -193,9 +193,19 @@ pub fn alias_token(app_secret: &str, regid: &str, alias: &str, expires_ms: u64) 
 }
 
 /// Whether a token is one of the app's, for this binding and still valid.
-pub(super) fn is_alias_token(app: &App, regid: &str, alias: &str, token: &str, now_ms: u64) -> bool {
-    let Some(bytes) = from_base32(token) else { return false };
-    let Some((expires, tag)) = bytes.split_first_chunk::<8>() else { return false };
+pub(super) fn is_alias_token(
+    app: &App,
+    regid: &str,
+    alias: &str,
+    token: &str,
+    now_ms: u64,
+) -> bool {
+    let Some(bytes) = from_base32(token) else {
+        return false;
+    };
+    let Some((expires, tag)) = bytes.split_first_chunk::<8>() else {
+        return false;
+    };
     let expires_ms = u64::from_be_bytes(*expires);
     let text = token_text(regid, alias, expires_ms);
     let is_signed = |secret: &AppSecret| {

@@ -6,6 +6,7 @@ use super::{
     Error, Service,
     records::{Follow, MessageRecord, Registration, place_key},
 };
+pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
         clock::day_of,
@@ -22,7 +23,6 @@ use crate::{
     },
     route::Nudge,
 };
-pub use crate::queue::{plan::Claim, reader::Take};
 
 /// One queue that a connected registration follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,12 +86,7 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn stand(
-        self: &Arc<Self>,
-        regid: &RegId,
-        of: &Following,
-        claim: Claim,
-    ) -> Result<Start, Error> {
+    pub fn stand(&self, regid: &RegId, of: &Following, claim: Claim) -> Result<Start, Error> {
         let log = self.router.log(&of.id)?;
         let stored = self.positions(regid)?.of(&of.id);
         let stand = Stand { claim, stored, since: of.since };
@@ -112,22 +107,23 @@ impl Service {
         };
         self.metrics.edge.resumes.of(reason).increment(1);
         let current = self.router.epoch(of.id.shard());
-        let after = Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
+        let after =
+            Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
         Ok(Start { after, jump: plan.jump, reason })
     }
 
     /// A device proved that entries of this queue were lost: alarm, and a new
     /// epoch for its shard unless it has one already.
-    fn raise_epoch(self: &Arc<Self>, queue: QueueId, proven: Epoch) {
+    fn raise_epoch(&self, queue: QueueId, proven: Epoch) {
         let shard = queue.shard();
         if self.router.epoch(shard) > proven {
             return;
         }
         self.metrics.queue.losses.increment(1);
         tracing::error!(shard = shard.0, "a device proved that acknowledged entries were lost");
-        let this = self.clone();
+        let router = self.router.clone();
         tasks::spawn("raise_epoch", async move {
-            let raised = this.router.run(shard, move |txn| {
+            let raised = router.run(shard, move |txn| {
                 if txn.epoch(shard) <= proven {
                     txn.advance_epoch(shard);
                 }
@@ -170,7 +166,9 @@ impl Service {
     ) -> Result<Option<Pulled>, Error> {
         let queue = &all[at].id;
         let mut entries = self.router.read(queue, after, take)?;
-        let Some(last) = entries.last() else { return Ok(None) };
+        let Some(last) = entries.last() else {
+            return Ok(None);
+        };
         let to = last.position;
         let now_ms = self.now_ms();
         let mut failure = None;
@@ -194,7 +192,9 @@ impl Service {
     /// `all[at]`: it is not if an earlier one of its queues brings it.
     fn is_taken_here(&self, id: &MessageId, all: &[Following], at: usize) -> Result<bool, Error> {
         let space = Space::Messages(day_of(id.unix_ms()));
-        let Some(record) = self.router.get(space, id.as_bytes())? else { return Ok(true) };
+        let Some(record) = self.router.get(space, id.as_bytes())? else {
+            return Ok(true);
+        };
         let record: MessageRecord = decode(&record)?;
         for queue in record.queues.iter().take_while(|queue| **queue != all[at].queue) {
             let Some(earlier) = all.iter().find(|following| following.queue == *queue) else {

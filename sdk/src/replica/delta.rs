@@ -86,15 +86,7 @@ impl Delta {
                 entries.push(Entry { seq, body });
             }
         }
-        Ok(Self {
-            queue,
-            epoch,
-            from,
-            to,
-            tag,
-            is_jump: delta.jump.is_some(),
-            entries,
-        })
+        Ok(Self { queue, epoch, from, to, tag, is_jump: delta.jump.is_some(), entries })
     }
 
     /// The rule of docs/PROTOCOL.md §4.4.
@@ -117,11 +109,7 @@ impl Delta {
     pub fn position_after(&self, last: Option<Position>) -> Position {
         match last {
             Some(last) if last.seq > self.to => last,
-            Some(_) | None => Position {
-                epoch: self.epoch,
-                seq: self.to,
-                tag: Some(self.tag),
-            },
+            Some(_) | None => Position { epoch: self.epoch, seq: self.to, tag: Some(self.tag) },
         }
     }
 }

@@ -43,15 +43,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let names = [QueueName::Own, QueueName::All, topic("a"), topic("b")];
-        let log = |name| {
-            (
-                name,
-                Log {
-                    epoch: 1,
-                    entries: Vec::new(),
-                },
-            )
-        };
+        let log = |name| (name, Log { epoch: 1, entries: Vec::new() });
         let mut world = Self {
             random: Random::seeded(seed),
             logs: names.into_iter().map(log).collect(),
@@ -114,10 +106,7 @@ impl World {
     fn change_following(&mut self) {
         let name = if self.below(2) == 0 { "a" } else { "b" };
         let queue = topic(name);
-        let (epoch, head) = (
-            self.logs[&queue].epoch,
-            self.logs[&queue].entries.len() as u64,
-        );
+        let (epoch, head) = (self.logs[&queue].epoch, self.logs[&queue].entries.len() as u64);
         if !self.sent.contains_key(&queue) {
             let control = Content::Follow(queue.clone(), epoch, head);
             self.log(&QueueName::Own).entries.push(control);
@@ -125,9 +114,7 @@ impl World {
             return;
         }
         if self.held(&queue) == head {
-            self.log(&QueueName::Own)
-                .entries
-                .push(Content::Unfollow(queue.clone()));
+            self.log(&QueueName::Own).entries.push(Content::Unfollow(queue.clone()));
             self.sent.remove(&queue);
         }
     }
@@ -153,11 +140,7 @@ impl World {
             Some((_, seq)) => (seq.min(self.held(queue)).saturating_sub(3), true),
             None => (0, true),
         };
-        let after = if is_jump {
-            after
-        } else {
-            after.saturating_sub(overlap)
-        };
+        let after = if is_jump { after } else { after.saturating_sub(overlap) };
         let to = after + (head - after).div_ceil(share);
         if to == after && !is_jump {
             return;
@@ -210,9 +193,7 @@ impl World {
         let Some(down) = self.wire.pop_front() else {
             return;
         };
-        let resumed = idl::Resumed {
-            regids: Some(vec!["r1".into()]),
-        };
+        let resumed = idl::Resumed { regids: Some(vec!["r1".into()]) };
         let outcome = match down {
             Down::Deltas(deltas) => self.replica.deltas(deltas),
             Down::Resumed => self.replica.resumed(resumed),
@@ -237,9 +218,7 @@ impl World {
     /// What the device states wins.
     fn adopt(&mut self, stated: &[idl::Position]) {
         for (queue, sent) in &mut self.sent {
-            let position = stated
-                .iter()
-                .find(|position| position.queue == queue.to_idl());
+            let position = stated.iter().find(|position| position.queue == queue.to_idl());
             *sent = position.map(|position| (position.epoch as u32, position.seq as u64));
         }
     }
@@ -285,11 +264,7 @@ fn each_message_is_given_exactly_once_whatever_happens() {
         assert!(missing.is_empty(), "seed {seed}: missing {missing:?}");
         for (queue, at) in &world.replica.positions()[&RegId::from("r1")] {
             let log = &world.logs[queue];
-            assert_eq!(
-                (at.epoch, at.seq),
-                (log.epoch, log.entries.len() as u64),
-                "seed {seed}"
-            );
+            assert_eq!((at.epoch, at.seq), (log.epoch, log.entries.len() as u64), "seed {seed}");
             assert!(world.sent.contains_key(queue), "seed {seed}");
         }
     }

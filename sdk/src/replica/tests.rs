@@ -38,22 +38,12 @@ pub(super) fn message(seq: u64, id: &str) -> idl::Entry {
 pub(super) fn follow(seq: u64, name: &QueueName, epoch: u32, since: u64) -> idl::Entry {
     let (epoch, since) = (epoch as i32, since as i64);
     let queue = queue(name);
-    idl::Entry {
-        follow: Some(idl::Follow {
-            queue,
-            epoch,
-            since,
-        }),
-        ..entry(seq)
-    }
+    idl::Entry { follow: Some(idl::Follow { queue, epoch, since }), ..entry(seq) }
 }
 
 pub(super) fn unfollow(seq: u64, name: &QueueName) -> idl::Entry {
     let queue = queue(name);
-    idl::Entry {
-        unfollow: Some(idl::Unfollow { queue }),
-        ..entry(seq)
-    }
+    idl::Entry { unfollow: Some(idl::Unfollow { queue }), ..entry(seq) }
 }
 
 pub(super) fn delta(
@@ -88,13 +78,10 @@ pub(super) fn frame(deltas: Vec<idl::Delta>) -> idl::Deltas {
 }
 
 pub(super) fn ids(outcome: &Outcome) -> Vec<String> {
-    let messages = outcome
-        .deliver
-        .iter()
-        .filter_map(|received| match received {
-            Received::Message(message) => Some(message.id.as_bytes().to_vec()),
-            Received::Ended { .. } => None,
-        });
+    let messages = outcome.deliver.iter().filter_map(|received| match received {
+        Received::Message(message) => Some(message.id.as_bytes().to_vec()),
+        Received::Ended { .. } => None,
+    });
     messages.map(|id| String::from_utf8(id).unwrap()).collect()
 }
 
@@ -130,12 +117,7 @@ const NEW: idl::JumpReason = idl::JumpReason::NEW;
 #[test]
 fn what_continues_is_applied() {
     let mut replica = replica();
-    let next = delta(
-        &QueueName::Own,
-        1,
-        (6, 9),
-        vec![message(7, "a"), message(9, "b")],
-    );
+    let next = delta(&QueueName::Own, 1, (6, 9), vec![message(7, "a"), message(9, "b")]);
     let outcome = replica.deltas(frame(vec![next])).unwrap();
     assert_eq!(ids(&outcome), ["a", "b"]);
     assert!(outcome.send.is_empty());
@@ -145,12 +127,7 @@ fn what_continues_is_applied() {
 #[test]
 fn of_an_overlap_only_the_suffix_is_applied() {
     let mut replica = replica();
-    let overlap = delta(
-        &QueueName::Own,
-        1,
-        (4, 7),
-        vec![message(5, "old"), message(6, "a")],
-    );
+    let overlap = delta(&QueueName::Own, 1, (4, 7), vec![message(5, "old"), message(6, "a")]);
     let outcome = replica.deltas(frame(vec![overlap])).unwrap();
     assert_eq!(ids(&outcome), ["a"]);
     assert_eq!(at(&replica, &QueueName::Own), Some((1, 7)));
@@ -160,11 +137,7 @@ fn of_an_overlap_only_the_suffix_is_applied() {
     assert!(outcome.deliver.is_empty() && outcome.send.is_empty());
     assert_eq!(at(&replica, &QueueName::Own), Some((1, 7)));
     let own = replica.positions()[&RegId::from(R)][&QueueName::Own];
-    assert_eq!(
-        own.tag,
-        Some(tag(1, 7)),
-        "the tag of the delta that ended here"
-    );
+    assert_eq!(own.tag, Some(tag(1, 7)), "the tag of the delta that ended here");
 }
 
 #[test]
@@ -207,14 +180,8 @@ fn a_jump_is_applied_wherever_we_stand() {
     assert_eq!(at(&replica, &QueueName::Own), Some((2, 4)));
 
     let empty = delta(&QueueName::Own, 3, (5, 4), vec![]);
-    replica
-        .deltas(frame(vec![jump(idl::JumpReason::EPOCH_CHANGED, empty)]))
-        .unwrap();
-    assert_eq!(
-        at(&replica, &QueueName::Own),
-        Some((3, 4)),
-        "only the position moves"
-    );
+    replica.deltas(frame(vec![jump(idl::JumpReason::EPOCH_CHANGED, empty)])).unwrap();
+    assert_eq!(at(&replica, &QueueName::Own), Some((3, 4)), "only the position moves");
 }
 
 #[test]
@@ -224,12 +191,7 @@ fn a_message_that_comes_by_two_queues_or_again_is_given_once() {
     let news = delta(&topic("news"), 1, (6, 6), vec![message(6, "a")]);
     let outcome = replica.deltas(frame(vec![own, news])).unwrap();
     assert_eq!(ids(&outcome), ["a"]);
-    let again = delta(
-        &topic("news"),
-        2,
-        (6, 7),
-        vec![message(6, "a"), message(7, "b")],
-    );
+    let again = delta(&topic("news"), 2, (6, 7), vec![message(6, "a"), message(7, "b")]);
     let outcome = replica.deltas(frame(vec![jump(idl::JumpReason::EPOCH_CHANGED, again)]));
     assert_eq!(ids(&outcome.unwrap()), ["b"]);
 }
@@ -248,10 +210,7 @@ fn recent_ids_are_bounded_and_stored() {
     let first = MessageId::from_bytes(&0u32.to_be_bytes()).unwrap();
     let last = MessageId::from_bytes(&(RECENT as u32 - 1).to_be_bytes()).unwrap();
     assert!(!registration.recent.insert(&last));
-    assert!(
-        registration.recent.insert(&first),
-        "the oldest is forgotten"
-    );
+    assert!(registration.recent.insert(&first), "the oldest is forgotten");
 }
 
 const RECENT: usize = crate::state::RECENT_IDS_MAX + 10;
@@ -295,10 +254,7 @@ fn the_gateways_list_of_registrations_wins() {
     assert_eq!(outcome.deliver, [Received::Ended { regid }]);
     assert!(replica.positions().contains_key(&RegId::from("r2")));
     let late = delta(&QueueName::Own, 1, (6, 6), vec![message(6, "late")]);
-    assert_eq!(
-        replica.deltas(frame(vec![late])).unwrap(),
-        Outcome::default()
-    );
+    assert_eq!(replica.deltas(frame(vec![late])).unwrap(), Outcome::default());
 }
 
 #[test]
@@ -309,10 +265,7 @@ fn an_ended_registration_is_told_once() {
     assert_eq!(replica.ended(regid.clone()), Outcome::default());
     assert!(replica.positions().is_empty());
     replica.registered(regid);
-    let first = jump(
-        NEW,
-        delta(&QueueName::Own, 1, (1, 1), vec![message(1, "a")]),
-    );
+    let first = jump(NEW, delta(&QueueName::Own, 1, (1, 1), vec![message(1, "a")]));
     assert_eq!(ids(&replica.deltas(frame(vec![first])).unwrap()), ["a"]);
 }
 
@@ -323,14 +276,8 @@ fn everything_is_stated_when_asked() {
     replica.begin();
     let outcome = replica.ask_positions().unwrap();
     let stated = stated(&outcome);
-    assert_eq!(
-        (stated[0].regid.as_str(), stated[0].positions.len()),
-        ("r0", 0)
-    );
-    assert_eq!(
-        (stated[1].regid.as_str(), stated[1].positions.len()),
-        ("r1", 2)
-    );
+    assert_eq!((stated[0].regid.as_str(), stated[0].positions.len()), ("r0", 0));
+    assert_eq!((stated[1].regid.as_str(), stated[1].positions.len()), ("r1", 2));
     assert_eq!(stated[1].positions[0].tag, Some(tag(1, 5).to_vec()));
     assert!(replica.ask_positions().is_ok());
     replica.resumed(idl::Resumed { regids: None }).unwrap();
@@ -353,14 +300,8 @@ fn positions_beyond_a_frame_are_divided() {
         let registration = state.registrations.entry(RegId::from(format!("r{number}")));
         let registration = registration.or_default();
         for name in 0..200 {
-            let at = Position {
-                epoch: 1,
-                seq: 1,
-                tag: Some([0; 8]),
-            };
-            registration
-                .positions
-                .insert(topic(&format!("{name:064}")), at);
+            let at = Position { epoch: 1, seq: 1, tag: Some([0; 8]) };
+            registration.positions.insert(topic(&format!("{name:064}")), at);
         }
     }
     let mut replica = Replica::new(state);
@@ -376,20 +317,14 @@ fn positions_beyond_a_frame_are_divided() {
 #[test]
 fn frames_that_cannot_be_are_refused_whole() {
     let own = |range, entries| delta(&QueueName::Own, 1, range, entries);
-    let bad_tag = idl::Delta {
-        tag: vec![1],
-        ..own((6, 6), vec![])
-    };
+    let bad_tag = idl::Delta { tag: vec![1], ..own((6, 6), vec![]) };
     let bad = [
         own((8, 6), vec![]),
         own((0, 6), vec![]),
         own((6, 7), vec![message(8, "x")]),
         own((6, 7), vec![message(7, "x"), message(6, "y")]),
         own((6, 6), vec![message(6, &"x".repeat(65))]),
-        idl::Delta {
-            epoch: -1,
-            ..own((6, 6), vec![])
-        },
+        idl::Delta { epoch: -1, ..own((6, 6), vec![]) },
         bad_tag,
     ];
     for bad in bad {
@@ -403,14 +338,8 @@ fn frames_that_cannot_be_are_refused_whole() {
 #[test]
 fn unknown_queues_and_entries_are_skipped() {
     let mut replica = replica();
-    let queue = idl::Queue {
-        kind: idl::QueueKind(9),
-        name: None,
-    };
-    let unknown = idl::Delta {
-        queue,
-        ..delta(&QueueName::Own, 1, (1, 1), vec![])
-    };
+    let queue = idl::Queue { kind: idl::QueueKind(9), name: None };
+    let unknown = idl::Delta { queue, ..delta(&QueueName::Own, 1, (1, 1), vec![]) };
     let own = delta(&QueueName::Own, 1, (6, 7), vec![entry(6), message(7, "a")]);
     let outcome = replica.deltas(frame(vec![unknown, own])).unwrap();
     assert_eq!(ids(&outcome), ["a"]);

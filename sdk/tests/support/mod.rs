@@ -29,10 +29,8 @@ pub struct Peer {
 pub type Given = Arc<Mutex<Vec<Received>>>;
 
 /// A connector, as the SDK wants one, and the gateway that it reaches.
-pub fn gateway() -> (
-    impl Fn() -> std::future::Ready<io::Result<BoxStream>> + Send + Sync + 'static,
-    Gateway,
-) {
+pub fn gateway()
+-> (impl Fn() -> std::future::Ready<io::Result<BoxStream>> + Send + Sync + 'static, Gateway) {
     let (to, streams) = mpsc::channel(16);
     let connector = move || {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
@@ -62,10 +60,7 @@ pub async fn device(store: &MemoryStore) -> (Device, Gateway, Given) {
 }
 
 pub fn credentials() -> Credentials {
-    Credentials {
-        device_id: "d1".into(),
-        secret: "s1".into(),
-    }
+    Credentials { device_id: "d1".into(), secret: "s1".into() }
 }
 
 impl Gateway {
@@ -114,19 +109,12 @@ impl Peer {
         let Packet::Publish(publish) = self.recv().await else {
             panic!("not a PUBLISH");
         };
-        assert_eq!(
-            (publish.topic.as_str(), publish.qos),
-            ("up", Qos::AtLeastOnce)
-        );
+        assert_eq!((publish.topic.as_str(), publish.qos), ("up", Qos::AtLeastOnce));
         let up = frame::decode_up(&publish.payload).unwrap();
         let packet_id = publish.packet_id;
         // Nothing may come before CONNACK.
         if up.resume.is_none() {
-            self.send(Packet::PubAck(Ack {
-                packet_id,
-                reason: 0,
-            }))
-            .await;
+            self.send(Packet::PubAck(Ack { packet_id, reason: 0 })).await;
         }
         up
     }
@@ -164,9 +152,7 @@ impl Peer {
     /// Answers `Resume` or `Positions`, and takes the PUBACK.
     pub async fn resumed(&mut self, regids: &[&str]) {
         let regids = regids.iter().map(|&regid| regid.to_owned()).collect();
-        let resumed = Some(idl::Resumed {
-            regids: Some(regids),
-        });
+        let resumed = Some(idl::Resumed { regids: Some(regids) });
         let id = self.down(idl::Down { resumed, ..empty() }).await;
         assert_eq!(self.recv_ack().await, id);
     }
@@ -183,10 +169,7 @@ impl Peer {
             unfollow: None,
         };
         let delta = idl::Delta {
-            queue: idl::Queue {
-                kind: idl::QueueKind::OWN,
-                name: None,
-            },
+            queue: idl::Queue { kind: idl::QueueKind::OWN, name: None },
             epoch: 1,
             from_seq: seq,
             to_seq: seq,
@@ -194,10 +177,7 @@ impl Peer {
             entries: vec![entry],
             jump,
         };
-        let deltas = Some(idl::Deltas {
-            regid: "r1".into(),
-            deltas: vec![delta],
-        });
+        let deltas = Some(idl::Deltas { regid: "r1".into(), deltas: vec![delta] });
         self.down(idl::Down { deltas, ..empty() }).await
     }
 }
@@ -216,8 +196,5 @@ pub fn empty() -> idl::Down {
 
 /// CONNACK with a reason.
 pub fn refusal(reason: u8) -> Packet {
-    Packet::ConnAck(Box::new(ConnAck {
-        reason,
-        ..ConnAck::default()
-    }))
+    Packet::ConnAck(Box::new(ConnAck { reason, ..ConnAck::default() }))
 }
