@@ -479,12 +479,7 @@ impl Texts {
         if version == Version::V311 {
             return Self(None);
         }
-        let queue = match queue {
-            QueueName::Own(_) => "own".to_owned(),
-            QueueName::Alias(_, alias) => format!("alias:{alias}"),
-            QueueName::Topic(_, topic) => format!("topic:{topic}"),
-            QueueName::All(_) => "all".to_owned(),
-        };
+        let queue = queue.to_string();
         Self(Some([message.id.to_string(), queue, entry.position.to_string()]))
     }
 
