@@ -53,7 +53,11 @@ impl CloseReason {
     /// What DISCONNECT says in MQTT 5; `None` where nothing is sent.
     pub fn code(self) -> Option<u8> {
         match self {
-            Self::ClientDisconnect | Self::Eof | Self::Reset | Self::WriteTimeout | Self::Aborted => None,
+            Self::ClientDisconnect
+            | Self::Eof
+            | Self::Reset
+            | Self::WriteTimeout
+            | Self::Aborted => None,
             Self::KeepAliveTimeout => Some(reason::KEEP_ALIVE_TIMEOUT),
             Self::TakenOver => Some(reason::SESSION_TAKEN_OVER),
             Self::Unregistered => Some(reason::NOT_AUTHORIZED),

@@ -188,7 +188,7 @@ impl<S> Connection<S> {
             let (Some(want), Some(session)) = (want, &self.session) else { return false };
             let followings = session.followings(want.feed);
             let service = &self.device.arrival.edge.service;
-            match service.pull(&want.regid, followings, want.at, want.after, want.take) {
+            match service.pull(followings, want.at, want.after, want.take) {
                 Ok(pulled) => {
                     self.look(|session, cx| session.fed(cx, want, pulled, out));
                     self.perform(out);
@@ -227,7 +227,6 @@ impl<S> Connection<S> {
                 metrics.durable_to_acked_seconds.record(took);
             }
         }
-        out.resumes.drain(..).for_each(|reason| metrics.resumes.of(reason).increment(1));
         out.ignored.drain(..).for_each(|kind| arrival.edge.ends.ignored.of(kind).increment(1));
         for _ in 0..std::mem::take(&mut out.unknown_ups) {
             metrics.up_frame(UpKind::Unknown, UpResult::Refused, Duration::ZERO);
@@ -315,7 +314,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let is_clean = self.session.as_ref().is_some_and(|session| session.terms().is_clean);
         let heads = if is_clean { Heads::Read } else { Heads::Skip };
         let kind = match &call {
-            Call::Resume(ticket, _) | Call::Positions(ticket, _) | Call::Request(ticket, _) => Some(ticket.kind),
+            Call::Resume(ticket, _) | Call::Positions(ticket, _) | Call::Request(ticket, _) => {
+                Some(ticket.kind)
+            }
             Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
         };
         let edge = self.edge();
@@ -395,7 +396,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         timeout(deadline, written).await.unwrap_or(Err(CloseReason::WriteTimeout))
     }
 
-    fn poll_write_all(&mut self, cx: &mut Task<'_>, bytes: &mut BytesMut) -> Poll<Result<(), CloseReason>> {
+    fn poll_write_all(
+        &mut self,
+        cx: &mut Task<'_>,
+        bytes: &mut BytesMut,
+    ) -> Poll<Result<(), CloseReason>> {
         while !bytes.is_empty() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
                 Ok(0) | Err(_) => return Poll::Ready(Err(CloseReason::Reset)),

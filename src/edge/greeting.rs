@@ -27,7 +27,10 @@ use crate::{
 
 /// Takes CONNECT in. Gives the connection with CONNACK as its first output, or `None`
 /// after a refusal. Dropping it ends the handshake at any point.
-pub(super) async fn greet<S>(accepted: Accepted, mut stream: S) -> Option<(Box<Connection<S>>, Box<Output>)>
+pub(super) async fn greet<S>(
+    accepted: Accepted,
+    mut stream: S,
+) -> Option<(Box<Connection<S>>, Box<Output>)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -85,7 +88,11 @@ async fn read_connect<S: AsyncRead + Unpin>(
             Ok(None) => {}
             Ok(Some(Packet::Connect(connect))) => return Ok((*connect, bytes_in)),
             Ok(Some(_)) => {
-                return Err(Failure { version: None, reason: reason::PROTOCOL_ERROR, result: Handshake::Malformed });
+                return Err(Failure {
+                    version: None,
+                    reason: reason::PROTOCOL_ERROR,
+                    result: Handshake::Malformed,
+                });
             }
             Err(error) => return Err(malformed(&error, claimed)),
         }

@@ -45,7 +45,12 @@ impl Edge {
     }
 
     /// Starts the task of one socket, or closes it. Never waits for the peer.
-    async fn let_in(self: &Arc<Self>, stream: TcpStream, transport: Transport, tls: Option<TlsAcceptor>) {
+    async fn let_in(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        transport: Transport,
+        tls: Option<TlsAcceptor>,
+    ) {
         let at = Instant::now();
         let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
@@ -59,14 +64,18 @@ impl Edge {
         let accepted = Accepted { transport, at, admission, handshaking };
         match (transport, tls) {
             (Transport::Tcp, None) => drop(tasks::spawn("connection", accepted.converse(stream))),
-            (Transport::WebSocket, None) => drop(tasks::spawn("connection", accepted.over_websocket(stream))),
+            (Transport::WebSocket, None) => {
+                drop(tasks::spawn("connection", accepted.over_websocket(stream)))
+            }
             (Transport::Tcp | Transport::Tls, Some(tls)) => {
                 drop(tasks::spawn("connection", accepted.over_tls(stream, tls)));
             }
             (Transport::WebSocket, Some(tls)) => {
                 drop(tasks::spawn("connection", accepted.over_tls_websocket(stream, tls)));
             }
-            (Transport::Tls, None) => unreachable!("the composition root gives TLS its configuration"),
+            (Transport::Tls, None) => {
+                unreachable!("the composition root gives TLS its configuration")
+            }
         }
     }
 
@@ -101,7 +110,11 @@ impl Accepted {
         self.over_websocket(stream).await;
     }
 
-    async fn secured(&self, stream: TcpStream, tls: TlsAcceptor) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    async fn secured(
+        &self,
+        stream: TcpStream,
+        tls: TlsAcceptor,
+    ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
         match Box::pin(timeout_at(self.deadline(), tls.accept(stream))).await {
             Ok(Ok(stream)) => return Some(stream),
             Ok(Err(_)) => self.failed(Handshake::Transport),

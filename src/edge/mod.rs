@@ -88,11 +88,17 @@ impl Edge {
     }
 
     /// Serves one stream that speaks MQTT until it ends.
-    pub async fn serve_stream<S>(self: Arc<Self>, stream: S, _peer: Option<IpAddr>, transport: Transport)
-    where
+    pub async fn serve_stream<S>(
+        self: Arc<Self>,
+        stream: S,
+        _peer: Option<IpAddr>,
+        transport: Transport,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let (Some(admission), Ok(permit)) = (self.admit(), self.handshakes.clone().try_acquire_owned()) else {
+        let (Some(admission), Ok(permit)) =
+            (self.admit(), self.handshakes.clone().try_acquire_owned())
+        else {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
             return;
         };
@@ -191,7 +197,8 @@ impl Accepted {
     async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
         let edge = self.handshaking.edge.clone();
         // Boxed: what a handshake needs is given back when it ends.
-        let greeting = Box::pin(tokio::time::timeout_at(self.deadline(), greeting::greet(self, stream)));
+        let greeting =
+            Box::pin(tokio::time::timeout_at(self.deadline(), greeting::greet(self, stream)));
         match greeting.await {
             Ok(Some((connection, output))) => connection.run(output).await,
             Ok(None) => {}

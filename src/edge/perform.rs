@@ -11,24 +11,18 @@ use carillon_wire::{
 
 use super::session::{
     Answer, Call, Effect,
-    feeds::{Standing, followings},
+    feeds::Standing,
     frames::Request,
     plain::{self, Subscription, Wanted},
 };
 use crate::{
-    base::{
-        ids::{DeviceId, RegId},
-        metrics::ResumeReason,
-    },
-    queue::{
-        plan::{Jump, Stated},
-        position::{Epoch, Position, Seq},
-    },
+    base::ids::{DeviceId, RegId},
+    queue::position::{Epoch, Position, Seq},
     route::Nudge,
     service::{
         Error, Service,
         bind::By,
-        deliver::{Following, Start},
+        deliver::{Claim, Following, Start},
         records::Registration,
     },
 };
@@ -43,21 +37,24 @@ pub enum Heads {
 }
 
 /// Does what needs no answer.
-pub fn effect(service: &Service, nudge: &Arc<Nudge>, effect: Effect) {
+pub fn effect(service: &Arc<Service>, nudge: &Arc<Nudge>, effect: Effect) {
     match effect {
-        Effect::Acknowledge { regid, queue, position } => service.acknowledge(&regid, queue, position),
+        Effect::Acknowledge { regid, queue, position } => {
+            service.acknowledge(&regid, queue, position)
+        }
         Effect::Follow(queue) => service.follow(queue, nudge),
         Effect::Unfollow(queue) => service.unfollow(queue, nudge),
     }
 }
 
 /// Makes one call. What is durable stays done if this is dropped.
-pub async fn call(service: &Service, device: &DeviceId, call: Call, heads: Heads) -> Answer {
+pub async fn call(service: &Arc<Service>, device: &DeviceId, call: Call, heads: Heads) -> Answer {
     let answer = match call {
-        Call::Resume(ticket, digest) => resume(service, device, digest).map(|s| Answer::Resumed(ticket, s)),
-        Call::Positions(ticket, stated) => {
-            positions(service, device, &stated).map(|(s, unknown)| Answer::Positioned(ticket, s, unknown))
+        Call::Resume(ticket, digest) => {
+            resume(service, device, digest).map(|s| Answer::Resumed(ticket, s))
         }
+        Call::Positions(ticket, stated) => positions(service, device, &stated)
+            .map(|(s, unknown)| Answer::Positioned(ticket, s, unknown)),
         Call::Refresh => standings(service, device, Heads::Skip).map(Answer::Refreshed),
         Call::Subscribe(packet_id, wanted) => {
             let subscribed = subscribe(service, device, wanted, heads).await;
@@ -65,7 +62,8 @@ pub async fn call(service: &Service, device: &DeviceId, call: Call, heads: Heads
         }
         Call::Unsubscribe(packet_id, taken) => {
             let unsubscribed = unsubscribe(service, device, taken).await;
-            unsubscribed.map(|(results, standings)| Answer::Unsubscribed(packet_id, results, standings))
+            unsubscribed
+                .map(|(results, standings)| Answer::Unsubscribed(packet_id, results, standings))
         }
         Call::Request(ticket, request) => {
             Ok(Answer::Requested(ticket, perform(service, device, request).await))
@@ -81,14 +79,23 @@ pub async fn call(service: &Service, device: &DeviceId, call: Call, heads: Heads
 ///
 /// # Errors
 /// [`Error::Unavailable`].
-pub fn standings(service: &Service, device: &DeviceId, heads: Heads) -> Result<Vec<Standing>, Error> {
+pub fn standings(
+    service: &Arc<Service>,
+    device: &DeviceId,
+    heads: Heads,
+) -> Result<Vec<Standing>, Error> {
     let registrations = service.registrations(device)?;
     registrations.iter().map(|registration| standing(service, registration, heads)).collect()
 }
 
-fn standing(service: &Service, registration: &Registration, heads: Heads) -> Result<Standing, Error> {
-    let followings = followings(registration);
-    let start = |following: &Following| service.stand(&registration.regid, following, None);
+fn standing(
+    service: &Arc<Service>,
+    registration: &Registration,
+    heads: Heads,
+) -> Result<Standing, Error> {
+    let followings = Following::all_of(registration);
+    let start =
+        |following: &Following| service.stand(&registration.regid, following, Claim::Stored);
     let starts = followings.iter().map(start).collect::<Result<_, _>>()?;
     let heads = match heads {
         Heads::Read => followings.iter().map(|f| service.head(&f.id)).collect::<Result<_, _>>()?,
@@ -114,7 +121,11 @@ fn with_starts(
 }
 
 /// Compares the device's digest with the stored pointers. `None`: they differ.
-fn resume(service: &Service, device: &DeviceId, digest: i64) -> Result<Option<Vec<Standing>>, Error> {
+fn resume(
+    service: &Arc<Service>,
+    device: &DeviceId,
+    digest: i64,
+) -> Result<Option<Vec<Standing>>, Error> {
     let registrations = service.registrations(device)?;
     let mut ours = Digest::new();
     for registration in &registrations {
@@ -128,21 +139,17 @@ fn resume(service: &Service, device: &DeviceId, digest: i64) -> Result<Option<Ve
     if ours != Digest::from_idl(digest) {
         return Ok(None);
     }
-    let mut standings = Vec::with_capacity(registrations.len());
-    for registration in &registrations {
-        let mut standing = standing(service, registration, Heads::Skip)?;
-        for start in standing.starts.iter_mut().filter(|start| start.jump.is_none()) {
-            start.reason = ResumeReason::Digest;
-        }
-        standings.push(standing);
-    }
-    Ok(Some(standings))
+    let standing = |registration| standing(service, registration, Heads::Skip);
+    registrations.iter().map(standing).collect::<Result<_, _>>().map(Some)
 }
 
 /// The queues that the device knows it follows, each with its stored position: a control
 /// entry that it has not acknowledged, it has not applied.
-fn known_positions(service: &Service, registration: &Registration) -> Result<Vec<(Following, Position)>, Error> {
-    let followings = followings(registration);
+fn known_positions(
+    service: &Arc<Service>,
+    registration: &Registration,
+) -> Result<Vec<(Following, Position)>, Error> {
+    let followings = Following::all_of(registration);
     let own = service.stored_position(&registration.regid, &followings[0])?;
     followings
         .into_iter()
@@ -157,7 +164,7 @@ fn known_positions(service: &Service, registration: &Registration) -> Result<Vec
 /// Takes the device's positions for each queue that it follows. Also returns the regIDs
 /// that it states and does not have.
 fn positions(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     stated: &[idl::RegistrationPositions],
 ) -> Result<(Vec<Standing>, Vec<String>), Error> {
@@ -174,18 +181,26 @@ fn positions(
     Ok((standings, unknown.take(UNKNOWN_MAX).cloned().collect()))
 }
 
-fn stated_standing(service: &Service, registration: &Registration, positions: &[&idl::Position]) -> Result<Standing, Error> {
-    let followings = followings(registration);
+fn stated_standing(
+    service: &Arc<Service>,
+    registration: &Registration,
+    positions: &[&idl::Position],
+) -> Result<Standing, Error> {
+    let followings = Following::all_of(registration);
     let mut starts = Vec::with_capacity(followings.len());
     for following in &followings {
-        let stated = positions.iter().find(|p| names(&p.queue, following)).and_then(|p| read(service, following, p));
-        let mut start = service.stand(&registration.regid, following, stated)?;
-        let own = starts.first().map_or(start.after.seq, |own: &Start| own.after.seq);
-        // It should know this queue and does not: without a jump it could apply nothing.
-        if stated.is_none() && following.control <= own && start.jump.is_none() {
-            (start.jump, start.reason) = (Some(Jump::New), ResumeReason::New);
-        }
-        starts.push(start);
+        let stated = positions
+            .iter()
+            .find(|p| names(&p.queue, following))
+            .and_then(|p| read(service, following, p));
+        let own = starts.first().map(|own: &Start| own.after.seq);
+        let claim = match (stated, own) {
+            (Some(stated), _) => stated,
+            // Its own queue will tell it of this one, from where the stored pointer is.
+            (None, Some(own)) if own < following.control => Claim::Stored,
+            (None, _) => Claim::Nothing,
+        };
+        starts.push(service.stand(&registration.regid, following, claim)?);
     }
     Ok(with_starts(registration, followings, starts, Vec::new()))
 }
@@ -196,17 +211,17 @@ fn names(queue: &idl::Queue, following: &Following) -> bool {
 }
 
 /// What a device states of one queue; `None` where it is no position at all.
-fn read(service: &Service, following: &Following, position: &idl::Position) -> Option<Stated> {
+fn read(service: &Arc<Service>, following: &Following, position: &idl::Position) -> Option<Claim> {
     let epoch = Epoch(frame::epoch_from_idl(position.epoch).ok()?);
     let seq = Seq(frame::seq_from_idl(position.seq).ok()?);
     let at = Position { epoch, seq };
     let tag = position.tag.as_deref().and_then(|tag| frame::tag_from_idl(tag).ok());
     let is_genuine = tag.is_some_and(|tag| tag == service.tag(&following.id, at));
-    Some(Stated { position: at, is_genuine })
+    Some(Claim::At { position: at, is_genuine })
 }
 
 async fn subscribe(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     wanted: Vec<Result<Wanted, u8>>,
     heads: Heads,
@@ -228,7 +243,7 @@ async fn subscribe(
 }
 
 async fn unsubscribe(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     taken: Vec<Result<Subscription, u8>>,
 ) -> Result<(Vec<Result<Subscription, u8>>, Vec<Standing>), Error> {
@@ -246,7 +261,11 @@ async fn unsubscribe(
     Ok((results, standings(service, device, Heads::Skip)?))
 }
 
-async fn perform(service: &Service, device: &DeviceId, request: Request) -> Result<Option<RegId>, Error> {
+async fn perform(
+    service: &Arc<Service>,
+    device: &DeviceId,
+    request: Request,
+) -> Result<Option<RegId>, Error> {
     let by = |token| By::Device { device, token };
     match request {
         Request::Register(r) => service.register(device, &r.app_id, &r.app_key).await.map(Some),
@@ -254,9 +273,15 @@ async fn perform(service: &Service, device: &DeviceId, request: Request) -> Resu
         Request::Bind(r) => {
             service.bind(&r.regid, &r.alias_name, by(r.token.as_deref())).await.map(|()| None)
         }
-        Request::Unbind(r) => service.unbind(&r.regid, &r.alias_name, by(None)).await.map(|()| None),
-        Request::Subscribe(r) => service.subscribe(&r.regid, &r.topics, by(None)).await.map(|()| None),
-        Request::Unsubscribe(r) => service.unsubscribe(&r.regid, &r.topics, by(None)).await.map(|()| None),
+        Request::Unbind(r) => {
+            service.unbind(&r.regid, &r.alias_name, by(None)).await.map(|()| None)
+        }
+        Request::Subscribe(r) => {
+            service.subscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
+        }
+        Request::Unsubscribe(r) => {
+            service.unsubscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
+        }
     }
 }
 

@@ -29,10 +29,7 @@ use self::{
 };
 use super::close::{CloseReason, Ignored};
 use crate::{
-    base::{
-        ids::{QueueId, RegId},
-        metrics::ResumeReason,
-    },
+    base::ids::{QueueId, RegId},
     config,
     queue::position::{Position, Seq, Tag},
     route::Reasons,
@@ -172,8 +169,6 @@ pub struct Output {
     pub tally: Tally,
     /// When the messages that are acknowledged now were accepted.
     pub acked_at_ms: Vec<u64>,
-    /// Where the device stood in queues that it resumes now.
-    pub resumes: Vec<ResumeReason>,
     /// What was dropped or skipped.
     pub ignored: Vec<Ignored>,
     /// Uplink frames that were none, or of no known kind.
@@ -216,7 +211,6 @@ impl Output {
         self.effects.clear();
         (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
         self.acked_at_ms.clear();
-        self.resumes.clear();
         self.ignored.clear();
     }
 
@@ -234,7 +228,13 @@ impl Session {
     }
 
     /// A session that goes on where a parked one stopped.
-    pub fn restored(terms: Terms, now_s: u64, parked: Parked, standings: Vec<Standing>, out: &mut Output) -> Self {
+    pub fn restored(
+        terms: Terms,
+        now_s: u64,
+        parked: Parked,
+        standings: Vec<Standing>,
+        out: &mut Output,
+    ) -> Self {
         let mut session = Self::new(terms, now_s);
         let mut plain = Plain::restored(parked.subscriptions);
         plain.retain(&standings);
@@ -419,7 +419,8 @@ impl Session {
             }
             Mode::Frames(_) => {
                 let all = |_: &_, _: &_| Use::Deliver;
-                let gone = self.feeds.merge(standings, &all, Begin::Announced, &mut self.window, out);
+                let gone =
+                    self.feeds.merge(standings, &all, Begin::Announced, &mut self.window, out);
                 for regid in gone {
                     self.reply(down::ended(regid.to_string()), None, out);
                 }
@@ -434,14 +435,17 @@ impl Session {
             return self.suback(packet_id, reasons, out);
         }
         let parsed = filters.into_iter().enumerate().map(|(i, (text, qos))| {
-            let filter = if i < FILTERS_MAX { plain::parse(&text) } else { Err(reason::QUOTA_EXCEEDED) };
+            let filter =
+                if i < FILTERS_MAX { plain::parse(&text) } else { Err(reason::QUOTA_EXCEEDED) };
             filter.map(|filter| Wanted { filter, text, qos })
         });
         let parsed: Vec<Result<Wanted, u8>> = parsed.collect();
         self.decide(parsed.iter().flatten().next());
         match &mut self.mode {
             Mode::Undecided => {
-                let refused = parsed.into_iter().map(|wanted| wanted.err().unwrap_or(reason::TOPIC_FILTER_INVALID));
+                let refused = parsed
+                    .into_iter()
+                    .map(|wanted| wanted.err().unwrap_or(reason::TOPIC_FILTER_INVALID));
                 self.suback(packet_id, refused.collect(), out);
             }
             Mode::Frames(frames) => {
@@ -449,7 +453,10 @@ impl Session {
                 self.suback(packet_id, reasons, out);
             }
             Mode::Plain(_) => {
-                out.call = Some(Call::Subscribe(packet_id, parsed.into_iter().map(plain::only_plain).collect()));
+                out.call = Some(Call::Subscribe(
+                    packet_id,
+                    parsed.into_iter().map(plain::only_plain).collect(),
+                ));
             }
         }
     }
@@ -507,7 +514,9 @@ impl Session {
 
     fn disconnected(&mut self, disconnect: &Disconnect, out: &mut Output) {
         match disconnect.session_expiry_s {
-            Some(1..) if self.terms.expiry_s == 0 => return self.close(CloseReason::ProtocolError, out),
+            Some(1..) if self.terms.expiry_s == 0 => {
+                return self.close(CloseReason::ProtocolError, out);
+            }
             Some(asked) => self.terms.expiry_s = asked.min(self.terms.expiry_s_max),
             None => {}
         }

@@ -54,7 +54,9 @@ impl Sessions {
             Slot::Parked { .. } => {
                 self.parked.fetch_sub(1, Ordering::Relaxed);
                 match occupied.remove() {
-                    Slot::Parked { session, expires_s } if now_s < expires_s => Claim::Found(session),
+                    Slot::Parked { session, expires_s } if now_s < expires_s => {
+                        Claim::Found(session)
+                    }
                     Slot::Parked { .. } | Slot::Live(_) | Slot::Claimed(..) => Claim::Nothing,
                 }
             }

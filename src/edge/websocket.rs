@@ -29,7 +29,10 @@ pub struct WsStream<S> {
 ///
 /// # Errors
 /// If it is no WebSocket handshake for MQTT.
-pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: S, message_bytes_max: usize) -> Result<WsStream<S>, Error> {
+pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    message_bytes_max: usize,
+) -> Result<WsStream<S>, Error> {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0)
@@ -57,14 +60,21 @@ fn choose_mqtt(request: &Request, mut response: Response) -> Result<Response, Er
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WsStream<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         while self.unread.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_next(cx)) {
                 None | Some(Ok(Message::Close(_))) => return Poll::Ready(Ok(())),
                 Some(Ok(Message::Binary(bytes))) => self.unread = bytes,
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Text(_))) => {
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a text message")));
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "a text message",
+                    )));
                 }
                 Some(Err(error)) => return end_of(error),
             }
@@ -80,7 +90,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WsStream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WsStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         ready!(Pin::new(&mut self.socket).poll_ready(cx)).map_err(other)?;
         let count = buf.len().min(WRITE_BYTES);
         let message = Message::Binary(Bytes::copy_from_slice(&buf[..count]));

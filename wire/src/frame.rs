@@ -12,7 +12,9 @@ use thrift::protocol::{TCompactOutputProtocol, TSerializable};
 use crate::idl;
 use crate::limits::FRAME_BYTES_MAX;
 
-pub use deltas::{DeltaParts, deltas_bytes_upper_bound, delta_overhead_bytes, encode_deltas, frame_overhead_bytes};
+pub use deltas::{
+    DeltaParts, delta_overhead_bytes, deltas_bytes_upper_bound, encode_deltas, frame_overhead_bytes,
+};
 
 /// Why bytes are not a frame, or a value cannot be one.
 #[derive(Debug, thiserror::Error)]

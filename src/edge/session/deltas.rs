@@ -69,7 +69,9 @@ impl Session {
             let bytes = self.budget().saturating_sub(draft.bytes);
             let lane = self.feeds.at(draft.feed).next_lane(true);
             match lane {
-                Some(at) if !draft.is_full && room > 0 && (bytes > 0 || draft.deltas.is_empty()) => {
+                Some(at)
+                    if !draft.is_full && room > 0 && (bytes > 0 || draft.deltas.is_empty()) =>
+                {
                     let after = self.feeds.at(draft.feed).lanes[at].pointer.sent();
                     let take = Take { entries: room, bytes: bytes.max(1) };
                     let (regid, feed) = (draft.regid, draft.feed);
@@ -80,7 +82,13 @@ impl Session {
         }
     }
 
-    pub(super) fn fed_frames(&mut self, cx: &Context<'_>, want: Want, pulled: Option<Pulled>, out: &mut Output) {
+    pub(super) fn fed_frames(
+        &mut self,
+        cx: &Context<'_>,
+        want: Want,
+        pulled: Option<Pulled>,
+        out: &mut Output,
+    ) {
         let Some(mut draft) = self.take_draft() else { return };
         let queue = self.followings(want.feed)[want.at].queue.clone();
         let budget = self.budget();
@@ -89,7 +97,8 @@ impl Session {
             lane.is_dirty = false;
             if let Some(jump) = lane.jump.take() {
                 let at = Position { epoch: lane.epoch, seq: want.after };
-                let fitted = Fitted { entries: Vec::new(), at_ms: Vec::new(), to: at, is_cut: false };
+                let fitted =
+                    Fitted { entries: Vec::new(), at_ms: Vec::new(), to: at, is_cut: false };
                 draft.add(cx, queue, want.after, fitted, Some(jump));
             }
             return self.set_draft(draft);
@@ -175,10 +184,18 @@ impl Draft {
 
     /// As many entries as the frame still takes. `None` if not even the first one fits
     /// beside what is there already.
-    fn fit(&mut self, queue: &QueueName, after: Seq, pulled: &Pulled, budget: usize, out: &mut Output) -> Option<Fitted> {
+    fn fit(
+        &mut self,
+        queue: &QueueName,
+        after: Seq,
+        pulled: &Pulled,
+        budget: usize,
+        out: &mut Output,
+    ) -> Option<Fitted> {
         let is_empty = self.deltas.is_empty();
         let fixed = self.bytes + frame::delta_overhead_bytes(down::queue_name(queue));
-        let mut fitted = Fitted { entries: Vec::new(), at_ms: Vec::new(), to: pulled.to, is_cut: false };
+        let mut fitted =
+            Fitted { entries: Vec::new(), at_ms: Vec::new(), to: pulled.to, is_cut: false };
         let mut bytes = fixed;
         for entry in &pulled.entries {
             let encoded = encode(entry);
@@ -207,7 +224,14 @@ impl Draft {
         Some(fitted)
     }
 
-    fn add(&mut self, cx: &Context<'_>, queue: QueueName, after: Seq, fitted: Fitted, jump: Option<Jump>) {
+    fn add(
+        &mut self,
+        cx: &Context<'_>,
+        queue: QueueName,
+        after: Seq,
+        fitted: Fitted,
+        jump: Option<Jump>,
+    ) {
         let Fitted { entries, at_ms, to, is_cut: _ } = fitted;
         let id = queue.id();
         self.bytes += frame::delta_overhead_bytes(down::queue_name(&queue));

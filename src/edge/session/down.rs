@@ -15,7 +15,14 @@ use crate::{
 };
 
 fn empty() -> idl::Down {
-    idl::Down { result: None, deltas: None, resumed: None, ask_positions: None, advice: None, ended: None }
+    idl::Down {
+        result: None,
+        deltas: None,
+        resumed: None,
+        ask_positions: None,
+        advice: None,
+        ended: None,
+    }
 }
 
 /// The answer to an uplink frame.

@@ -15,10 +15,7 @@ use crate::{
         pointer::Pointer,
         position::{Epoch, Position, Seq},
     },
-    service::{
-        deliver::{Following, Start},
-        records::Registration,
-    },
+    service::deliver::{Following, Start},
 };
 
 /// A registration as it was read, and where it stands: plain data for the session.
@@ -102,13 +99,6 @@ pub struct Feed {
 pub struct Feeds {
     list: Vec<Feed>,
     turn: u16,
-}
-
-/// Everything that a registration follows, its own queue first.
-pub fn followings(registration: &Registration) -> Vec<Following> {
-    let queue = QueueName::Own(registration.regid);
-    let own = Following { id: queue.id(), queue, since: registration.since, control: Seq(0) };
-    std::iter::once(own).chain(registration.follows.iter().map(Following::from)).collect()
 }
 
 impl Lane {
@@ -209,9 +199,9 @@ impl Feeds {
         let heard = |(following, lane): (&Following, &Lane)| {
             (lane.usage != Use::Off).then_some(following.id)
         };
-        self.list.iter().flat_map(move |feed| {
-            feed.followings.iter().zip(&feed.lanes).filter_map(heard)
-        })
+        self.list
+            .iter()
+            .flat_map(move |feed| feed.followings.iter().zip(&feed.lanes).filter_map(heard))
     }
 
     /// The acknowledged prefix of a queue reaches `to`.
@@ -254,7 +244,14 @@ impl Feeds {
     }
 
     /// A control entry of the own queue says that one more queue is followed.
-    pub fn follow(&mut self, index: usize, following: Following, usage: Use, window: &mut Window, out: &mut Output) {
+    pub fn follow(
+        &mut self,
+        index: usize,
+        following: Following,
+        usage: Use,
+        window: &mut Window,
+        out: &mut Output,
+    ) {
         let feed = &mut self.list[index];
         let lane = Lane::at_position(following.since, usage);
         if usage != Use::Off {
@@ -274,7 +271,13 @@ impl Feeds {
     }
 
     /// A control entry of the own queue says that a queue is no longer followed.
-    pub fn unfollow(&mut self, index: usize, queue: &QueueId, window: &mut Window, out: &mut Output) {
+    pub fn unfollow(
+        &mut self,
+        index: usize,
+        queue: &QueueId,
+        window: &mut Window,
+        out: &mut Output,
+    ) {
         let feed = &mut self.list[index];
         let Some(at) = feed.lane_of(queue).filter(|at| *at != 0) else { return };
         window.forget_queue(&feed.regid, queue);
@@ -333,9 +336,11 @@ fn merge_one(
         window.forget_queue(&regid, &following.id);
         let lane = match usage {
             Use::Deliver => {
-                delivered(starts[i], heads.get(i), begin, is_new && following.control == Seq(0), out)
+                delivered(starts[i], heads.get(i), begin, is_new && following.control == Seq(0))
             }
-            Use::Watch => Lane::at_position(Position { epoch: following.since.epoch, seq: control }, usage),
+            Use::Watch => {
+                Lane::at_position(Position { epoch: following.since.epoch, seq: control }, usage)
+            }
             Use::Off => Lane::at(starts[i], usage),
         };
         let stored = match (usage, begin, heads.get(i)) {
@@ -363,8 +368,7 @@ fn merge_one(
 }
 
 /// A lane that is delivered from now on.
-fn delivered(start: Start, head: Option<&Position>, begin: Begin, is_announced: bool, out: &mut Output) -> Lane {
-    out.resumes.push(start.reason);
+fn delivered(start: Start, head: Option<&Position>, begin: Begin, is_announced: bool) -> Lane {
     match (begin, head) {
         (Begin::Head, Some(head)) => Lane::at_position(*head, Use::Deliver),
         (Begin::Announced, _) if is_announced => {

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 
 use carillon_wire::{
     frame, idl,
-    mqtt::{Ack, Packet, Publish, PublishHead, Qos, Version, encode_publish, publish_bytes, reason},
+    mqtt::{
+        Ack, Packet, Publish, PublishHead, Qos, Version, encode_publish, publish_bytes, reason,
+    },
 };
 
 use super::{
@@ -202,13 +204,22 @@ impl Session {
             }
             None => {
                 out.unknown_ups += 1;
-                let reply = down::refused(request, idl::ResultCode::UNKNOWN_KIND, "exactly one known kind must be set");
+                let reply = down::refused(
+                    request,
+                    idl::ResultCode::UNKNOWN_KIND,
+                    "exactly one known kind must be set",
+                );
                 self.reply(reply, Some(ticket(request, UpKind::Unknown)), out);
             }
         }
     }
 
-    pub(super) fn resumed(&mut self, ticket: Ticket, standings: Option<Vec<Standing>>, out: &mut Output) {
+    pub(super) fn resumed(
+        &mut self,
+        ticket: Ticket,
+        standings: Option<Vec<Standing>>,
+        out: &mut Output,
+    ) {
         match standings {
             None => self.reply(down::ask_positions(), Some(ticket), out),
             Some(standings) => {
@@ -218,7 +229,13 @@ impl Session {
         }
     }
 
-    pub(super) fn positioned(&mut self, ticket: Ticket, standings: Vec<Standing>, unknown: Vec<String>, out: &mut Output) {
+    pub(super) fn positioned(
+        &mut self,
+        ticket: Ticket,
+        standings: Vec<Standing>,
+        unknown: Vec<String>,
+        out: &mut Output,
+    ) {
         let regids = self.attach(standings, Begin::Stated, out);
         self.reply(down::resumed(regids), Some(ticket), out);
         for regid in unknown {
@@ -235,7 +252,12 @@ impl Session {
         regids
     }
 
-    pub(super) fn requested(&mut self, ticket: Ticket, result: Result<Option<RegId>, service::Error>, out: &mut Output) {
+    pub(super) fn requested(
+        &mut self,
+        ticket: Ticket,
+        result: Result<Option<RegId>, service::Error>,
+        out: &mut Output,
+    ) {
         self.reply(down::result(ticket.request, &result), Some(ticket), out);
         let is_attached = matches!(&self.mode, Mode::Frames(frames) if frames.is_attached);
         let changes = matches!(ticket.kind, UpKind::Register | UpKind::Unregister);
@@ -390,4 +412,3 @@ const RECEIVED_MAX: usize = 16;
 
 /// What a PUBLISH on `down` costs besides its frame, at most, in bytes.
 pub(super) const HEAD_BYTES: usize = 5 + 2 + DOWN.len() + 2 + 1 + 3;
-

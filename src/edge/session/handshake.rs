@@ -82,7 +82,8 @@ pub fn judge(connect: &Connect, bounds: &config::Edge) -> Result<Granted, Refusa
         qos_max: Some(Qos::AtLeastOnce),
         max_packet_bytes: Some(bounds.packet_bytes_max),
         topic_alias_max: None,
-        server_keep_alive_s: (keep_alive_s != connect.keep_alive_s && is_v5).then_some(keep_alive_s),
+        server_keep_alive_s: (keep_alive_s != connect.keep_alive_s && is_v5)
+            .then_some(keep_alive_s),
         wildcards: false,
         shared: false,
         subscription_ids: false,
@@ -143,7 +144,10 @@ mod tests {
         assert_eq!(refused(&Connect { auth_method: Some("x".into()), ..good.clone() }), 0x8C);
         assert_eq!(refused(&Connect { password: None, ..good.clone() }), 0x86);
         assert_eq!(refused(&Connect { username: Some("other".into()), ..good.clone() }), 0x86);
-        assert!(judge(&Connect { username: Some("device".into()), ..good }, &config::Edge::default()).is_ok());
+        assert!(
+            judge(&Connect { username: Some("device".into()), ..good }, &config::Edge::default())
+                .is_ok()
+        );
     }
 
     #[test]

@@ -122,7 +122,9 @@ pub fn resolve(wanted: Wanted, registrations: &[Registration]) -> Result<Subscri
 /// SUBACK's and UNSUBACK's code for a topic that could not be followed.
 pub fn refusal(error: &service::Error) -> u8 {
     match error {
-        service::Error::Invalid { .. } | service::Error::Conflict(_) => reason::TOPIC_FILTER_INVALID,
+        service::Error::Invalid { .. } | service::Error::Conflict(_) => {
+            reason::TOPIC_FILTER_INVALID
+        }
         service::Error::NotFound { .. } | service::Error::Forbidden(_) => reason::NOT_AUTHORIZED,
         service::Error::Limit { .. } => reason::QUOTA_EXCEEDED,
         service::Error::Unavailable(_) => reason::IMPLEMENTATION_SPECIFIC,
@@ -148,7 +150,8 @@ impl Plain {
     /// Drops those of registrations that are no more.
     pub fn retain(&mut self, standings: &[Standing]) {
         let count = self.subscriptions.len();
-        self.subscriptions.retain(|(s, _)| standings.iter().any(|standing| standing.regid == s.regid));
+        self.subscriptions
+            .retain(|(s, _)| standings.iter().any(|standing| standing.regid == s.regid));
         if self.subscriptions.len() != count {
             self.subscriptions.iter_mut().for_each(|(_, is_told)| *is_told = false);
         }
@@ -179,7 +182,11 @@ impl Plain {
     pub fn usage(&self) -> impl Fn(&RegId, &QueueName) -> Use + '_ {
         |regid, queue| match (self.place_of(regid, queue), queue) {
             (Some(_), _) => Use::Deliver,
-            (None, QueueName::Own(_)) if self.subscriptions.iter().any(|(s, _)| s.regid == *regid) => Use::Watch,
+            (None, QueueName::Own(_))
+                if self.subscriptions.iter().any(|(s, _)| s.regid == *regid) =>
+            {
+                Use::Watch
+            }
             (None, _) => Use::Off,
         }
     }
@@ -240,9 +247,10 @@ impl Session {
             if self.credit() == 0 {
                 return None;
             }
-            let place = self.feeds.index_of(&regid).and_then(|feed| {
-                Some((feed, self.feeds.at(feed).lane_of(&cover.queue)?))
-            });
+            let place = self
+                .feeds
+                .index_of(&regid)
+                .and_then(|feed| Some((feed, self.feeds.at(feed).lane_of(&cover.queue)?)));
             let Some((feed, at)) = place else {
                 self.window.forget_queue(&regid, &cover.queue);
                 continue;
@@ -252,7 +260,8 @@ impl Session {
             let after = cover.seq.prev();
             return Some(Want { regid, feed, at, after, take, is_resend: true });
         }
-        let room = usize::from(cx.bounds.window).saturating_sub(self.window.len()).min(self.credit());
+        let room =
+            usize::from(cx.bounds.window).saturating_sub(self.window.len()).min(self.credit());
         let share = usize::from(cx.bounds.window_per_registration);
         for feed in self.feeds.turns() {
             let regid = self.feeds.at(feed).regid;
@@ -260,7 +269,9 @@ impl Session {
             let lane = self.feeds.at(feed).lanes[at];
             let room = match lane.usage {
                 Use::Watch | Use::Off => TURN_ENTRIES,
-                Use::Deliver => room.min(share.saturating_sub(self.window.of(&regid))).min(TURN_ENTRIES),
+                Use::Deliver => {
+                    room.min(share.saturating_sub(self.window.of(&regid))).min(TURN_ENTRIES)
+                }
             };
             if room > 0 {
                 let take = Take { entries: room, bytes: TAKE_BYTES };
@@ -271,7 +282,13 @@ impl Session {
         None
     }
 
-    pub(super) fn fed_plain(&mut self, cx: &Context<'_>, want: Want, pulled: Option<Pulled>, out: &mut Output) {
+    pub(super) fn fed_plain(
+        &mut self,
+        cx: &Context<'_>,
+        want: Want,
+        pulled: Option<Pulled>,
+        out: &mut Output,
+    ) {
         if want.is_resend {
             return self.resend(cx, want, pulled, out);
         }
@@ -301,7 +318,14 @@ impl Session {
     }
 
     /// A batch ends at `to`; what came after its last message held nothing to deliver.
-    fn passed(&mut self, want: Want, queue: &Following, after: Seq, to: Position, out: &mut Output) {
+    fn passed(
+        &mut self,
+        want: Want,
+        queue: &Following,
+        after: Seq,
+        to: Position,
+        out: &mut Output,
+    ) {
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         lane.pointer.send(to.seq);
         lane.epoch = to.epoch;
@@ -322,7 +346,8 @@ impl Session {
         match &entry.body {
             Body::Message(_) => return,
             Body::Follow { queue, since } => {
-                let following = Following { queue: queue.clone(), id: queue.id(), since: *since, control: seq };
+                let following =
+                    Following { queue: queue.clone(), id: queue.id(), since: *since, control: seq };
                 let usage = match &self.mode {
                     Mode::Plain(plain) => plain.usage()(&regid, queue),
                     Mode::Frames(_) | Mode::Undecided => Use::Deliver,
@@ -347,7 +372,14 @@ impl Session {
     ) -> bool {
         let Some(qos) = self.qos_of(&regid, queue) else { return false };
         let packet_id = if qos == Qos::AtMostOnce { 0 } else { self.window.next_id() };
-        if !self.publish(cx, queue, entry, message, Sending { regid, qos, packet_id, dup: false }, out) {
+        if !self.publish(
+            cx,
+            queue,
+            entry,
+            message,
+            Sending { regid, qos, packet_id, dup: false },
+            out,
+        ) {
             out.ignored.push(Ignored::Oversize);
             return false;
         }
@@ -367,7 +399,9 @@ impl Session {
     /// Sends what a parked session had sent, with its old packet id. What is no longer
     /// there counts as acknowledged.
     fn resend(&mut self, cx: &Context<'_>, want: Want, pulled: Option<Pulled>, out: &mut Output) {
-        let Some((packet_id, cover)) = self.window.first_resend().map(|item| (item.packet_id, item.cover)) else {
+        let Some((packet_id, cover)) =
+            self.window.first_resend().map(|item| (item.packet_id, item.cover))
+        else {
             return;
         };
         let queue = self.followings(want.feed)[want.at].clone();

@@ -8,12 +8,12 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 use carillon_wire::mqtt::{Connect, Decoder, Disconnect, Publish, Qos};
 
-use super::{
-    feeds::{Standing, followings},
-    handshake, *,
-};
+use super::{feeds::Standing, handshake, *};
 use crate::{
-    base::ids::{AppId, MessageId, QueueName},
+    base::{
+        ids::{AppId, MessageId, QueueName},
+        metrics::ResumeReason,
+    },
     queue::{
         entry::{Body, Entry, Message},
         position::Epoch,
@@ -94,7 +94,12 @@ impl Rig {
 
     fn v311() -> Self {
         let session_expiry_s = u32::MAX;
-        Self::with(Connect { version: Version::V311, clean_start: false, session_expiry_s, ..Connect::default() })
+        Self::with(Connect {
+            version: Version::V311,
+            clean_start: false,
+            session_expiry_s,
+            ..Connect::default()
+        })
     }
 
     /// Appends an entry to a queue and nudges.
@@ -110,14 +115,19 @@ impl Rig {
         self.append(&QueueName::Own(RegId([byte; 20])), message(text))
     }
 
+    fn own_one(&mut self, text: &str) {
+        self.own(1, text);
+    }
+
     fn standing(&self, registration: &Registration) -> Standing {
-        let followings = followings(registration);
+        let followings = Following::all_of(registration);
         let start = |following: &Following| Start {
             after: at(self.stored.get(&following.id).copied().unwrap_or(following.since.seq.0)),
             jump: None,
             reason: ResumeReason::Stored,
         };
-        let head = |following: &Following| at(self.queues.get(&following.id).map_or(0, Vec::len) as u64);
+        let head =
+            |following: &Following| at(self.queues.get(&following.id).map_or(0, Vec::len) as u64);
         Standing {
             regid: registration.regid,
             app: registration.app.clone(),
@@ -183,7 +193,8 @@ impl Rig {
         let filters = filters.iter().map(|(text, qos)| ((*text).to_owned(), *qos)).collect();
         self.packet(Packet::Subscribe(Subscribe { packet_id: 1, filters, subscription_id: None }));
         if let Some(Call::Subscribe(packet_id, wanted)) = self.out.call.take() {
-            let results = wanted.into_iter().map(|w| w.and_then(|w| super::plain::resolve(w, registrations)));
+            let results =
+                wanted.into_iter().map(|w| w.and_then(|w| super::plain::resolve(w, registrations)));
             let standings = registrations.iter().map(|r| self.standing(r)).collect();
             self.input(Input::Answer(Answer::Subscribed(packet_id, results.collect(), standings)));
         }
@@ -230,16 +241,24 @@ fn who_is_silent_for_one_and_a_half_keep_alives_is_closed() {
     rig.now_s = 56;
     rig.input(Input::Nudged(Reasons::TICK));
     assert_eq!(rig.out.close, Some(CloseReason::KeepAliveTimeout));
-    assert_eq!(rig.read(), [Packet::Disconnect(Disconnect { reason: 0x8D, ..Disconnect::default() })]);
+    assert_eq!(
+        rig.read(),
+        [Packet::Disconnect(Disconnect { reason: 0x8D, ..Disconnect::default() })]
+    );
 }
 
 #[test]
 fn a_taken_over_connection_says_so_and_does_nothing_else() {
     let mut rig = Rig::v5();
-    rig.input(Input::Nudged(Reasons(Reasons::TAKEN_OVER.0 | Reasons::DELIVER.0 | Reasons::REFRESH.0)));
+    rig.input(Input::Nudged(Reasons(
+        Reasons::TAKEN_OVER.0 | Reasons::DELIVER.0 | Reasons::REFRESH.0,
+    )));
     assert_eq!(rig.out.close, Some(CloseReason::TakenOver));
     assert!(rig.out.call.is_none());
-    assert_eq!(rig.read(), [Packet::Disconnect(Disconnect { reason: 0x8E, ..Disconnect::default() })]);
+    assert_eq!(
+        rig.read(),
+        [Packet::Disconnect(Disconnect { reason: 0x8E, ..Disconnect::default() })]
+    );
 }
 
 #[test]
@@ -256,26 +275,38 @@ fn the_first_use_decides_and_the_other_is_refused() {
     let mut rig = Rig::v5();
     assert_eq!(rig.subscribe(&[("a/b/c/d", Qos::AtLeastOnce)], &one), [0x8F]);
     assert_eq!(rig.session.mode(), "undecided");
-    assert_eq!(rig.subscribe(&[("push", Qos::ExactlyOnce), ("down", Qos::AtLeastOnce)], &one), [1, 0x8F]);
+    assert_eq!(
+        rig.subscribe(&[("push", Qos::ExactlyOnce), ("down", Qos::AtLeastOnce)], &one),
+        [1, 0x8F]
+    );
     assert_eq!(rig.session.mode(), "plain");
-    let up = Publish { qos: Qos::AtLeastOnce, topic: "up".into(), packet_id: 5, ..Publish::default() };
+    let up =
+        Publish { qos: Qos::AtLeastOnce, topic: "up".into(), packet_id: 5, ..Publish::default() };
     rig.packet(Packet::Publish(up));
     assert_eq!(rig.read(), [Packet::PubAck(Ack { packet_id: 5, reason: 0x87 })]);
 
     let mut rig = Rig::v5();
-    assert_eq!(rig.subscribe(&[("down", Qos::ExactlyOnce), ("push", Qos::AtLeastOnce)], &one), [1, 0x8F]);
+    assert_eq!(
+        rig.subscribe(&[("down", Qos::ExactlyOnce), ("push", Qos::AtLeastOnce)], &one),
+        [1, 0x8F]
+    );
     assert_eq!(rig.session.mode(), "frames");
 }
 
 #[test]
 fn each_filter_is_judged_on_its_own() {
-    let filters = ["$share/g/push", "push/#", "topic/+", "up", "topic/a b", "push/other", "topic/x"];
+    let filters =
+        ["$share/g/push", "push/#", "topic/+", "up", "topic/a b", "push/other", "topic/x"];
     let filters: Vec<_> = filters.iter().map(|text| (*text, Qos::AtMostOnce)).collect();
     let mut rig = Rig::v5();
     let codes = rig.subscribe(&filters, &[registration(1, "demo", &["x"])]);
     assert_eq!(codes, [0x9E, 0xA2, 0xA2, 0x8F, 0x8F, 0x87, 0]);
     let two = [registration(1, "demo", &["x"]), registration(2, "other", &[])];
-    let filters = [("push", Qos::AtLeastOnce), ("push/other", Qos::AtLeastOnce), ("topic/demo/x", Qos::AtMostOnce)];
+    let filters = [
+        ("push", Qos::AtLeastOnce),
+        ("push/other", Qos::AtLeastOnce),
+        ("topic/demo/x", Qos::AtMostOnce),
+    ];
     assert_eq!(Rig::v5().subscribe(&filters, &two), [0x8F, 1, 0]);
     let many = vec![("push", Qos::AtMostOnce); 66];
     let codes = Rig::v5().subscribe(&many, &two[..1]);
@@ -284,7 +315,8 @@ fn each_filter_is_judged_on_its_own() {
 
 #[test]
 fn packets_that_only_a_server_sends_and_pubrec_end_the_connection() {
-    for packet in [Packet::PingResp, Packet::Auth, Packet::PubRec(Ack { packet_id: 1, reason: 0 })] {
+    for packet in [Packet::PingResp, Packet::Auth, Packet::PubRec(Ack { packet_id: 1, reason: 0 })]
+    {
         let mut rig = Rig::v5();
         rig.packet(packet);
         assert_eq!(rig.out.close, Some(CloseReason::ProtocolError));
@@ -301,6 +333,9 @@ fn an_acknowledgement_of_nothing_is_counted_and_ignored() {
 #[test]
 fn a_session_that_was_to_end_at_once_cannot_be_prolonged() {
     let mut rig = Rig::v5();
-    rig.packet(Packet::Disconnect(Disconnect { session_expiry_s: Some(9), ..Disconnect::default() }));
+    rig.packet(Packet::Disconnect(Disconnect {
+        session_expiry_s: Some(9),
+        ..Disconnect::default()
+    }));
     assert_eq!(rig.out.close, Some(CloseReason::ProtocolError));
 }

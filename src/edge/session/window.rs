@@ -255,7 +255,9 @@ impl Window {
     fn settle(&mut self, regid: &RegId, queue: &QueueId) -> Option<Position> {
         let mut newest = None;
         for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
-            let Some(to) = item.covers().filter(|c| c.queue == *queue).last().map(|c| c.to) else { continue };
+            let Some(to) = item.covers().filter(|c| c.queue == *queue).last().map(|c| c.to) else {
+                continue;
+            };
             if item.stage != Stage::Acked {
                 break;
             }

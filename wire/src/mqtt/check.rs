@@ -224,10 +224,16 @@ fn disconnect(role: Role, version: Version, reader: &mut Reader<'_>) -> Result<(
     if reader.is_empty() {
         return Ok(());
     }
-    properties(reader, &DISCONNECT, &mut UserCount::default(), |id, _: Value<'_>| match (role, id) {
-        (Role::Server, property::SERVER_REFERENCE) => Err(Error::Protocol("a server reference from a client")),
-        (Role::Client, property::SESSION_EXPIRY) => Err(Error::Protocol("a session expiry from a server")),
-        (Role::Server | Role::Client, _) => Ok(()),
+    properties(reader, &DISCONNECT, &mut UserCount::default(), |id, _: Value<'_>| {
+        match (role, id) {
+            (Role::Server, property::SERVER_REFERENCE) => {
+                Err(Error::Protocol("a server reference from a client"))
+            }
+            (Role::Client, property::SESSION_EXPIRY) => {
+                Err(Error::Protocol("a session expiry from a server"))
+            }
+            (Role::Server | Role::Client, _) => Ok(()),
+        }
     })
 }
 
@@ -287,5 +293,9 @@ const DISCONNECT: PropertySet = PropertySet::once(&[
     property::REASON_STRING,
     property::USER,
 ]);
-const AUTH: PropertySet =
-    PropertySet::once(&[property::AUTH_METHOD, property::AUTH_DATA, property::REASON_STRING, property::USER]);
+const AUTH: PropertySet = PropertySet::once(&[
+    property::AUTH_METHOD,
+    property::AUTH_DATA,
+    property::REASON_STRING,
+    property::USER,
+]);

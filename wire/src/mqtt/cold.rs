@@ -39,7 +39,10 @@ fn from_v3(packet: v3::Packet) -> Result<Packet, Error> {
         })),
         v3::Packet::Subscribe { packet_id, topic_filters } => Packet::Subscribe(Subscribe {
             packet_id: packet_id.get(),
-            filters: topic_filters.iter().map(|(filter, qos)| (filter.to_string(), from_qos(*qos))).collect(),
+            filters: topic_filters
+                .iter()
+                .map(|(filter, qos)| (filter.to_string(), from_qos(*qos)))
+                .collect(),
             subscription_id: None,
         }),
         v3::Packet::SubscribeAck { packet_id, status } => Packet::SubAck(SubAck {

@@ -45,9 +45,13 @@ impl Decoder {
     /// # Errors
     /// Any [`Error`] but `Unencodable`. The connection must end: `buf` is then in no useful state.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Packet>, Error> {
-        let Some(&first) = buf.first() else { return Ok(None) };
+        let Some(&first) = buf.first() else {
+            return Ok(None);
+        };
         let kind = self.admit(first)?;
-        let Some((remaining, varint_bytes)) = varint(&buf[1..])? else { return Ok(None) };
+        let Some((remaining, varint_bytes)) = varint(&buf[1..])? else {
+            return Ok(None);
+        };
         let header_bytes = 1 + varint_bytes;
         let total = remaining.saturating_add(header_bytes as u32);
         if total > self.bytes_max.min(REMAINING_BYTES_MAX) {
@@ -107,7 +111,8 @@ impl Decoder {
         };
         let packet = match kind {
             Kind::Publish => {
-                let (mut publish, payload_at) = hot::publish(self.role, version, buf[0] & 0x0F, body)?;
+                let (mut publish, payload_at) =
+                    hot::publish(self.role, version, buf[0] & 0x0F, body)?;
                 publish.payload = take(buf, total).freeze().slice(header_bytes + payload_at..);
                 return Ok(Packet::Publish(publish));
             }
@@ -188,9 +193,16 @@ impl Kind {
 
     fn is_for(self, role: Role, version: Option<Version>) -> bool {
         match self {
-            Self::Connect | Self::Subscribe | Self::Unsubscribe | Self::PingReq => role == Role::Server,
+            Self::Connect | Self::Subscribe | Self::Unsubscribe | Self::PingReq => {
+                role == Role::Server
+            }
             Self::ConnAck | Self::SubAck | Self::UnsubAck | Self::PingResp => role == Role::Client,
-            Self::Publish | Self::PubAck | Self::PubRec | Self::PubRel | Self::PubComp | Self::Auth => true,
+            Self::Publish
+            | Self::PubAck
+            | Self::PubRec
+            | Self::PubRel
+            | Self::PubComp
+            | Self::Auth => true,
             Self::Disconnect => role == Role::Server || version == Some(Version::V5),
         }
     }

@@ -34,7 +34,10 @@ pub struct PublishHead<'a> {
 /// # Panics
 /// If the head breaks one of its field's rules, or the packet is longer than MQTT can say: the caller's error.
 pub fn encode_publish(head: &PublishHead<'_>, payload: &[u8], out: &mut BytesMut) {
-    assert!((head.packet_id == 0) == (head.qos == Qos::AtMostOnce), "a packet id exactly above QoS 0");
+    assert!(
+        (head.packet_id == 0) == (head.qos == Qos::AtMostOnce),
+        "a packet id exactly above QoS 0"
+    );
     assert!(!(head.dup && head.qos == Qos::AtMostOnce), "DUP only above QoS 0");
     assert!(head.topic_alias != Some(0), "topic aliases begin at 1");
     let properties_bytes = properties_bytes(head);
@@ -93,7 +96,8 @@ fn put_properties(head: &PublishHead<'_>, out: &mut BytesMut) {
 }
 
 fn put_text(text: &str, out: &mut BytesMut) {
-    let length = u16::try_from(text.len()).expect("a string of MQTT is at most 65,535 bytes: the caller's bound");
+    let length = u16::try_from(text.len())
+        .expect("a string of MQTT is at most 65,535 bytes: the caller's bound");
     out.put_u16(length);
     out.put_slice(text.as_bytes());
 }

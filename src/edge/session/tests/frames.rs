@@ -2,19 +2,19 @@
 
 use carillon_wire::{frame, idl};
 
-use super::{
-    super::frames::Ticket,
-    *,
-};
-use crate::{
-    base::metrics::UpKind,
-    queue::plan::Jump,
-};
+use super::{super::frames::Ticket, *};
+use crate::{base::metrics::UpKind, queue::plan::Jump};
 
 fn up(rig: &mut Rig, up: &idl::Up, qos: Qos, packet_id: u16) {
     let mut payload = Vec::new();
     frame::encode_up(up, &mut payload).unwrap();
-    let publish = Publish { qos, topic: "up".into(), packet_id, payload: payload.into(), ..Publish::default() };
+    let publish = Publish {
+        qos,
+        topic: "up".into(),
+        packet_id,
+        payload: payload.into(),
+        ..Publish::default()
+    };
     rig.packet(Packet::Publish(publish));
 }
 
@@ -40,7 +40,10 @@ fn resume(rig: &mut Rig, registrations: &[Registration]) {
 }
 
 fn downs(packets: Vec<Packet>) -> Vec<(u16, idl::Down)> {
-    publishes(packets).into_iter().map(|p| (p.packet_id, frame::decode_down(&p.payload).unwrap())).collect()
+    publishes(packets)
+        .into_iter()
+        .map(|p| (p.packet_id, frame::decode_down(&p.payload).unwrap()))
+        .collect()
 }
 
 fn ranges(down: &idl::Down) -> Vec<(idl::QueueKind, i64, i64, usize)> {
@@ -57,8 +60,14 @@ fn deltas_flow_after_resumed_and_not_before() {
     assert!(downs(rig.pump()).is_empty());
     resume(&mut rig, &[registration(1, "demo", &["x"])]);
     let seen = downs(rig.pump());
-    assert_eq!(seen[0].1.resumed, Some(idl::Resumed { regids: Some(vec![RegId([1; 20]).to_string()]) }));
-    assert_eq!(ranges(&seen[1].1), [(idl::QueueKind::OWN, 1, 1, 1), (idl::QueueKind::TOPIC, 1, 1, 1)]);
+    assert_eq!(
+        seen[0].1.resumed,
+        Some(idl::Resumed { regids: Some(vec![RegId([1; 20]).to_string()]) })
+    );
+    assert_eq!(
+        ranges(&seen[1].1),
+        [(idl::QueueKind::OWN, 1, 1, 1), (idl::QueueKind::TOPIC, 1, 1, 1)]
+    );
     assert_eq!(seen.len(), 2);
     rig.ack(seen[1].0);
     assert_eq!((rig.stored(&own(1)), rig.stored(&topic("x"))), (1, 1));
@@ -67,7 +76,12 @@ fn deltas_flow_after_resumed_and_not_before() {
 #[test]
 fn a_device_whose_digest_differs_is_asked_for_its_positions() {
     let mut rig = Rig::v5();
-    up(&mut rig, &idl::Up { resume: Some(idl::Resume { digest: 5 }), ..empty() }, Qos::AtLeastOnce, 3);
+    up(
+        &mut rig,
+        &idl::Up { resume: Some(idl::Resume { digest: 5 }), ..empty() },
+        Qos::AtLeastOnce,
+        3,
+    );
     let Some(Call::Resume(ticket, 5)) = rig.out.call.take() else { panic!("a resume is a call") };
     assert_eq!(rig.read(), [], "an uplink is acknowledged after it was performed");
     rig.input(Input::Answer(Answer::Resumed(ticket, None)));
@@ -89,7 +103,10 @@ fn a_following_is_not_sent_before_its_control_entry() {
     assert_eq!(ranges(&seen[1].1), [(idl::QueueKind::OWN, 1, 1, 1)]);
     rig.append(&own(1), Body::Follow { queue: topic("x"), since: at(0) });
     let seen = downs(rig.pump());
-    assert_eq!(ranges(&seen[0].1), [(idl::QueueKind::OWN, 2, 2, 1), (idl::QueueKind::TOPIC, 1, 1, 1)]);
+    assert_eq!(
+        ranges(&seen[0].1),
+        [(idl::QueueKind::OWN, 2, 2, 1), (idl::QueueKind::TOPIC, 1, 1, 1)]
+    );
 }
 
 #[test]
@@ -98,7 +115,12 @@ fn a_jump_is_told_even_when_there_is_nothing_new() {
     let mut standing = rig.standing(&registration(1, "demo", &[]));
     standing.starts[1] = Start { after: at(7), jump: Some(Jump::New), reason: ResumeReason::New };
     let ticket = Ticket { packet_id: 0, qos: Qos::AtMostOnce, request: 0, kind: UpKind::Positions };
-    up(&mut rig, &idl::Up { positions: Some(idl::Positions { registrations: vec![] }), ..empty() }, Qos::AtMostOnce, 0);
+    up(
+        &mut rig,
+        &idl::Up { positions: Some(idl::Positions { registrations: vec![] }), ..empty() },
+        Qos::AtMostOnce,
+        0,
+    );
     rig.out.call = None;
     rig.input(Input::Answer(Answer::Positioned(ticket, vec![standing], vec!["gone".into()])));
     let seen = downs(rig.pump());
@@ -113,7 +135,7 @@ fn a_jump_is_told_even_when_there_is_nothing_new() {
 #[test]
 fn a_frame_is_bounded_in_entries_and_bytes() {
     let mut rig = Rig::v5();
-    (0..100).for_each(|_| drop(rig.own(1, "small")));
+    (0..100).for_each(|_| rig.own_one("small"));
     resume(&mut rig, &[registration(1, "demo", &[])]);
     let seen = downs(rig.pump());
     assert_eq!(ranges(&seen[1].1), [(idl::QueueKind::OWN, 1, 64, 64)]);
@@ -121,7 +143,7 @@ fn a_frame_is_bounded_in_entries_and_bytes() {
 
     let mut rig = Rig::v5();
     let large = "x".repeat(40 << 10);
-    (0..3).for_each(|_| drop(rig.own(1, &large)));
+    (0..3).for_each(|_| rig.own_one(&large));
     resume(&mut rig, &[registration(1, "demo", &[])]);
     let seen = downs(rig.pump());
     assert_eq!(ranges(&seen[1].1), [(idl::QueueKind::OWN, 1, 2, 2)]);
@@ -130,7 +152,11 @@ fn a_frame_is_bounded_in_entries_and_bytes() {
 
 #[test]
 fn an_entry_above_the_clients_maximum_is_passed_over() {
-    let mut rig = Rig::with(Connect { clean_start: false, max_packet_bytes: Some(500), ..Connect::default() });
+    let mut rig = Rig::with(Connect {
+        clean_start: false,
+        max_packet_bytes: Some(500),
+        ..Connect::default()
+    });
     rig.own(1, &"x".repeat(600));
     rig.own(1, "fits");
     resume(&mut rig, &[registration(1, "demo", &[])]);
@@ -143,7 +169,13 @@ fn an_entry_above_the_clients_maximum_is_passed_over() {
 fn what_is_no_frame_is_answered_and_acknowledged() {
     let mut rig = Rig::v5();
     let payload = Bytes::from_static(&[0xFF; 9]);
-    let publish = Publish { qos: Qos::AtLeastOnce, topic: "up".into(), packet_id: 8, payload, ..Publish::default() };
+    let publish = Publish {
+        qos: Qos::AtLeastOnce,
+        topic: "up".into(),
+        packet_id: 8,
+        payload,
+        ..Publish::default()
+    };
     rig.packet(Packet::Publish(publish));
     let packets = rig.read();
     assert_eq!(packets.last(), Some(&Packet::PubAck(Ack { packet_id: 8, reason: 0 })));
@@ -172,9 +204,14 @@ fn a_registration_made_on_the_connection_is_read_and_announced() {
     let standing = rig.standing(&registration(1, "demo", &[]));
     rig.input(Input::Answer(Answer::Refreshed(vec![standing])));
     let seen = downs(rig.pump());
-    assert_eq!(seen[1].1.result.as_ref().map(|r| (r.request, r.code)), Some((9, idl::ResultCode::OK)));
+    assert_eq!(
+        seen[1].1.result.as_ref().map(|r| (r.request, r.code)),
+        Some((9, idl::ResultCode::OK))
+    );
     let deltas = &seen[2].1.deltas.as_ref().unwrap().deltas;
-    assert!(deltas.iter().all(|delta| delta.jump == Some(idl::JumpReason::NEW)) && deltas.len() == 2);
+    assert!(
+        deltas.iter().all(|delta| delta.jump == Some(idl::JumpReason::NEW)) && deltas.len() == 2
+    );
     rig.input(Input::Answer(Answer::Refreshed(Vec::new())));
     assert!(downs(rig.pump())[0].1.ended.is_some());
 }
@@ -209,7 +246,11 @@ fn quality_2_is_bounded_for_3_1_1_and_refused_for_5() {
     }
     let count = rig.out.unknown_ups;
     up(&mut rig, &empty(), Qos::ExactlyOnce, 16);
-    assert_eq!((rig.out.unknown_ups, rig.out.close), (count, None), "a repeated one is not performed again");
+    assert_eq!(
+        (rig.out.unknown_ups, rig.out.close),
+        (count, None),
+        "a repeated one is not performed again"
+    );
     rig.packet(Packet::PubRel(Ack { packet_id: 1, reason: 0 }));
     up(&mut rig, &empty(), Qos::ExactlyOnce, 17);
     assert_eq!(rig.out.close, None);
@@ -219,7 +260,8 @@ fn quality_2_is_bounded_for_3_1_1_and_refused_for_5() {
 
 #[test]
 fn other_topics_and_topic_aliases_are_refused() {
-    let foreign = |qos, packet_id| Publish { qos, topic: "x".into(), packet_id, ..Publish::default() };
+    let foreign =
+        |qos, packet_id| Publish { qos, topic: "x".into(), packet_id, ..Publish::default() };
     let mut rig = Rig::v5();
     rig.packet(Packet::Publish(foreign(Qos::AtLeastOnce, 4)));
     assert_eq!(rig.read(), [Packet::PubAck(Ack { packet_id: 4, reason: 0x87 })]);
@@ -267,7 +309,7 @@ fn a_draining_node_advises_before_it_says_goodbye() {
 fn the_window_of_one_registration_is_bounded() {
     let mut rig = Rig::v5();
     rig.bounds.frame_entries_max = 1;
-    (0..100).for_each(|_| drop(rig.own(1, "a")));
+    (0..100).for_each(|_| rig.own_one("a"));
     rig.own(2, "b");
     resume(&mut rig, &[registration(1, "demo", &[]), registration(2, "other", &[])]);
     let seen = downs(rig.pump());

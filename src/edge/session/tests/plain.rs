@@ -3,7 +3,10 @@
 use super::*;
 
 fn ready(rig: &mut Rig) {
-    assert_eq!(rig.subscribe(&[("push", Qos::AtLeastOnce)], &[registration(1, "demo", &["x"])]), [1]);
+    assert_eq!(
+        rig.subscribe(&[("push", Qos::AtLeastOnce)], &[registration(1, "demo", &["x"])]),
+        [1]
+    );
 }
 
 #[test]
@@ -14,10 +17,14 @@ fn a_message_arrives_as_sent_with_id_queue_and_position() {
     let publishes = publishes(rig.pump());
     assert_eq!(texts(&publishes), ["hello"]);
     let publish = &publishes[0];
-    assert_eq!((publish.topic.as_str(), publish.qos, publish.retain), ("push", Qos::AtLeastOnce, false));
+    assert_eq!(
+        (publish.topic.as_str(), publish.qos, publish.retain),
+        ("push", Qos::AtLeastOnce, false)
+    );
     let id = MessageId([3; 15]).to_string();
     let expected = [("id", id.as_str()), ("queue", "topic:x"), ("position", "1:1")];
-    let expected: Vec<_> = expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let expected: Vec<_> =
+        expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     assert_eq!(publish.user, expected);
     rig.ack(publish.packet_id);
     assert_eq!((rig.stored(&topic("x")), &rig.out.acked_at_ms[..]), (1, &[1_001][..]));
@@ -27,7 +34,7 @@ fn a_message_arrives_as_sent_with_id_queue_and_position() {
 fn acknowledgements_out_of_order_move_the_pointer_over_the_prefix() {
     let mut rig = Rig::v5();
     ready(&mut rig);
-    ["a", "b", "c"].iter().for_each(|text| drop(rig.own(1, text)));
+    ["a", "b", "c"].iter().for_each(|text| rig.own_one(text));
     let publishes = publishes(rig.pump());
     rig.ack(publishes[2].packet_id);
     rig.ack(publishes[1].packet_id);
@@ -40,7 +47,7 @@ fn acknowledgements_out_of_order_move_the_pointer_over_the_prefix() {
 fn no_more_is_sent_than_the_client_takes() {
     let mut rig = Rig::with(Connect { clean_start: false, receive_max: 3, ..Connect::default() });
     ready(&mut rig);
-    (0..10).for_each(|i| drop(rig.own(1, &i.to_string())));
+    (0..10).for_each(|i| rig.own_one(&i.to_string()));
     let first = publishes(rig.pump());
     assert_eq!(texts(&first), ["0", "1", "2"]);
     rig.ack(first[0].packet_id);
@@ -51,8 +58,11 @@ fn no_more_is_sent_than_the_client_takes() {
 fn one_slow_app_does_not_block_the_others() {
     let mut rig = Rig::v5();
     let two = [registration(1, "demo", &[]), registration(2, "other", &[])];
-    assert_eq!(rig.subscribe(&[("push/demo", Qos::AtLeastOnce), ("push/other", Qos::AtLeastOnce)], &two), [1, 1]);
-    (0..100).for_each(|_| drop(rig.own(1, "slow")));
+    assert_eq!(
+        rig.subscribe(&[("push/demo", Qos::AtLeastOnce), ("push/other", Qos::AtLeastOnce)], &two),
+        [1, 1]
+    );
+    (0..100).for_each(|_| rig.own_one("slow"));
     assert_eq!(publishes(rig.pump()).len(), usize::from(rig.bounds.window_per_registration));
     rig.own(2, "quick");
     assert_eq!(texts(&publishes(rig.pump())), ["quick"]);
@@ -89,7 +99,10 @@ fn a_topic_that_is_subscribed_too_comes_under_its_own_name() {
     rig.append(&topic("y"), message("two"));
     let mut seen: Vec<_> = publishes(rig.pump()).into_iter().map(|p| (p.topic, p.qos)).collect();
     seen.sort_by(|a, b| a.0.cmp(&b.0));
-    assert_eq!(seen, [("push".to_owned(), Qos::AtLeastOnce), ("topic/x".to_owned(), Qos::AtMostOnce)]);
+    assert_eq!(
+        seen,
+        [("push".to_owned(), Qos::AtLeastOnce), ("topic/x".to_owned(), Qos::AtMostOnce)]
+    );
 }
 
 #[test]
@@ -130,7 +143,11 @@ fn control_entries_change_what_is_followed_and_are_not_delivered() {
 
 #[test]
 fn what_the_client_cannot_take_is_skipped_and_passed() {
-    let mut rig = Rig::with(Connect { clean_start: false, max_packet_bytes: Some(200), ..Connect::default() });
+    let mut rig = Rig::with(Connect {
+        clean_start: false,
+        max_packet_bytes: Some(200),
+        ..Connect::default()
+    });
     ready(&mut rig);
     rig.own(1, &"x".repeat(300));
     assert_eq!(publishes_of(&mut rig), 0);
@@ -139,11 +156,13 @@ fn what_the_client_cannot_take_is_skipped_and_passed() {
 
 #[test]
 fn topic_aliases_are_used_up_to_the_clients_maximum() {
-    let mut rig = Rig::with(Connect { clean_start: false, topic_alias_max: 1, ..Connect::default() });
+    let mut rig =
+        Rig::with(Connect { clean_start: false, topic_alias_max: 1, ..Connect::default() });
     ready(&mut rig);
     rig.own(1, "a");
     rig.own(1, "b");
-    let seen: Vec<_> = publishes(rig.pump()).into_iter().map(|p| (p.topic, p.topic_alias)).collect();
+    let seen: Vec<_> =
+        publishes(rig.pump()).into_iter().map(|p| (p.topic, p.topic_alias)).collect();
     assert_eq!(seen, [("push".to_owned(), Some(1)), (String::new(), Some(1))]);
 }
 
@@ -151,7 +170,7 @@ fn topic_aliases_are_used_up_to_the_clients_maximum() {
 fn a_parked_session_is_resent_with_its_packet_ids_before_anything_new() {
     let mut rig = Rig::v311();
     ready(&mut rig);
-    ["a", "b", "c"].iter().for_each(|text| drop(rig.own(1, text)));
+    ["a", "b", "c"].iter().for_each(|text| rig.own_one(text));
     let first = publishes(rig.pump());
     let ids: Vec<u16> = first.iter().map(|p| p.packet_id).collect();
     rig.ack(ids[1]);
