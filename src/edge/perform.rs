@@ -12,8 +12,8 @@ use carillon_wire::{
 use super::session::{
     Answer, Call, Effect,
     feeds::Standing,
+    filter::{self, Subscription, Wanted},
     frames::Request,
-    plain::{self, Subscription, Wanted},
 };
 use crate::{
     base::ids::{DeviceId, RegId},
@@ -229,12 +229,12 @@ async fn subscribe(
     let registrations = service.registrations(device)?;
     let mut results = Vec::with_capacity(wanted.len());
     for wanted in wanted {
-        let mut result = wanted.and_then(|wanted| plain::resolve(wanted, &registrations));
+        let mut result = wanted.and_then(|wanted| filter::resolve(wanted, &registrations));
         if let Ok(Subscription { regid, topic: Some(topic), .. }) = &result {
             let topics = [topic.as_str().to_owned()];
             let by = By::Device { device, token: None };
             if let Err(error) = service.subscribe(&regid.to_string(), &topics, by).await {
-                result = Err(plain::refusal(&error));
+                result = Err(filter::refusal(&error));
             }
         }
         results.push(result);
@@ -253,7 +253,7 @@ async fn unsubscribe(
             let topics = [topic.as_str().to_owned()];
             let by = By::Device { device, token: None };
             if let Err(error) = service.unsubscribe(&regid.to_string(), &topics, by).await {
-                result = Err(plain::refusal(&error));
+                result = Err(filter::refusal(&error));
             }
         }
         results.push(result);

@@ -6,7 +6,7 @@ mod plain;
 use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
-use carillon_wire::mqtt::{Connect, Decoder, Disconnect, Publish, Qos};
+use carillon_wire::mqtt::{Connect, Decoder, Disconnect, Publish, Qos, Subscribe};
 
 use super::{feeds::Standing, handshake, *};
 use crate::{
@@ -193,8 +193,9 @@ impl Rig {
         let filters = filters.iter().map(|(text, qos)| ((*text).to_owned(), *qos)).collect();
         self.packet(Packet::Subscribe(Subscribe { packet_id: 1, filters, subscription_id: None }));
         if let Some(Call::Subscribe(packet_id, wanted)) = self.out.call.take() {
-            let results =
-                wanted.into_iter().map(|w| w.and_then(|w| super::plain::resolve(w, registrations)));
+            let results = wanted
+                .into_iter()
+                .map(|w| w.and_then(|w| super::filter::resolve(w, registrations)));
             let standings = registrations.iter().map(|r| self.standing(r)).collect();
             self.input(Input::Answer(Answer::Subscribed(packet_id, results.collect(), standings)));
         }
