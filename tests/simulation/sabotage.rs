@@ -23,8 +23,6 @@ pub enum Bug {
     ForgottenPending,
     /// It loses the changes of what devices follow.
     ForgottenDevice,
-    /// It never keeps a pointer.
-    ForgottenPointers,
 }
 
 /// The memory store behind a bug.
@@ -40,9 +38,7 @@ impl Sabotaged {
         match (self.bug, space) {
             (Bug::ForgottenHead, Space::Heads) | (Bug::LostEntry, Space::Entries(_)) => is_now(20),
             (Bug::ForgottenDevice, Space::Devices) => is_now(8),
-            (Bug::ForgottenPending, Space::Pending) | (Bug::ForgottenPointers, Space::Pointers) => {
-                true
-            }
+            (Bug::ForgottenPending, Space::Pending) => true,
             _ => false,
         }
     }
