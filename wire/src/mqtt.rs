@@ -2,7 +2,7 @@
 //!
 //! Owns framing, strict checking and encoding. PUBLISH, its acknowledgements and pings are read and written here by
 //! hand, because every delivery pays for them; the other packets go through `rmqtt-codec` behind our own checks
-//! ([`check`]). It must never know what a topic means.
+//! (`check`). It must never know what a topic means.
 
 mod check;
 mod cold;
@@ -13,13 +13,13 @@ mod hot;
 mod packet;
 mod publish;
 mod read;
-/// MQTT 5 reason codes.
 pub mod reason;
 
 pub use decoder::Decoder;
 pub use encode::encode;
 pub use error::Error;
 pub use packet::{
-    Ack, ConnAck, Connect, Disconnect, Packet, Publish, Qos, SubAck, Subscribe, Unsubscribe, Version,
+    Ack, ConnAck, Connect, Disconnect, Packet, Publish, Qos, SubAck, Subscribe, Unsubscribe,
+    Version,
 };
 pub use publish::{PublishHead, encode_publish, publish_bytes};

@@ -52,7 +52,8 @@ pub fn deltas_bytes_upper_bound(regid: &str, deltas: &[DeltaParts<'_>]) -> usize
     let deltas_bytes: usize = deltas
         .iter()
         .map(|delta| {
-            delta_overhead_bytes(delta.queue_name) + delta.entries.iter().map(Bytes::len).sum::<usize>()
+            delta_overhead_bytes(delta.queue_name)
+                + delta.entries.iter().map(Bytes::len).sum::<usize>()
         })
         .sum();
     frame_overhead_bytes(regid) + deltas_bytes

@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::io::{self, Read};
 
 use thrift::protocol::{
-    TCompactInputProtocol, TFieldIdentifier, TInputProtocol, TListIdentifier, TMapIdentifier, TMessageIdentifier,
-    TSerializable, TSetIdentifier, TStructIdentifier,
+    TCompactInputProtocol, TFieldIdentifier, TInputProtocol, TListIdentifier, TMapIdentifier,
+    TMessageIdentifier, TSerializable, TSetIdentifier, TStructIdentifier,
 };
 use thrift::{ProtocolError, ProtocolErrorKind, Result, TConfiguration};
 
@@ -17,7 +17,10 @@ use crate::limits::{CONTAINER_ITEMS_MAX, DEPTH_MAX, FRAME_BYTES_MAX, STRING_BYTE
 /// Reads one struct from the start of `bytes`; the second value is how many bytes are left behind it.
 pub(super) fn read<T: TSerializable>(bytes: &[u8]) -> Result<(T, usize)> {
     let left = Cell::new(bytes);
-    let mut guard = Guard { inner: TCompactInputProtocol::with_config(Source(&left), limits()?), left: &left };
+    let mut guard = Guard {
+        inner: TCompactInputProtocol::with_config(Source(&left), limits()?),
+        left: &left,
+    };
     let value = T::read_from_in_protocol(&mut guard)?;
     Ok((value, left.get().len()))
 }
@@ -54,7 +57,10 @@ impl<'a> Guard<'a> {
     fn check_items(&self, items: i32) -> Result<()> {
         match usize::try_from(items) {
             Ok(items) if items <= self.left.get().len() => Ok(()),
-            _ => Err(refused(ProtocolErrorKind::SizeLimit, "a container claims more items than there are bytes")),
+            _ => Err(refused(
+                ProtocolErrorKind::SizeLimit,
+                "a container claims more items than there are bytes",
+            )),
         }
     }
 
@@ -63,7 +69,12 @@ impl<'a> Guard<'a> {
         let length = self.length()?;
         let (bytes, left) = match self.left.get().split_at_checked(length) {
             Some(parts) if length <= STRING_BYTES_MAX => parts,
-            _ => return Err(refused(ProtocolErrorKind::SizeLimit, "a string claims more bytes than it may or has")),
+            _ => {
+                return Err(refused(
+                    ProtocolErrorKind::SizeLimit,
+                    "a string claims more bytes than it may or has",
+                ));
+            }
         };
         self.left.set(left);
         Ok(bytes)
@@ -75,20 +86,30 @@ impl<'a> Guard<'a> {
             let byte = self.inner.read_byte()?;
             length |= u64::from(byte & 0x7F) << shift;
             if byte & 0x80 == 0 {
-                return usize::try_from(length).map_err(|_| refused(ProtocolErrorKind::SizeLimit, "length"));
+                return usize::try_from(length)
+                    .map_err(|_| refused(ProtocolErrorKind::SizeLimit, "length"));
             }
         }
-        Err(refused(ProtocolErrorKind::InvalidData, "a length of more than five bytes"))
+        Err(refused(
+            ProtocolErrorKind::InvalidData,
+            "a length of more than five bytes",
+        ))
     }
 }
 
 impl TInputProtocol for Guard<'_> {
     fn read_message_begin(&mut self) -> Result<TMessageIdentifier> {
-        Err(refused(ProtocolErrorKind::NotImplemented, "a frame is a struct, not a call"))
+        Err(refused(
+            ProtocolErrorKind::NotImplemented,
+            "a frame is a struct, not a call",
+        ))
     }
 
     fn read_message_end(&mut self) -> Result<()> {
-        Err(refused(ProtocolErrorKind::NotImplemented, "a frame is a struct, not a call"))
+        Err(refused(
+            ProtocolErrorKind::NotImplemented,
+            "a frame is a struct, not a call",
+        ))
     }
 
     fn read_bytes(&mut self) -> Result<Vec<u8>> {
@@ -98,7 +119,10 @@ impl TInputProtocol for Guard<'_> {
     fn read_string(&mut self) -> Result<String> {
         match std::str::from_utf8(self.binary()?) {
             Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(refused(ProtocolErrorKind::InvalidData, "a string is not UTF-8")),
+            Err(_) => Err(refused(
+                ProtocolErrorKind::InvalidData,
+                "a string is not UTF-8",
+            )),
         }
     }
 

@@ -224,11 +224,20 @@ fn disconnect(role: Role, version: Version, reader: &mut Reader<'_>) -> Result<(
     if reader.is_empty() {
         return Ok(());
     }
-    properties(reader, &DISCONNECT, &mut UserCount::default(), |id, _: Value<'_>| match (role, id) {
-        (Role::Server, property::SERVER_REFERENCE) => Err(Error::Protocol("a server reference from a client")),
-        (Role::Client, property::SESSION_EXPIRY) => Err(Error::Protocol("a session expiry from a server")),
-        (Role::Server | Role::Client, _) => Ok(()),
-    })
+    properties(
+        reader,
+        &DISCONNECT,
+        &mut UserCount::default(),
+        |id, _: Value<'_>| match (role, id) {
+            (Role::Server, property::SERVER_REFERENCE) => {
+                Err(Error::Protocol("a server reference from a client"))
+            }
+            (Role::Client, property::SESSION_EXPIRY) => {
+                Err(Error::Protocol("a session expiry from a server"))
+            }
+            (Role::Server | Role::Client, _) => Ok(()),
+        },
+    )
 }
 
 fn auth(reader: &mut Reader<'_>) -> Result<(), Error> {
@@ -236,7 +245,11 @@ fn auth(reader: &mut Reader<'_>) -> Result<(), Error> {
         return Ok(());
     }
     reader.u8()?;
-    if reader.is_empty() { Ok(()) } else { check_properties(reader, &AUTH) }
+    if reader.is_empty() {
+        Ok(())
+    } else {
+        check_properties(reader, &AUTH)
+    }
 }
 
 const CONNECT: PropertySet = PropertySet::once(&[
@@ -287,5 +300,9 @@ const DISCONNECT: PropertySet = PropertySet::once(&[
     property::REASON_STRING,
     property::USER,
 ]);
-const AUTH: PropertySet =
-    PropertySet::once(&[property::AUTH_METHOD, property::AUTH_DATA, property::REASON_STRING, property::USER]);
+const AUTH: PropertySet = PropertySet::once(&[
+    property::AUTH_METHOD,
+    property::AUTH_DATA,
+    property::REASON_STRING,
+    property::USER,
+]);

@@ -19,12 +19,20 @@ pub struct Decoder {
 impl Decoder {
     /// For a server: expects CONNECT first and learns the version from it. `max_packet_bytes` counts whole packets.
     pub const fn server(max_packet_bytes: u32) -> Self {
-        Self { role: Role::Server, version: None, bytes_max: max_packet_bytes }
+        Self {
+            role: Role::Server,
+            version: None,
+            bytes_max: max_packet_bytes,
+        }
     }
 
     /// For a client of that version. `max_packet_bytes` counts whole packets.
     pub const fn client(version: Version, max_packet_bytes: u32) -> Self {
-        Self { role: Role::Client, version: Some(version), bytes_max: max_packet_bytes }
+        Self {
+            role: Role::Client,
+            version: Some(version),
+            bytes_max: max_packet_bytes,
+        }
     }
 
     /// From now on; a server allows more after it has authenticated the device.
@@ -45,13 +53,20 @@ impl Decoder {
     /// # Errors
     /// Any [`Error`] but `Unencodable`. The connection must end: `buf` is then in no useful state.
     pub fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<Packet>, Error> {
-        let Some(&first) = buf.first() else { return Ok(None) };
+        let Some(&first) = buf.first() else {
+            return Ok(None);
+        };
         let kind = self.admit(first)?;
-        let Some((remaining, varint_bytes)) = varint(&buf[1..])? else { return Ok(None) };
+        let Some((remaining, varint_bytes)) = varint(&buf[1..])? else {
+            return Ok(None);
+        };
         let header_bytes = 1 + varint_bytes;
         let total = remaining.saturating_add(header_bytes as u32);
         if total > self.bytes_max.min(REMAINING_BYTES_MAX) {
-            return Err(Error::PacketTooLarge { bytes: total, max: self.bytes_max });
+            return Err(Error::PacketTooLarge {
+                bytes: total,
+                max: self.bytes_max,
+            });
         }
         let total = total as usize;
         if buf.len() < total {
@@ -77,7 +92,9 @@ impl Decoder {
             return Err(Error::Malformed("packet type 15"));
         }
         if !kind.is_for(self.role, self.version) {
-            return Err(Error::UnexpectedPacket("a packet that only the other end may send"));
+            return Err(Error::UnexpectedPacket(
+                "a packet that only the other end may send",
+            ));
         }
         let flags_expected = match kind {
             Kind::Publish => return Ok(kind),
@@ -107,7 +124,8 @@ impl Decoder {
         };
         let packet = match kind {
             Kind::Publish => {
-                let (mut publish, payload_at) = hot::publish(self.role, version, buf[0] & 0x0F, body)?;
+                let (mut publish, payload_at) =
+                    hot::publish(self.role, version, buf[0] & 0x0F, body)?;
                 publish.payload = take(buf, total).freeze().slice(header_bytes + payload_at..);
                 return Ok(Packet::Publish(publish));
             }
@@ -188,9 +206,16 @@ impl Kind {
 
     fn is_for(self, role: Role, version: Option<Version>) -> bool {
         match self {
-            Self::Connect | Self::Subscribe | Self::Unsubscribe | Self::PingReq => role == Role::Server,
+            Self::Connect | Self::Subscribe | Self::Unsubscribe | Self::PingReq => {
+                role == Role::Server
+            }
             Self::ConnAck | Self::SubAck | Self::UnsubAck | Self::PingResp => role == Role::Client,
-            Self::Publish | Self::PubAck | Self::PubRec | Self::PubRel | Self::PubComp | Self::Auth => true,
+            Self::Publish
+            | Self::PubAck
+            | Self::PubRec
+            | Self::PubRel
+            | Self::PubComp
+            | Self::Auth => true,
             Self::Disconnect => role == Role::Server || version == Some(Version::V5),
         }
     }
@@ -198,5 +223,9 @@ impl Kind {
 
 /// The first `count` bytes of `buf`; all of its memory with them if nothing follows.
 fn take(buf: &mut BytesMut, count: usize) -> BytesMut {
-    if buf.len() == count { std::mem::take(buf) } else { buf.split_to(count) }
+    if buf.len() == count {
+        std::mem::take(buf)
+    } else {
+        buf.split_to(count)
+    }
 }

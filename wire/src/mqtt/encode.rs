@@ -11,7 +11,8 @@ use super::decoder::Kind;
 use super::error::Error;
 use super::hot::is_ack_reason;
 use super::packet::{
-    Ack, ConnAck, Connect, Disconnect, Packet, Publish, Qos, SubAck, Subscribe, Unsubscribe, Version,
+    Ack, ConnAck, Connect, Disconnect, Packet, Publish, Qos, SubAck, Subscribe, Unsubscribe,
+    Version,
 };
 use super::publish::{PublishHead, encode_publish};
 use super::reason;
@@ -41,7 +42,9 @@ fn encode_any(version: Version, packet: &Packet, out: &mut BytesMut) -> Result<(
         Packet::PubComp(ack) => return encode_ack(version, 0x70, Kind::PubComp, *ack, out),
         Packet::PingReq => out.put_slice(&[0xC0, 0]),
         Packet::PingResp => out.put_slice(&[0xD0, 0]),
-        Packet::Disconnect(disconnect) if is_plain(version, disconnect) => out.put_slice(&[0xE0, 0]),
+        Packet::Disconnect(disconnect) if is_plain(version, disconnect) => {
+            out.put_slice(&[0xE0, 0])
+        }
         Packet::Connect(_)
         | Packet::ConnAck(_)
         | Packet::Subscribe(_)
@@ -56,7 +59,9 @@ fn encode_any(version: Version, packet: &Packet, out: &mut BytesMut) -> Result<(
             }
             Version::V5 => {
                 let packet = to_v5(packet)?;
-                v5::Codec::new(0, 0).encode(packet, out).map_err(|_| REFUSED)?;
+                v5::Codec::new(0, 0)
+                    .encode(packet, out)
+                    .map_err(|_| REFUSED)?;
             }
         },
     }
@@ -67,7 +72,13 @@ fn is_plain(version: Version, disconnect: &Disconnect) -> bool {
     version == Version::V311 || *disconnect == Disconnect::default()
 }
 
-fn encode_ack(version: Version, first: u8, kind: Kind, ack: Ack, out: &mut BytesMut) -> Result<(), Error> {
+fn encode_ack(
+    version: Version,
+    first: u8,
+    kind: Kind,
+    ack: Ack,
+    out: &mut BytesMut,
+) -> Result<(), Error> {
     packet_id(ack.packet_id)?;
     if !is_ack_reason(kind, ack.reason) {
         return Err(Error::Unencodable("a reason that this packet cannot carry"));
@@ -80,10 +91,20 @@ fn encode_ack(version: Version, first: u8, kind: Kind, ack: Ack, out: &mut Bytes
     Ok(())
 }
 
-fn encode_checked_publish(version: Version, publish: &Publish, out: &mut BytesMut) -> Result<(), Error> {
-    let user: Vec<(&str, &str)> =
-        publish.user.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let texts = user.iter().flat_map(|(name, value)| [*name, *value]).chain([publish.topic.as_str()]);
+fn encode_checked_publish(
+    version: Version,
+    publish: &Publish,
+    out: &mut BytesMut,
+) -> Result<(), Error> {
+    let user: Vec<(&str, &str)> = publish
+        .user
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let texts = user
+        .iter()
+        .flat_map(|(name, value)| [*name, *value])
+        .chain([publish.topic.as_str()]);
     for item in texts {
         text(item)?;
     }
@@ -108,7 +129,9 @@ fn encode_checked_publish(version: Version, publish: &Publish, out: &mut BytesMu
         user: &user,
         message_expiry_s: publish.message_expiry_s,
     };
-    if super::publish_bytes(&head, publish.payload.len()) > crate::limits::REMAINING_BYTES_MAX as usize {
+    if super::publish_bytes(&head, publish.payload.len())
+        > crate::limits::REMAINING_BYTES_MAX as usize
+    {
         return Err(Error::Unencodable("longer than MQTT can say"));
     }
     encode_publish(&head, &publish.payload, out);
@@ -124,7 +147,9 @@ fn to_v3(packet: &Packet) -> Result<v3::Packet, Error> {
         }),
         Packet::Subscribe(subscribe) => v3::Packet::Subscribe {
             packet_id: packet_id(subscribe.packet_id)?,
-            topic_filters: filters(&subscribe.filters, |(filter, qos)| Ok((text(filter)?.into(), to_qos(*qos))))?,
+            topic_filters: filters(&subscribe.filters, |(filter, qos)| {
+                Ok((text(filter)?.into(), to_qos(*qos)))
+            })?,
         },
         Packet::SubAck(ack) => v3::Packet::SubscribeAck {
             packet_id: packet_id(ack.packet_id)?,
@@ -138,7 +163,9 @@ fn to_v3(packet: &Packet) -> Result<v3::Packet, Error> {
             packet_id: packet_id(unsubscribe.packet_id)?,
             topic_filters: filters(&unsubscribe.filters, |filter| Ok(text(filter)?.into()))?,
         },
-        Packet::UnsubAck(ack) => v3::Packet::UnsubscribeAck { packet_id: packet_id(ack.packet_id)? },
+        Packet::UnsubAck(ack) => v3::Packet::UnsubscribeAck {
+            packet_id: packet_id(ack.packet_id)?,
+        },
         _ => return Err(Error::Unencodable("a packet that MQTT 3.1.1 does not have")),
     })
 }
@@ -153,22 +180,34 @@ fn to_v5(packet: &Packet) -> Result<v5::Packet, Error> {
             properties: Vec::new(),
             reason_string: None,
             status: filters(&ack.reasons, |reason| {
-                nearest(*reason, v5::SubscribeAckReason::try_from, v5::SubscribeAckReason::UnspecifiedError)
+                nearest(
+                    *reason,
+                    v5::SubscribeAckReason::try_from,
+                    v5::SubscribeAckReason::UnspecifiedError,
+                )
             })?,
         }),
-        Packet::Unsubscribe(Unsubscribe { packet_id: id, filters: list }) => {
-            v5::Packet::Unsubscribe(v5::Unsubscribe {
-                packet_id: packet_id(*id)?,
-                user_properties: Vec::new(),
-                topic_filters: filters(list, |filter| Ok(text(filter)?.into()))?,
-            })
-        }
-        Packet::UnsubAck(SubAck { packet_id: id, reasons }) => v5::Packet::UnsubscribeAck(v5::UnsubscribeAck {
+        Packet::Unsubscribe(Unsubscribe {
+            packet_id: id,
+            filters: list,
+        }) => v5::Packet::Unsubscribe(v5::Unsubscribe {
+            packet_id: packet_id(*id)?,
+            user_properties: Vec::new(),
+            topic_filters: filters(list, |filter| Ok(text(filter)?.into()))?,
+        }),
+        Packet::UnsubAck(SubAck {
+            packet_id: id,
+            reasons,
+        }) => v5::Packet::UnsubscribeAck(v5::UnsubscribeAck {
             packet_id: packet_id(*id)?,
             properties: Vec::new(),
             reason_string: None,
             status: filters(reasons, |reason| {
-                nearest(*reason, v5::UnsubscribeAckReason::try_from, v5::UnsubscribeAckReason::UnspecifiedError)
+                nearest(
+                    *reason,
+                    v5::UnsubscribeAckReason::try_from,
+                    v5::UnsubscribeAckReason::UnspecifiedError,
+                )
             })?,
         }),
         Packet::Disconnect(disconnect) => v5::Packet::Disconnect(disconnect_v5(disconnect)?),
@@ -229,7 +268,11 @@ fn connack_v5(ack: &ConnAck) -> Result<v5::ConnectAck, Error> {
         session_present: ack.session_present,
         reason_code: match ack.reason {
             reason::SERVER_SHUTTING_DOWN => v5::ConnectAckReason::ServerUnavailable,
-            code => nearest(code, v5::ConnectAckReason::try_from, v5::ConnectAckReason::UnspecifiedError)?,
+            code => nearest(
+                code,
+                v5::ConnectAckReason::try_from,
+                v5::ConnectAckReason::UnspecifiedError,
+            )?,
         },
         session_expiry_interval_secs: ack.session_expiry_s,
         receive_max: non_zero(ack.receive_max.unwrap_or(u16::MAX))?,
@@ -252,12 +295,17 @@ fn subscribe_v5(subscribe: &Subscribe) -> Result<v5::Subscribe, Error> {
         packet_id: packet_id(subscribe.packet_id)?,
         id: subscribe
             .subscription_id
-            .map(|id| NonZeroU32::new(id).filter(|id| id.get() <= crate::limits::REMAINING_BYTES_MAX))
+            .map(|id| {
+                NonZeroU32::new(id).filter(|id| id.get() <= crate::limits::REMAINING_BYTES_MAX)
+            })
             .map(|id| id.ok_or(Error::Unencodable("a subscription identifier out of range")))
             .transpose()?,
         user_properties: Vec::new(),
         topic_filters: filters(&subscribe.filters, |(filter, qos)| {
-            let options = v5::SubscriptionOptions { qos: to_qos(*qos), ..v5::SubscriptionOptions::default() };
+            let options = v5::SubscriptionOptions {
+                qos: to_qos(*qos),
+                ..v5::SubscriptionOptions::default()
+            };
             Ok((text(filter)?.into(), options))
         })?,
     })
@@ -315,7 +363,9 @@ fn filters<T, U>(items: &[T], each: impl Fn(&T) -> Result<U, Error>) -> Result<V
 }
 
 fn user_v5(user: &[(String, String)]) -> Result<v5::UserProperties, Error> {
-    user.iter().map(|(name, value)| Ok((text(name)?.into(), text(value)?.into()))).collect()
+    user.iter()
+        .map(|(name, value)| Ok((text(name)?.into(), text(value)?.into())))
+        .collect()
 }
 
 fn text(text: &str) -> Result<&str, Error> {

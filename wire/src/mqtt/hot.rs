@@ -7,7 +7,12 @@ use super::packet::{Ack, Publish, Qos, Version};
 use super::read::{PropertySet, Reader, UserCount, Value, check_properties, properties, property};
 
 /// Reads all of a PUBLISH but its payload; the second value is where in `body` the payload begins.
-pub(super) fn publish(role: Role, version: Version, flags: u8, body: &[u8]) -> Result<(Publish, usize), Error> {
+pub(super) fn publish(
+    role: Role,
+    version: Version,
+    flags: u8,
+    body: &[u8],
+) -> Result<(Publish, usize), Error> {
     let mut publish = Publish {
         dup: flags & 0x08 != 0,
         qos: Qos::from_bits(flags >> 1 & 0x03).ok_or(Error::Malformed("QoS 3"))?,
@@ -39,12 +44,22 @@ fn empty_topic(version: Version) -> Error {
     }
 }
 
-fn publish_properties(role: Role, reader: &mut Reader<'_>, publish: &mut Publish) -> Result<(), Error> {
+fn publish_properties(
+    role: Role,
+    reader: &mut Reader<'_>,
+    publish: &mut Publish,
+) -> Result<(), Error> {
     properties(reader, &PUBLISH, &mut UserCount::default(), |id, value| {
         match (id, value) {
-            (property::TOPIC_ALIAS, Value::Number(alias)) => publish.topic_alias = u16::try_from(alias).ok(),
-            (property::MESSAGE_EXPIRY, Value::Number(seconds)) => publish.message_expiry_s = Some(seconds),
-            (property::USER, Value::Pair(name, text)) => publish.user.push((name.to_owned(), text.to_owned())),
+            (property::TOPIC_ALIAS, Value::Number(alias)) => {
+                publish.topic_alias = u16::try_from(alias).ok()
+            }
+            (property::MESSAGE_EXPIRY, Value::Number(seconds)) => {
+                publish.message_expiry_s = Some(seconds)
+            }
+            (property::USER, Value::Pair(name, text)) => {
+                publish.user.push((name.to_owned(), text.to_owned()))
+            }
             (property::SUBSCRIPTION_ID, _) if role == Role::Server => {
                 return Err(Error::Protocol("a subscription identifier from a client"));
             }
@@ -57,7 +72,10 @@ fn publish_properties(role: Role, reader: &mut Reader<'_>, publish: &mut Publish
 /// Reads PUBACK, PUBREC, PUBREL or PUBCOMP.
 pub(super) fn ack(version: Version, kind: Kind, body: &[u8]) -> Result<Ack, Error> {
     let mut reader = Reader::new(body);
-    let mut ack = Ack { packet_id: reader.packet_id()?, reason: 0 };
+    let mut ack = Ack {
+        packet_id: reader.packet_id()?,
+        reason: 0,
+    };
     if version == Version::V5 && !reader.is_empty() {
         ack.reason = reader.u8()?;
         if !is_ack_reason(kind, ack.reason) {
@@ -75,7 +93,10 @@ pub(super) fn ack(version: Version, kind: Kind, body: &[u8]) -> Result<Ack, Erro
 pub(super) fn is_ack_reason(kind: Kind, reason: u8) -> bool {
     match kind {
         Kind::PubRel | Kind::PubComp => matches!(reason, 0x00 | 0x92),
-        _ => matches!(reason, 0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99),
+        _ => matches!(
+            reason,
+            0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99
+        ),
     }
 }
 

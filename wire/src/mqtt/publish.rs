@@ -34,8 +34,14 @@ pub struct PublishHead<'a> {
 /// # Panics
 /// If the head breaks one of its field's rules, or the packet is longer than MQTT can say: the caller's error.
 pub fn encode_publish(head: &PublishHead<'_>, payload: &[u8], out: &mut BytesMut) {
-    assert!((head.packet_id == 0) == (head.qos == Qos::AtMostOnce), "a packet id exactly above QoS 0");
-    assert!(!(head.dup && head.qos == Qos::AtMostOnce), "DUP only above QoS 0");
+    assert!(
+        (head.packet_id == 0) == (head.qos == Qos::AtMostOnce),
+        "a packet id exactly above QoS 0"
+    );
+    assert!(
+        !(head.dup && head.qos == Qos::AtMostOnce),
+        "DUP only above QoS 0"
+    );
     assert!(head.topic_alias != Some(0), "topic aliases begin at 1");
     let properties_bytes = properties_bytes(head);
     let remaining = remaining_bytes(head, properties_bytes, payload.len());
@@ -72,7 +78,11 @@ fn remaining_bytes(head: &PublishHead<'_>, properties_bytes: usize, payload_byte
 fn properties_bytes(head: &PublishHead<'_>) -> usize {
     let alias = head.topic_alias.map_or(0, |_| 3);
     let expiry = head.message_expiry_s.map_or(0, |_| 5);
-    let user: usize = head.user.iter().map(|(name, value)| 5 + name.len() + value.len()).sum();
+    let user: usize = head
+        .user
+        .iter()
+        .map(|(name, value)| 5 + name.len() + value.len())
+        .sum();
     alias + expiry + user
 }
 
@@ -93,13 +103,17 @@ fn put_properties(head: &PublishHead<'_>, out: &mut BytesMut) {
 }
 
 fn put_text(text: &str, out: &mut BytesMut) {
-    let length = u16::try_from(text.len()).expect("a string of MQTT is at most 65,535 bytes: the caller's bound");
+    let length = u16::try_from(text.len())
+        .expect("a string of MQTT is at most 65,535 bytes: the caller's bound");
     out.put_u16(length);
     out.put_slice(text.as_bytes());
 }
 
 fn put_varint(mut value: usize, out: &mut BytesMut) {
-    assert!(value <= REMAINING_BYTES_MAX as usize, "a packet longer than MQTT can say");
+    assert!(
+        value <= REMAINING_BYTES_MAX as usize,
+        "a packet longer than MQTT can say"
+    );
     while value > 0x7F {
         out.put_u8((value & 0x7F) as u8 | 0x80);
         value >>= 7;

@@ -23,7 +23,11 @@ impl<'a> Reader<'a> {
 
     /// Refuses whatever is left behind the last field.
     pub fn end(&self) -> Result<(), Error> {
-        if self.bytes.is_empty() { Ok(()) } else { Err(Error::Malformed("bytes behind the last field")) }
+        if self.bytes.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Malformed("bytes behind the last field"))
+        }
     }
 
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
@@ -65,7 +69,8 @@ impl<'a> Reader<'a> {
     /// A UTF-8 string without NUL.
     pub fn text(&mut self) -> Result<&'a str, Error> {
         let bytes = self.binary()?;
-        let text = std::str::from_utf8(bytes).map_err(|_| Error::Malformed("a string is not UTF-8"))?;
+        let text =
+            std::str::from_utf8(bytes).map_err(|_| Error::Malformed("a string is not UTF-8"))?;
         if bytes.contains(&0) {
             return Err(Error::Malformed("a string contains NUL"));
         }
@@ -109,7 +114,11 @@ pub(super) fn varint(bytes: &[u8]) -> Result<Option<(u32, usize)>, Error> {
             return Ok(Some((value, index + 1)));
         }
     }
-    if bytes.len() < 4 { Ok(None) } else { Err(Error::Malformed("a length has more than four bytes")) }
+    if bytes.len() < 4 {
+        Ok(None)
+    } else {
+        Err(Error::Malformed("a length has more than four bytes"))
+    }
 }
 
 /// Which properties a packet may have.
@@ -121,12 +130,18 @@ pub(super) struct PropertySet {
 impl PropertySet {
     /// Each at most once, except user properties.
     pub const fn once(ids: &[u8]) -> Self {
-        Self { allowed: mask(ids), repeatable: mask(&[property::USER]) }
+        Self {
+            allowed: mask(ids),
+            repeatable: mask(&[property::USER]),
+        }
     }
 
     /// The same, and a subscription identifier for each matching subscription.
     pub const fn publish(ids: &[u8]) -> Self {
-        Self { allowed: mask(ids), repeatable: mask(&[property::USER, property::SUBSCRIPTION_ID]) }
+        Self {
+            allowed: mask(ids),
+            repeatable: mask(&[property::USER, property::SUBSCRIPTION_ID]),
+        }
     }
 }
 
@@ -204,8 +219,12 @@ fn property_value<'a>(block: &mut Reader<'a>, id: u8) -> Result<Value<'a>, Error
         | p::WILDCARD_AVAILABLE
         | p::SUBSCRIPTION_ID_AVAILABLE
         | p::SHARED_AVAILABLE => u32::from(block.u8()?),
-        p::SERVER_KEEP_ALIVE | p::RECEIVE_MAX | p::TOPIC_ALIAS_MAX | p::TOPIC_ALIAS => u32::from(block.u16()?),
-        p::MESSAGE_EXPIRY | p::SESSION_EXPIRY | p::WILL_DELAY | p::PACKET_BYTES_MAX => block.u32()?,
+        p::SERVER_KEEP_ALIVE | p::RECEIVE_MAX | p::TOPIC_ALIAS_MAX | p::TOPIC_ALIAS => {
+            u32::from(block.u16()?)
+        }
+        p::MESSAGE_EXPIRY | p::SESSION_EXPIRY | p::WILL_DELAY | p::PACKET_BYTES_MAX => {
+            block.u32()?
+        }
         p::SUBSCRIPTION_ID => block.varint()?,
         p::CORRELATION_DATA | p::AUTH_DATA => {
             block.binary()?;
@@ -242,7 +261,9 @@ fn check_range(id: u8, number: u32) -> Result<(), Error> {
         }
         p::RECEIVE_MAX if number == 0 => Err(Error::Protocol("receive maximum is zero")),
         p::PACKET_BYTES_MAX if number == 0 => Err(Error::Protocol("maximum packet size is zero")),
-        p::SUBSCRIPTION_ID if number == 0 => Err(Error::Protocol("subscription identifier is zero")),
+        p::SUBSCRIPTION_ID if number == 0 => {
+            Err(Error::Protocol("subscription identifier is zero"))
+        }
         p::TOPIC_ALIAS if number == 0 => Err(Error::TopicAlias),
         _ => Ok(()),
     }

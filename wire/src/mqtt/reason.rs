@@ -1,4 +1,4 @@
-//! MQTT 5 reason codes. [`encode`](super::encode) maps them for 3.1.1, where only CONNACK and SUBACK carry one.
+//! MQTT 5 reason codes. Encoding maps them for 3.1.1, where only CONNACK and SUBACK carry one.
 
 /// Done (CONNACK, PUBACK, UNSUBACK); also "granted QoS 0".
 pub const SUCCESS: u8 = 0x00;
