@@ -5,6 +5,8 @@
 //! its persistent session and receives exactly what it missed.
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+#[path = "foreign/frames.rs"]
+mod frames;
 mod support;
 
 use std::{collections::BTreeMap, fs, time::Duration};

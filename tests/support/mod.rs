@@ -7,6 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
 pub mod client;
+pub mod dialogue;
 pub mod rumqtt;
 pub mod script;
 pub mod tools;
@@ -246,6 +247,22 @@ impl Node {
         answer(request).await
     }
 
+    /// Creates another app; its devices may bind aliases by themselves.
+    pub async fn create_app(&self, app: &str) -> AppCredentials {
+        let made = self.cli(&["app", "create", app]).await;
+        serde_json::from_str(&made).expect("an app's credentials")
+    }
+
+    /// Runs a subcommand of the binary against this node and gives what it prints.
+    pub async fn cli(&self, words: &[&str]) -> String {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_carillon"));
+        command.args(words).arg("--data").arg(self.data());
+        let output = script::output(command, DEADLINE).await;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "carillon {words:?}: {errors}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
     /// Creates a device with a registration of the demo app.
     pub async fn create_device(&self) -> Device {
         let key = &self.app.app_key;
@@ -257,15 +274,16 @@ impl Node {
 
     /// Sends a payload and gives the message's id; it is durable then.
     pub async fn send(&self, target: Value, payload: Value) -> String {
-        let body = json!({"target": target, "payload": payload, "ttl_s": 3600});
-        let sent = self.try_send(body).await;
-        assert_eq!(sent.status, 202, "{}", sent.body);
-        sent.body["id"].as_str().expect("an id").to_owned()
+        self.send_for(APP, target, payload).await
     }
 
-    /// Sends a whole message.
-    pub async fn try_send(&self, message: Value) -> Answer {
-        self.call(Method::POST, &format!("/v1/apps/{APP}/messages"), Some(message)).await
+    /// Sends a payload for another app.
+    pub async fn send_for(&self, app: &str, target: Value, payload: Value) -> String {
+        let body = json!({"target": target, "payload": payload, "ttl_s": 3600});
+        let path = format!("/v1/apps/{app}/messages");
+        let sent = self.call(Method::POST, &path, Some(body)).await;
+        assert_eq!(sent.status, 202, "{}", sent.body);
+        sent.body["id"].as_str().expect("an id").to_owned()
     }
 
     /// Binds an alias to a registration.
@@ -288,9 +306,14 @@ impl Node {
         self.change(Method::DELETE, regid, "topics", topic).await;
     }
 
-    /// A registration as its app sees it.
+    /// A registration of the demo app as its app sees it.
     pub async fn registration(&self, regid: &str) -> Value {
-        let path = format!("/v1/apps/{APP}/registrations/{regid}");
+        self.registration_for(APP, regid).await
+    }
+
+    /// A registration of another app.
+    pub async fn registration_for(&self, app: &str, regid: &str) -> Value {
+        let path = format!("/v1/apps/{app}/registrations/{regid}");
         let view = self.call(Method::GET, &path, None).await;
         assert_eq!(view.status, 200, "{}", view.body);
         view.body
@@ -298,9 +321,14 @@ impl Node {
 
     /// Waits until the registration has acknowledged everything that it follows.
     pub async fn wait_until_acknowledged(&self, regid: &str) {
+        self.wait_until_acknowledged_for(APP, regid).await;
+    }
+
+    /// The same for another app's registration.
+    pub async fn wait_until_acknowledged_for(&self, app: &str, regid: &str) {
         let mut last = Value::Null;
         let done = poll_until(DEADLINE, async || {
-            last = self.registration(regid).await;
+            last = self.registration_for(app, regid).await;
             let pointers = last["pointers"].as_array().expect("pointers").clone();
             pointers.iter().all(|p| p["acked"] == p["head"]).then_some(())
         });
