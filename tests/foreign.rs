@@ -44,12 +44,12 @@ async fn mosquitto_sub_5_over_tls_is_a_complete_device() {
 
 #[tokio::test]
 async fn paho_3_1_1_is_a_complete_device() {
-    a_script_is_a_complete_device("paho.py", Transport::Tcp, Version::V311).await;
+    a_script_is_a_complete_device("stock_paho.py", Transport::Tcp, Version::V311).await;
 }
 
 #[tokio::test]
 async fn paho_5_is_a_complete_device() {
-    a_script_is_a_complete_device("paho.py", Transport::Tcp, Version::V5).await;
+    a_script_is_a_complete_device("stock_paho.py", Transport::Tcp, Version::V5).await;
 }
 
 #[tokio::test]
