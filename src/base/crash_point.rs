@@ -21,8 +21,8 @@ pub const ALL: &[&str] = &[
     "send::after_record",
     "send::before_done",
     "pointers::before_flush",
-    "mark::before_rename",
-    "mark::before_dir_sync",
+    "mark::before_write",
+    "mark::before_sync",
     "retention::before_drop",
 ];
 

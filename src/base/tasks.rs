@@ -22,3 +22,14 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
+
+/// Starts a thread for work that blocks for the life of the node.
+///
+/// # Panics
+/// If the operating system has no thread to give: at start-up only.
+pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .expect("a thread can be started while the node starts");
+}

@@ -8,21 +8,28 @@ use super::{
 /// What a consumer and the gateway know of the consumer's place in one queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Stand {
-    /// What the consumer states, if it states anything.
-    pub stated: Option<Stated>,
+    /// What the consumer says.
+    pub claim: Claim,
     /// What the gateway stored of it, if anything.
     pub stored: Option<Position>,
     /// Where its following began: it gets nothing at or before it.
     pub since: Position,
 }
 
-/// A position that a consumer stated.
+/// What a consumer says of its place.
 #[derive(Clone, Copy, Debug)]
-pub struct Stated {
-    /// The position.
-    pub position: Position,
-    /// Whether it bears our tag: then we gave it.
-    pub is_genuine: bool,
+pub enum Claim {
+    /// It stands where the gateway stored it.
+    Stored,
+    /// It has no position.
+    Nothing,
+    /// It stands here.
+    At {
+        /// The position.
+        position: Position,
+        /// Whether it bears our tag: then we gave it.
+        is_genuine: bool,
+    },
 }
 
 /// Why deltas do not continue at the stated position.
@@ -70,16 +77,17 @@ pub fn plan(log: &Log, oldest_day: u32, stand: Stand) -> SyncPlan {
         Some(position) => resolve(log, floor, position),
         None => (since, None),
     };
-    match stand.stated {
-        None => answer(stored(log)),
-        Some(stated) if !is_beyond(log, stated.position) => {
-            answer(resolve(log, floor, stated.position))
+    match stand.claim {
+        Claim::Stored => answer(stored(log)),
+        Claim::Nothing => answer((since, Some(Jump::New))),
+        Claim::At { position, .. } if !is_beyond(log, position) => {
+            answer(resolve(log, floor, position))
         }
-        Some(stated) if stated.is_genuine => {
-            let (after, _) = resolve(log, floor, stated.position);
+        Claim::At { position, is_genuine: true } => {
+            let (after, _) = resolve(log, floor, position);
             SyncPlan { proves_loss: true, ..answer((after, Some(Jump::Ahead))) }
         }
-        Some(_) => {
+        Claim::At { is_genuine: false, .. } => {
             let (after, _) = stored(log);
             SyncPlan { is_forged: true, ..answer((after, Some(Jump::New))) }
         }
@@ -127,8 +135,8 @@ mod tests {
     }
 
     fn stated(position: Position, is_genuine: bool, since: Position) -> SyncPlan {
-        let stated = Some(Stated { position, is_genuine });
-        plan(&log(), 1, Stand { stated, stored: None, since })
+        let claim = Claim::At { position, is_genuine };
+        plan(&log(), 1, Stand { claim, stored: None, since })
     }
 
     fn outcome(plan: SyncPlan) -> (u64, Option<Jump>) {
@@ -151,7 +159,7 @@ mod tests {
     #[test]
     fn a_device_behind_the_floor_gets_what_is_held() {
         let stand = Stand {
-            stated: Some(Stated { position: at(1, 1), is_genuine: false }),
+            claim: Claim::At { position: at(1, 1), is_genuine: false },
             stored: None,
             since: at(1, 0),
         };
@@ -173,19 +181,19 @@ mod tests {
     #[test]
     fn nothing_before_the_following_began_is_delivered() {
         assert_eq!(outcome(stated(at(1, 1), false, at(1, 3))), (3, Some(Jump::New)));
-        let fresh = Stand { stated: None, stored: None, since: at(1, 3) };
-        assert_eq!(outcome(plan(&log(), 1, fresh)), (3, None));
+        let fresh = Stand { claim: Claim::Nothing, stored: None, since: at(1, 3) };
+        assert_eq!(outcome(plan(&log(), 1, fresh)), (3, Some(Jump::New)));
     }
 
     #[test]
     fn a_following_that_began_at_lost_entries_begins_after_the_last_survivor() {
-        let stand = Stand { stated: None, stored: None, since: at(1, 6) };
+        let stand = Stand { claim: Claim::Stored, stored: None, since: at(1, 6) };
         assert_eq!(outcome(plan(&log(), 1, stand)), (4, None));
     }
 
     #[test]
-    fn without_a_statement_the_stored_pointer_answers() {
-        let stand = Stand { stated: None, stored: Some(at(1, 2)), since: at(1, 0) };
+    fn where_nothing_is_stated_the_stored_pointer_answers() {
+        let stand = Stand { claim: Claim::Stored, stored: Some(at(1, 2)), since: at(1, 0) };
         assert_eq!(outcome(plan(&log(), 1, stand)), (2, None));
     }
 }

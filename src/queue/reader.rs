@@ -1,18 +1,169 @@
 //! Reading queues: the newest entries from memory, the rest from the store.
+//!
+//! A reader sees only what is durable, whatever the store shows already.
 
 use std::sync::Arc;
 
-use super::store::Store;
+use super::{
+    entry::Entry,
+    epochs::Epochs,
+    log::Log,
+    position::{Epoch, Position, Seq},
+    store::{Error, Range, Space, Store, decode},
+    view::{View, Views},
+};
+use crate::base::ids::{QueueId, Shard};
 
 /// Reads what is durable. Cheap to clone.
 #[derive(Clone)]
 pub struct Reader {
     store: Arc<dyn Store>,
+    views: Arc<Views>,
+    epochs: Arc<Epochs>,
+}
+
+/// How much to read at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Take {
+    /// At most so many entries; at least 1.
+    pub entries: usize,
+    /// It stops at the entry that passes this many bytes of bodies.
+    pub bytes: usize,
 }
 
 impl Reader {
+    /// A reader over the parts that the owners write.
+    pub fn new(store: Arc<dyn Store>, views: Arc<Views>, epochs: Arc<Epochs>) -> Self {
+        Self { store, views, epochs }
+    }
+
     /// The store behind it, for records that are not queues.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
+
+    /// The oldest day that is held.
+    pub fn oldest_day(&self) -> u32 {
+        self.views.oldest_day()
+    }
+
+    /// The epoch in which a shard appends now.
+    pub fn epoch(&self, shard: Shard) -> Epoch {
+        self.epochs.current(shard)
+    }
+
+    /// The durable log of a queue; an empty one if it never had an entry.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read.
+    pub fn log(&self, queue: &QueueId) -> Result<Log, Error> {
+        let in_view = || self.views.with(queue, |view| view.log.clone());
+        if let Some(log) = in_view() {
+            return Ok(log);
+        }
+        let stored = self.store.get(Space::Heads, queue.as_bytes())?;
+        // What was read may be on its way to the disk only now; then there is a view.
+        match in_view() {
+            Some(log) => Ok(log),
+            None => stored.map_or(Ok(Log::default()), |bytes| decode(&bytes)),
+        }
+    }
+
+    /// The newest durable position of a queue.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read.
+    pub fn head(&self, queue: &QueueId) -> Result<Position, Error> {
+        let current = self.epochs.current(queue.shard());
+        if let Some(head) = self.views.with(queue, |view| view.log.head_position(current)) {
+            return Ok(head);
+        }
+        Ok(self.log(queue)?.head_position(current))
+    }
+
+    /// The entries after `after`, contiguous from the first that is held, all of
+    /// one epoch. Empty if there is nothing newer.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read or an entry is missing or damaged.
+    pub fn read(&self, queue: &QueueId, after: Seq, take: Take) -> Result<Vec<Arc<Entry>>, Error> {
+        let from_memory = |view: &View| match view.tail.front() {
+            _ if view.log.head() <= after => Some(Vec::new()),
+            Some(oldest) if oldest.position.seq <= after.next() => {
+                let skip = (after.next().0 - oldest.position.seq.0) as usize;
+                Some(taken(view.tail.range(skip..).cloned(), take))
+            }
+            _ => None,
+        };
+        if let Some(Some(entries)) = self.views.with(queue, from_memory) {
+            return Ok(entries);
+        }
+        let log = self.log(queue)?;
+        if log.head() <= after {
+            return Ok(Vec::new());
+        }
+        self.read_stored(queue, &log, after, take)
+    }
+
+    fn read_stored(
+        &self,
+        queue: &QueueId,
+        log: &Log,
+        after: Seq,
+        take: Take,
+    ) -> Result<Vec<Arc<Entry>>, Error> {
+        let oldest_day = self.views.oldest_day();
+        let first = after.max(log.floor(oldest_day)).next();
+        let mut entries: Vec<Arc<Entry>> = Vec::new();
+        for (day, from) in log.days_from(first, oldest_day) {
+            let limit = take.entries.max(1) - entries.len();
+            let range = Range::prefix_after(queue.as_bytes(), entry_key(queue, from));
+            for (key, value) in self.store.scan(Space::Entries(day), &range, limit)? {
+                let seq = seq_of(&key)?;
+                let expected = entries.last().map_or(first, |last| last.position.seq.next());
+                if seq > log.head() {
+                    break;
+                }
+                if seq != expected {
+                    let text = format!("queue {queue} has {seq:?} where {expected:?} should be");
+                    return Err(Error::Damaged(text));
+                }
+                entries.push(Arc::new(Entry::from_stored(seq, &value)?));
+            }
+            if entries.len() >= take.entries {
+                break;
+            }
+        }
+        if entries.is_empty() && first <= log.head() && self.views.oldest_day() == oldest_day {
+            return Err(Error::Damaged(format!("queue {queue} has no {first:?}")));
+        }
+        Ok(taken(entries.into_iter(), take))
+    }
+}
+
+/// Takes entries up to the bounds and up to the end of their epoch.
+fn taken(entries: impl Iterator<Item = Arc<Entry>>, take: Take) -> Vec<Arc<Entry>> {
+    let mut taken: Vec<Arc<Entry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        let is_other = taken.first().is_some_and(|f| f.position.epoch != entry.position.epoch);
+        if is_other || taken.len() >= take.entries.max(1) || bytes > take.bytes {
+            break;
+        }
+        bytes += entry.body.bytes();
+        taken.push(entry);
+    }
+    taken
+}
+
+/// The key of an entry.
+pub(super) fn entry_key(queue: &QueueId, seq: Seq) -> Vec<u8> {
+    [queue.as_bytes(), &seq.0.to_be_bytes()].concat()
+}
+
+fn seq_of(key: &[u8]) -> Result<Seq, Error> {
+    key.get(20..)
+        .and_then(|bytes| <[u8; 8]>::try_from(bytes).ok())
+        .map(|bytes| Seq(u64::from_be_bytes(bytes)))
+        .ok_or_else(|| Error::Damaged("the key of an entry".into()))
 }

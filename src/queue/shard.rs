@@ -1,6 +1,38 @@
-//! The task that owns many queues.
+//! The task that owns many queues: it gives the numbers and orders all changes.
+//!
+//! A change is a closure that runs on the owner with a [`Txn`]; its writes are
+//! durable together, and only then is it answered and are its entries visible.
+//! [`Owner`] is the deciding part without tasks or awaits; [`start`] runs it.
 
-use super::store;
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    entry::Entry,
+    epochs::Epochs,
+    log::Log,
+    store::{self, Batch, Space, Store, decode},
+    txn::{Appended, Scratch, Txn},
+    view::Views,
+    writer,
+};
+use crate::{
+    base::{clock::Clock, ids::QueueId, metrics::Metrics, tasks},
+    crash_point,
+};
+
+/// Changes that may wait for an owner.
+const CHANGES_MAX: usize = 4_096;
+/// Writes that one commit of an owner takes on; the change that passes it is the last.
+const COMMIT_WRITES: usize = 1_024;
+/// Commits of one owner on their way: one is written while the next gathers.
+const COMMITS_MAX: usize = 2;
 
 /// What the owner of a shard can answer instead of a result.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -13,6 +45,287 @@ pub enum Error {
     Stopped,
 }
 
-/// How others reach the task. Cheap to clone.
+/// Called when the outcome of a change is durable, or will never be.
+type Reply = Box<dyn FnOnce(Result<(), Error>) + Send>;
+/// Decides a change; returns whether to keep its writes, and whom to tell.
+type Change = Box<dyn FnOnce(&mut Txn<'_>) -> (Verdict, Reply) + Send>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Keep,
+    Discard,
+}
+
+/// How others reach the owner. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle {}
+pub struct Handle(mpsc::Sender<Change>);
+
+impl Handle {
+    /// Runs a change on the owner and waits until what it wrote is durable. A
+    /// refusal discards its writes.
+    ///
+    /// # Errors
+    /// What the change refused with, or [`Error`].
+    pub async fn run<T, E>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.begin(change).await.await
+    }
+
+    /// The first half of [`Handle::run`]: when this returns, the change has its
+    /// place in the owner's order; the future that it returns waits for the rest.
+    pub async fn begin<T, E>(
+        &self,
+        change: impl FnOnce(&mut Txn<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Begun<T, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (tell, told) = oneshot::channel();
+        let change: Change = Box::new(move |txn| {
+            let outcome = change(txn);
+            let verdict = if outcome.is_ok() { Verdict::Keep } else { Verdict::Discard };
+            let reply: Reply = Box::new(move |durable| {
+                let answer = match durable {
+                    Ok(()) => outcome,
+                    Err(error) => outcome.and(Err(error.into())),
+                };
+                drop(tell.send(answer));
+            });
+            (verdict, reply)
+        });
+        // A closed channel drops the change, and with it the sender of the answer.
+        let _ = self.0.send(change).await;
+        Begun(told)
+    }
+}
+
+/// A change that has its place in the owner's order; resolves when it is durable.
+pub struct Begun<T, E>(oneshot::Receiver<Result<T, E>>);
+
+impl<T, E: From<Error>> Future for Begun<T, E> {
+    type Output = Result<T, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let told = Pin::new(&mut self.0).poll(cx);
+        told.map(|answer| answer.unwrap_or_else(|_| Err(Error::Stopped.into())))
+    }
+}
+
+/// What an owner works with.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where it reads what it does not hold.
+    pub store: Arc<dyn Store>,
+    /// Where it publishes.
+    pub views: Arc<Views>,
+    /// Its shards' epochs.
+    pub epochs: Arc<Epochs>,
+    /// Today.
+    pub clock: Clock,
+    /// Entries that it keeps in memory, in bytes.
+    pub tail_bytes: u64,
+    /// Hears which queues have new entries.
+    pub grown: Arc<dyn Fn(&QueueId) + Send + Sync>,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A change's writes with what to publish once they are durable.
+#[derive(Default)]
+struct Commit {
+    batch: Batch,
+    entries: Vec<(QueueId, Arc<Entry>)>,
+    replies: Vec<Reply>,
+    /// The queues that it appends to, with their logs as of this commit.
+    logs: HashMap<QueueId, Log>,
+}
+
+/// Owns queues: the deciding part.
+pub(super) struct Owner {
+    pub(super) parts: Parts,
+    /// Logs with appends that are not durable yet: the newest, and how many commits.
+    pub(super) active: HashMap<QueueId, (Log, u32)>,
+    /// Records that are not durable yet, with the number of their commit.
+    pub(super) staged: HashMap<(Space, Vec<u8>), (Option<bytes::Bytes>, u64)>,
+    gathering: Commit,
+    sealed: u64,
+    in_memory: VecDeque<(QueueId, u64)>,
+    in_memory_bytes: u64,
+}
+
+impl Owner {
+    fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            active: HashMap::new(),
+            staged: HashMap::new(),
+            gathering: Commit::default(),
+            sealed: 0,
+            in_memory: VecDeque::new(),
+            in_memory_bytes: 0,
+        }
+    }
+
+    /// The newest log of a queue, durable or not.
+    pub(super) fn log(&self, queue: &QueueId) -> Result<Log, store::Error> {
+        if let Some((log, _)) = self.active.get(queue) {
+            return Ok(log.clone());
+        }
+        if let Some(log) = self.parts.views.with(queue, |view| view.log.clone()) {
+            return Ok(log);
+        }
+        let stored = self.parts.store.get(Space::Heads, queue.as_bytes())?;
+        stored.map_or(Ok(Log::default()), |bytes| decode(&bytes))
+    }
+
+    /// Decides one change and gathers its writes.
+    fn stage(&mut self, change: Change) {
+        let mut txn = Txn::new(self);
+        let (verdict, reply) = change(&mut txn);
+        let scratch = txn.finish();
+        match verdict {
+            Verdict::Keep if !scratch.is_empty() => self.keep(scratch),
+            // A refusal, or an answer that wrote nothing. It may rest on writes
+            // that are on their way, so it waits for the commit all the same.
+            Verdict::Keep | Verdict::Discard => {}
+        }
+        self.gathering.replies.push(reply);
+    }
+
+    fn keep(&mut self, scratch: Scratch) {
+        for (queue, Appended { before, after }) in scratch.logs {
+            let active = self.active.entry(queue).or_insert_with(|| (after.clone(), 0));
+            active.0.clone_from(&after);
+            if self.gathering.logs.insert(queue, after).is_none() {
+                active.1 += 1;
+                // Readers must look into the view before the store shows the append.
+                // Without a view nothing is on its way, so `before` is durable.
+                self.parts.views.begin(queue, || before);
+            }
+        }
+        for write in &scratch.batch.writes {
+            let key = (write.space, write.key.clone());
+            if is_read_back(write.space) {
+                self.staged.insert(key, (write.value.clone(), self.sealed));
+            }
+        }
+        self.gathering.batch.extend(scratch.batch);
+        self.gathering.entries.extend(scratch.entries);
+    }
+
+    /// Takes what was gathered, for the writer.
+    fn seal(&mut self) -> (Commit, Batch) {
+        let mut commit = std::mem::take(&mut self.gathering);
+        let mut batch = std::mem::take(&mut commit.batch);
+        for (queue, log) in &commit.logs {
+            batch.put(Space::Heads, queue.as_bytes(), store::encode(log));
+        }
+        self.sealed += 1;
+        (commit, batch)
+    }
+
+    /// The writer is done with a commit: publish and answer, or refuse.
+    fn finish(&mut self, number: u64, commit: Commit, result: Result<(), store::Error>) {
+        self.staged.retain(|_, (_, of)| *of != number);
+        if let Err(error) = result {
+            for reply in commit.replies {
+                reply(Err(error.clone().into()));
+            }
+            return;
+        }
+        crash_point!("shard::before_publish");
+        let queues: Vec<QueueId> = commit.logs.keys().copied().collect();
+        self.publish(commit.logs, commit.entries);
+        for reply in commit.replies {
+            reply(Ok(()));
+        }
+        for queue in queues {
+            (self.parts.grown)(&queue);
+        }
+    }
+
+    fn publish(&mut self, logs: HashMap<QueueId, Log>, entries: Vec<(QueueId, Arc<Entry>)>) {
+        self.parts.metrics.queue.entries.increment(entries.len() as u64);
+        let mut by_queue: HashMap<QueueId, Vec<Arc<Entry>>> = HashMap::new();
+        for (queue, entry) in entries {
+            let bytes = entry.body.bytes() as u64;
+            self.in_memory.push_back((queue, bytes));
+            self.in_memory_bytes += bytes;
+            by_queue.entry(queue).or_default().push(entry);
+        }
+        for (queue, log) in logs {
+            let entries = by_queue.remove(&queue).unwrap_or_default();
+            self.parts.views.publish(queue, log, &entries);
+            if let Some((_, commits)) = self.active.get_mut(&queue) {
+                *commits -= 1;
+                if *commits == 0 {
+                    self.active.remove(&queue);
+                }
+            }
+        }
+        while self.in_memory_bytes > self.parts.tail_bytes {
+            let Some((queue, bytes)) = self.in_memory.pop_front() else { break };
+            self.in_memory_bytes -= bytes;
+            self.parts.views.evict(&queue);
+        }
+        self.parts.metrics.queue.tail_bytes.set(self.in_memory_bytes as f64);
+    }
+}
+
+/// Whether changes read records of this space back, so that they must see those
+/// that are still on their way.
+fn is_read_back(space: Space) -> bool {
+    match space {
+        Space::Apps | Space::Devices | Space::Registrations | Space::Pending => true,
+        Space::Messages(_) => true,
+        Space::Meta | Space::Members | Space::Pointers | Space::Heads | Space::Entries(_) => false,
+    }
+}
+
+/// Starts an owner. It ends when all handles are gone and its last commit is done.
+pub fn start(parts: Parts, writer: writer::Handle) -> Handle {
+    let (sender, changes) = mpsc::channel(CHANGES_MAX);
+    tasks::spawn("shard", run(Owner::new(parts), changes, writer));
+    Handle(sender)
+}
+
+type Finished = (u64, Commit, Result<(), store::Error>);
+
+async fn run(mut owner: Owner, mut changes: mpsc::Receiver<Change>, writer: writer::Handle) {
+    // Room for every commit on its way, so that the writer never waits for an owner.
+    let (finished, mut finishes) = mpsc::channel::<Finished>(COMMITS_MAX);
+    let mut on_their_way = 0;
+    let mut is_open = true;
+    while is_open || on_their_way > 0 {
+        // Finished commits first: they free the bound and answer people.
+        tokio::select! {
+            biased;
+            Some((number, commit, result)) = finishes.recv() => {
+                on_their_way -= 1;
+                owner.finish(number, commit, result);
+            }
+            change = changes.recv(), if is_open && on_their_way < COMMITS_MAX => {
+                let Some(change) = change else { is_open = false; continue };
+                owner.stage(change);
+                while owner.gathering.batch.writes.len() < COMMIT_WRITES
+                    && let Ok(change) = changes.try_recv()
+                {
+                    owner.stage(change);
+                }
+                let number = owner.sealed;
+                let (commit, batch) = owner.seal();
+                let finished = finished.clone();
+                on_their_way += 1;
+                let done = move |result| drop(finished.try_send((number, commit, result)));
+                writer.submit(batch, Box::new(done)).await;
+            }
+        }
+    }
+}

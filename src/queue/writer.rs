@@ -1,0 +1,229 @@
+//! The one writer of the store: group commit.
+//!
+//! Jobs that arrive while a commit runs are merged into the next one; an idle
+//! writer commits at once. The first failure is the last commit: after a failed
+//! sync the kernel may have dropped the data, and a retry would lie.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use super::store::{
+    Batch, Error, Space, Store,
+    mark::{Facts, Mark},
+};
+use crate::{
+    base::{metrics::Metrics, tasks},
+    crash_point,
+};
+
+/// Writes that one commit takes on; the job that passes it is the last.
+const COMMIT_WRITES: usize = 1_024;
+/// Jobs that may wait for the writer.
+const JOBS_MAX: usize = 1_024;
+/// The key of the commit stamp in `Space::Meta`.
+pub const STAMP: &[u8] = b"stamp";
+
+/// Called when a job is durable, or will never be.
+pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+enum Job {
+    Commit(Batch, Done),
+    Mark,
+}
+
+/// How others reach the writer. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Job>);
+
+impl Handle {
+    /// Hands over a batch; `done` hears of its end. Waits while the writer is
+    /// far behind.
+    pub async fn submit(&self, batch: Batch, done: Done) {
+        if let Err(mpsc::error::SendError(Job::Commit(_, done))) =
+            self.0.send(Job::Commit(batch, done)).await
+        {
+            done(Err(Error::Closed));
+        }
+    }
+
+    /// Makes a batch durable.
+    ///
+    /// # Errors
+    /// [`Error`]; the batch may or may not be there after a restart then.
+    pub async fn commit(&self, batch: Batch) -> Result<(), Error> {
+        let (tell, told) = oneshot::channel();
+        self.submit(batch, Box::new(|result| drop(tell.send(result)))).await;
+        told.await.unwrap_or(Err(Error::Closed))
+    }
+}
+
+/// What the writer needs.
+pub struct Writer {
+    /// Where it writes.
+    pub store: Arc<dyn Store>,
+    /// The mark beside the store; none in tests.
+    pub mark: Option<Mark>,
+    /// The newest epoch of any shard, for the mark.
+    pub epoch: Box<dyn Fn() -> u32 + Send>,
+    /// Whether a commit waits for the disk.
+    pub fsync: bool,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+    /// The stamp of the newest commit in the store.
+    pub stamp: u64,
+}
+
+/// The writer's end: true once a commit failed.
+pub type Failed = watch::Receiver<bool>;
+
+impl Writer {
+    /// Starts the writer on a thread of its own.
+    pub fn start(self) -> (Handle, Failed) {
+        let (handle, jobs, failing, failed) = self.channels();
+        tasks::thread("writer", move || {
+            let mut state = State { writer: self, failing, marked: None };
+            let mut jobs = jobs;
+            while let Some(first) = jobs.blocking_recv() {
+                state.turn(first, &mut jobs);
+            }
+        });
+        tasks::spawn("mark", tick_marks(handle.clone()));
+        (handle, failed)
+    }
+
+    /// Starts the writer as a task that takes `pace()` of virtual time for each
+    /// sync: for simulations.
+    pub fn start_paced(self, pace: impl Fn() -> Duration + Send + 'static) -> (Handle, Failed) {
+        let (handle, mut jobs, failing, failed) = self.channels();
+        tasks::spawn("writer", async move {
+            let mut state = State { writer: self, failing, marked: None };
+            while let Some(first) = jobs.recv().await {
+                let (batch, done) = collect(first, &mut jobs);
+                let written = state.write(batch);
+                tokio::time::sleep(pace()).await;
+                state.sync(written, done);
+            }
+        });
+        (handle, failed)
+    }
+
+    fn channels(&self) -> (Handle, mpsc::Receiver<Job>, watch::Sender<bool>, Failed) {
+        let (sender, jobs) = mpsc::channel(JOBS_MAX);
+        let (failing, failed) = watch::channel(false);
+        (Handle(sender), jobs, failing, failed)
+    }
+}
+
+async fn tick_marks(handle: Handle) {
+    // Holding only a weak sender, so that the writer ends with its users.
+    let jobs = handle.0.downgrade();
+    drop(handle);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        let Some(jobs) = jobs.upgrade() else { return };
+        if jobs.send(Job::Mark).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The first job and all that wait behind it, up to the bound of one commit.
+fn collect(first: Job, jobs: &mut mpsc::Receiver<Job>) -> (Batch, Vec<Done>) {
+    let (mut batch, mut done) = (Batch::default(), Vec::new());
+    let mut next = Some(first);
+    while let Some(job) = next {
+        if let Job::Commit(writes, tell) = job {
+            batch.extend(writes);
+            done.push(tell);
+        }
+        next = if batch.writes.len() < COMMIT_WRITES { jobs.try_recv().ok() } else { None };
+    }
+    (batch, done)
+}
+
+struct State {
+    writer: Writer,
+    failing: watch::Sender<bool>,
+    /// When the mark was written last, and what it said.
+    marked: Option<(Instant, u64)>,
+}
+
+/// A batch on its way: how many records, since when.
+struct Written {
+    records: usize,
+    result: Result<(), Error>,
+    since: Instant,
+}
+
+impl State {
+    fn turn(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+        let (batch, done) = collect(first, jobs);
+        if !done.is_empty() {
+            let written = self.write(batch);
+            self.sync(written, done);
+        }
+        self.mark();
+    }
+
+    fn write(&mut self, mut batch: Batch) -> Written {
+        let (since, records) = (Instant::now(), batch.writes.len());
+        let result = if *self.failing.borrow() {
+            Err(Error::Closed)
+        } else if records == 0 {
+            Ok(())
+        } else {
+            self.writer.stamp += 1;
+            batch.put(Space::Meta, STAMP, self.writer.stamp.to_le_bytes().to_vec());
+            crash_point!("writer::before_commit");
+            self.writer.store.write(&batch)
+        };
+        Written { records, result, since }
+    }
+
+    fn sync(&mut self, written: Written, done: Vec<Done>) {
+        let Written { records, mut result, since } = written;
+        if result.is_ok() && records > 0 && self.writer.fsync {
+            crash_point!("writer::before_sync");
+            result = self.writer.store.sync();
+            crash_point!("writer::after_sync");
+        }
+        if let Err(error) = &result
+            && !matches!(error, Error::Closed)
+        {
+            tracing::error!(%error, "a commit failed, nothing is acknowledged any more");
+            self.writer.metrics.queue.commit_failures.increment(1);
+            self.failing.send_replace(true);
+        }
+        if records > 0 {
+            let metrics = &self.writer.metrics.queue;
+            metrics.commits.increment(1);
+            metrics.commit_records.increment(records as u64);
+            metrics.commit_seconds.record(since.elapsed());
+        }
+        for tell in done {
+            tell(result.clone());
+        }
+    }
+
+    /// Writes the mark if it is a second old and says too little.
+    fn mark(&mut self) {
+        let stamp = self.writer.stamp;
+        let is_due = self
+            .marked
+            .is_none_or(|(at, said)| said < stamp && at.elapsed() >= Duration::from_secs(1));
+        if !is_due || *self.failing.borrow() || !self.writer.fsync {
+            return;
+        }
+        let Some(mark) = &mut self.writer.mark else { return };
+        if let Err(error) = mark.write(Facts { stamp, epoch: (self.writer.epoch)() }) {
+            tracing::error!(%error, "cannot write the commit mark, stopping as after a failed commit");
+            self.failing.send_replace(true);
+        }
+        self.marked = Some((Instant::now(), stamp));
+    }
+}

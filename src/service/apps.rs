@@ -1,9 +1,28 @@
 //! Tenants and their credentials.
 
+use aws_lc_rs::{digest, hmac};
 use serde::Serialize;
 
-use super::{Error, Service, records::AliasPolicy};
-use crate::base::{ids::AppId, keys::Secret};
+use super::{
+    Error, Service,
+    records::{AliasPolicy, App, AppSecret},
+};
+use crate::{
+    base::{
+        ids::{AppId, Shard, base32, from_base32},
+        keys::Secret,
+    },
+    queue::store::{Range, Space, decode, encode},
+};
+
+/// Live secrets of one app.
+const SECRETS_MAX: usize = 8;
+/// Apps that one list shows.
+const APPS_MAX: usize = 10_000;
+/// All app records live on one shard: they change rarely.
+const APPS_SHARD: Shard = Shard(0);
+
+const UNAUTHORIZED: Error = Error::Forbidden("unknown app or wrong app secret");
 
 /// A new tenant as its maker sees it, once.
 #[derive(Clone, Debug, Serialize)]
@@ -41,8 +60,25 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::Conflict`], [`Error::Unavailable`].
-    pub async fn create_app(&self, _id: &str, _policy: AliasPolicy) -> Result<NewApp, Error> {
-        todo!()
+    pub async fn create_app(&self, id: &str, policy: AliasPolicy) -> Result<NewApp, Error> {
+        let app_id: AppId = id.parse()?;
+        let (app_key, app_secret) = (Secret::random(), Secret::random());
+        let app = App {
+            id: app_id.clone(),
+            key: self.keys.hash(app_key.reveal().as_bytes()),
+            secrets: vec![self.app_secret(&app_secret)],
+            alias_policy: policy,
+        };
+        let change = move |txn: &mut crate::queue::txn::Txn<'_>| {
+            let key = app.id.as_str().as_bytes().to_vec();
+            if txn.get(Space::Apps, &key)?.is_some() {
+                return Err(Error::Conflict("an app of this name"));
+            }
+            txn.put(Space::Apps, key, encode(&app));
+            Ok(())
+        };
+        self.router.run(APPS_SHARD, change).await?;
+        Ok(NewApp { app_id, app_key, app_secret })
     }
 
     /// All tenants.
@@ -50,36 +86,125 @@ impl Service {
     /// # Errors
     /// [`Error::Unavailable`].
     pub fn apps(&self) -> Result<Vec<AppSummary>, Error> {
-        todo!()
+        let records = self.router.scan(Space::Apps, &Range::prefix(b""), APPS_MAX)?;
+        let summary = |(_, bytes): &crate::queue::store::Record| {
+            let app: App = decode(bytes)?;
+            Ok(AppSummary {
+                app_id: app.id,
+                alias_policy: app.alias_policy,
+                secrets: app.secrets.len(),
+            })
+        };
+        records.iter().map(summary).collect()
     }
 
     /// Gives a tenant one more secret.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Limit`] (too many live ones), [`Error::Unavailable`].
-    pub async fn rotate_secret(&self, _app: &str, _older: OlderSecrets) -> Result<Secret, Error> {
-        todo!()
+    pub async fn rotate_secret(&self, app: &str, older: OlderSecrets) -> Result<Secret, Error> {
+        let id: AppId = app.parse()?;
+        let secret = Secret::random();
+        let stored = self.app_secret(&secret);
+        let change = move |txn: &mut crate::queue::txn::Txn<'_>| {
+            let key = id.as_str().as_bytes().to_vec();
+            let bytes = txn.get(Space::Apps, &key)?.ok_or(Error::NotFound { what: "app" })?;
+            let mut app: App = decode(&bytes)?;
+            if older == OlderSecrets::Revoke {
+                app.secrets.clear();
+            }
+            if app.secrets.len() >= SECRETS_MAX {
+                let what = "live secrets of an app; revoke the older ones";
+                return Err(Error::Limit { what, max: SECRETS_MAX });
+            }
+            app.secrets.push(stored);
+            txn.put(Space::Apps, key, encode(&app));
+            Ok(())
+        };
+        self.router.run(APPS_SHARD, change).await?;
+        Ok(secret)
     }
 
     /// The tenant whose secret this is.
     ///
     /// # Errors
     /// [`Error::Forbidden`], the same for an unknown app and a wrong secret; [`Error::Unavailable`].
-    pub fn authorize(&self, _app: &str, _secret: &str) -> Result<AppId, Error> {
-        todo!()
+    pub fn authorize(&self, app: &str, secret: &str) -> Result<AppId, Error> {
+        let id: AppId = app.parse().map_err(|_| UNAUTHORIZED)?;
+        let app = self.app_record(&id)?.ok_or(UNAUTHORIZED)?;
+        let is_same = |stored: &AppSecret| self.keys.is_same(&stored.hash, secret.as_bytes());
+        if !app.secrets.iter().any(is_same) {
+            return Err(UNAUTHORIZED);
+        }
+        Ok(id)
     }
 
     /// The tenant of this name, for an operator.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Unavailable`].
-    pub fn app(&self, _app: &str) -> Result<AppId, Error> {
-        todo!()
+    pub fn app(&self, app: &str) -> Result<AppId, Error> {
+        let id: AppId = app.parse().map_err(|_| Error::NotFound { what: "app" })?;
+        self.app_record(&id)?.map(|app| app.id).ok_or(Error::NotFound { what: "app" })
     }
 
-    /// A token with which a device binds an alias of an app whose policy is
-    /// `signed`, valid until `expires_ms` (milliseconds since 1970).
-    pub fn alias_token(&self, _app: &AppId, _regid: &str, _alias: &str, _expires_ms: u64) -> Result<String, Error> {
-        todo!()
+    /// The tenant that a device names with its key.
+    pub(super) fn app_by_key(&self, app_id: &str, app_key: &str) -> Result<App, Error> {
+        const WRONG: Error = Error::NotFound { what: "app with this app_id and app_key" };
+        let id: AppId = app_id.parse().map_err(|_| WRONG)?;
+        let app = self.app_record(&id)?.ok_or(WRONG)?;
+        if !self.keys.is_same(&app.key, app_key.as_bytes()) {
+            return Err(WRONG);
+        }
+        Ok(app)
     }
+
+    pub(super) fn app_record(&self, id: &AppId) -> Result<Option<App>, Error> {
+        match self.router.get(Space::Apps, id.as_str().as_bytes())? {
+            Some(bytes) => Ok(Some(decode(&bytes)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn app_secret(&self, secret: &Secret) -> AppSecret {
+        AppSecret {
+            hash: self.keys.hash(secret.reveal().as_bytes()),
+            alias_key: alias_key(secret.reveal()),
+        }
+    }
+}
+
+/// The key under which an app server signs alias tokens: it follows from the
+/// app secret, and the secret does not follow from it.
+fn alias_key(app_secret: &str) -> [u8; 32] {
+    let mut key = [0; 32];
+    let hash = digest::digest(&digest::SHA256, format!("carillon alias {app_secret}").as_bytes());
+    key.copy_from_slice(hash.as_ref());
+    key
+}
+
+/// A token with which a device binds an alias of an app whose policy is `signed`,
+/// valid until `expires_ms` (milliseconds since 1970). App servers make it
+/// themselves; docs/PROTOCOL.md says how.
+pub fn alias_token(app_secret: &str, regid: &str, alias: &str, expires_ms: u64) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &alias_key(app_secret));
+    let tag = hmac::sign(&key, &token_text(regid, alias, expires_ms));
+    base32(&[&expires_ms.to_be_bytes(), tag.as_ref()].concat())
+}
+
+/// Whether a token is one of the app's, for this binding and still valid.
+pub(super) fn is_alias_token(app: &App, regid: &str, alias: &str, token: &str, now_ms: u64) -> bool {
+    let Some(bytes) = from_base32(token) else { return false };
+    let Some((expires, tag)) = bytes.split_first_chunk::<8>() else { return false };
+    let expires_ms = u64::from_be_bytes(*expires);
+    let text = token_text(regid, alias, expires_ms);
+    let is_signed = |secret: &AppSecret| {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &secret.alias_key);
+        hmac::verify(&key, &text, tag).is_ok()
+    };
+    now_ms < expires_ms && app.secrets.iter().any(is_signed)
+}
+
+fn token_text(regid: &str, alias: &str, expires_ms: u64) -> Vec<u8> {
+    [regid.as_bytes(), &[0], alias.as_bytes(), &[0], &expires_ms.to_be_bytes()].concat()
 }

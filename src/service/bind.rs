@@ -1,7 +1,23 @@
 //! What a registration follows: aliases and topics.
+//!
+//! Every change is an entry of the registration's own queue, written in the same
+//! batch as the device's record, so that the device learns of it in order.
 
-use super::{Error, Service};
-use crate::base::ids::{AppId, DeviceId};
+use super::{
+    Error, Service,
+    apps::is_alias_token,
+    records::{AliasPolicy, Follow, Registration, member_key},
+    register::{NO_REGISTRATION, load},
+};
+use crate::{
+    base::ids::{Alias, AppId, DeviceId, QueueName, RegId, Topic},
+    queue::{
+        entry::Body,
+        position::Position,
+        store::{Space, encode},
+        txn::Txn,
+    },
+};
 
 /// Who asks for a change.
 #[derive(Clone, Copy, Debug)]
@@ -23,31 +39,200 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`] (no such registration of the asker's), [`Error::Invalid`],
     /// [`Error::Forbidden`] (policy or token), [`Error::Limit`], [`Error::Unavailable`].
-    pub async fn bind(&self, _regid: &str, _alias: &str, _by: By<'_>) -> Result<(), Error> {
-        todo!()
+    pub async fn bind(&self, regid: &str, alias: &str, by: By<'_>) -> Result<(), Error> {
+        let alias: Alias = alias.parse()?;
+        let (device, registration) = self.registration_of(regid, by)?;
+        self.may_bind(&registration, &alias, by)?;
+        let queue = QueueName::Alias(registration.app, alias);
+        let max = self.limits.aliases_per_registration;
+        let changes = vec![Change::Follow { since: self.router.head(&queue.id())?, queue, max }];
+        self.change(device, registration.regid, changes).await
     }
 
     /// Unbinds an alias; one that is not bound is no error.
     ///
     /// # Errors
     /// As [`Service::bind`].
-    pub async fn unbind(&self, _regid: &str, _alias: &str, _by: By<'_>) -> Result<(), Error> {
-        todo!()
+    pub async fn unbind(&self, regid: &str, alias: &str, by: By<'_>) -> Result<(), Error> {
+        let alias: Alias = alias.parse()?;
+        let (device, registration) = self.registration_of(regid, by)?;
+        self.may_bind(&registration, &alias, By::unbinding(by))?;
+        let queue = QueueName::Alias(registration.app, alias);
+        self.change(device, registration.regid, vec![Change::Unfollow { queue }]).await
     }
 
     /// Subscribes to topics: all of them or none. A topic that is followed already stays as it is.
     ///
     /// # Errors
     /// As [`Service::bind`].
-    pub async fn subscribe(&self, _regid: &str, _topics: &[String], _by: By<'_>) -> Result<(), Error> {
-        todo!()
+    pub async fn subscribe(
+        &self,
+        regid: &str,
+        topics: &[String],
+        by: By<'_>,
+    ) -> Result<(), Error> {
+        let (device, registration) = self.registration_of(regid, by)?;
+        let max = self.limits.topics_per_registration;
+        let mut changes = Vec::new();
+        for queue in self.topics(&registration.app, topics)? {
+            if !registration.follows.iter().any(|follow| follow.queue == queue) {
+                let since = self.router.head(&queue.id())?;
+                changes.push(Change::Follow { queue, since, max });
+            }
+        }
+        self.change(device, registration.regid, changes).await
     }
 
     /// Unsubscribes from topics; one that is not followed is no error.
     ///
     /// # Errors
     /// As [`Service::bind`].
-    pub async fn unsubscribe(&self, _regid: &str, _topics: &[String], _by: By<'_>) -> Result<(), Error> {
-        todo!()
+    pub async fn unsubscribe(
+        &self,
+        regid: &str,
+        topics: &[String],
+        by: By<'_>,
+    ) -> Result<(), Error> {
+        let (device, registration) = self.registration_of(regid, by)?;
+        let topics = self.topics(&registration.app, topics)?;
+        let changes = topics.into_iter().map(|queue| Change::Unfollow { queue }).collect();
+        self.change(device, registration.regid, changes).await
+    }
+
+    fn topics(&self, app: &AppId, topics: &[String]) -> Result<Vec<QueueName>, Error> {
+        let max = self.limits.topics_per_registration;
+        if topics.len() > max {
+            return Err(Error::Limit { what: "topics of a registration", max });
+        }
+        let queue = |topic: &String| Ok(QueueName::Topic(app.clone(), topic.parse::<Topic>()?));
+        topics.iter().map(queue).collect()
+    }
+
+    fn may_bind(
+        &self,
+        registration: &Registration,
+        alias: &Alias,
+        by: By<'_>,
+    ) -> Result<(), Error> {
+        let By::Device { token, .. } = by else { return Ok(()) };
+        let app = self.app_record(&registration.app)?.ok_or(NO_REGISTRATION)?;
+        let regid = registration.regid.to_string();
+        match (app.alias_policy, token) {
+            (AliasPolicy::Open, _) => Ok(()),
+            (AliasPolicy::Server, _) => {
+                Err(Error::Forbidden("only the app server binds aliases of this app"))
+            }
+            (AliasPolicy::Signed, Some(UNBINDING)) => Ok(()),
+            (AliasPolicy::Signed, Some(token))
+                if is_alias_token(&app, &regid, alias.as_str(), token, self.now_ms()) =>
+            {
+                Ok(())
+            }
+            (AliasPolicy::Signed, _) => {
+                Err(Error::Forbidden("this app's aliases need a valid token of its app server"))
+            }
+        }
+    }
+
+    async fn change(
+        &self,
+        device: DeviceId,
+        regid: RegId,
+        changes: Vec<Change>,
+    ) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let done = self
+            .router
+            .run(device.shard(), move |txn| {
+                let mut record = load(txn, &device)?;
+                let registration = record.registrations.iter_mut().find(|one| one.regid == regid);
+                let registration = registration.ok_or(NO_REGISTRATION)?;
+                let mut done = Vec::new();
+                for change in changes {
+                    done.extend(change.perform(txn, registration)?);
+                }
+                txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                Ok::<_, Error>(done)
+            })
+            .await?;
+        for outcome in done {
+            match outcome {
+                Outcome::Followed(queue) => self.member_added(&queue.id()),
+                Outcome::Unfollowed(queue) => {
+                    self.member_removed(&queue.id());
+                    self.forget_position(&regid, &queue.id());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a token is where none is needed: who may bind may also unbind.
+const UNBINDING: &str = "";
+
+impl<'a> By<'a> {
+    fn unbinding(self) -> Self {
+        match self {
+            Self::Device { device, .. } => Self::Device { device, token: Some(UNBINDING) },
+            Self::App(app) => Self::App(app),
+        }
+    }
+}
+
+/// One change of what a registration follows.
+enum Change {
+    Follow { queue: QueueName, since: Position, max: usize },
+    Unfollow { queue: QueueName },
+}
+
+/// What changed for the member count.
+enum Outcome {
+    Followed(QueueName),
+    Unfollowed(QueueName),
+}
+
+impl Change {
+    fn perform(
+        self,
+        txn: &mut Txn<'_>,
+        registration: &mut Registration,
+    ) -> Result<Option<Outcome>, Error> {
+        let regid = registration.regid;
+        let own = QueueName::Own(regid).id();
+        match self {
+            Self::Follow { queue, since, max } => {
+                let known = registration.follows.iter().position(|one| one.queue == queue);
+                let of_kind = |one: &&Follow| one.queue.kind() == queue.kind();
+                if known.is_none() && registration.follows.iter().filter(of_kind).count() >= max {
+                    let what = match queue {
+                        QueueName::Topic(..) => "topics of a registration",
+                        _ => "aliases of a registration",
+                    };
+                    return Err(Error::Limit { what, max });
+                }
+                let body = Body::Follow { queue: queue.clone(), since };
+                let control = txn.append(own, body)?.seq;
+                txn.put(Space::Members, member_key(&queue.id(), &regid), Vec::new());
+                registration.control = control;
+                let follow = Follow { queue: queue.clone(), since, control };
+                match known {
+                    Some(at) => registration.follows[at] = follow,
+                    None => registration.follows.push(follow),
+                }
+                Ok(known.is_none().then_some(Outcome::Followed(queue)))
+            }
+            Self::Unfollow { queue } => {
+                let known = registration.follows.iter().position(|one| one.queue == queue);
+                let Some(at) = known else { return Ok(None) };
+                registration.follows.remove(at);
+                let body = Body::Unfollow { queue: queue.clone() };
+                registration.control = txn.append(own, body)?.seq;
+                txn.remove(Space::Members, member_key(&queue.id(), &regid));
+                Ok(Some(Outcome::Unfollowed(queue)))
+            }
+        }
     }
 }

@@ -2,16 +2,27 @@
 
 use std::sync::Arc;
 
-use super::{Error, Service, records::Follow};
+use super::{
+    Error, Service,
+    records::{Follow, MessageRecord, Registration, place_key},
+};
 use crate::{
-    base::ids::{QueueId, QueueName, RegId},
+    base::{
+        clock::day_of,
+        ids::{MessageId, QueueId, QueueName, RegId},
+        metrics::ResumeReason,
+        tasks,
+    },
     queue::{
-        entry::Entry,
-        plan::{Jump, Stated},
-        position::{Position, Seq, Tag},
+        entry::{Body, Entry},
+        log::Log,
+        plan::{Jump, Stand, plan},
+        position::{self, Epoch, Position, Seq, Tag},
+        store::{Space, decode},
     },
     route::Nudge,
 };
+pub use crate::queue::{plan::Claim, reader::Take};
 
 /// One queue that a connected registration follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +48,19 @@ impl From<&Follow> for Following {
     }
 }
 
+impl Following {
+    /// Everything that a registration follows, its own queue first.
+    pub fn all_of(registration: &Registration) -> Vec<Self> {
+        let own = Self {
+            queue: QueueName::Own(registration.regid),
+            id: QueueName::Own(registration.regid).id(),
+            since: registration.since,
+            control: Seq(0),
+        };
+        std::iter::once(own).chain(registration.follows.iter().map(Self::from)).collect()
+    }
+}
+
 /// Where deltas to a registration begin in one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
@@ -45,16 +69,7 @@ pub struct Start {
     /// Set if the device stood elsewhere.
     pub jump: Option<Jump>,
     /// For the metric.
-    pub reason: crate::base::metrics::ResumeReason,
-}
-
-/// How much to take of a queue at once.
-#[derive(Clone, Copy, Debug)]
-pub struct Take {
-    /// At most so many entries.
-    pub entries: usize,
-    /// Stops at the entry that passes this many bytes of bodies.
-    pub bytes: usize,
+    pub reason: ResumeReason,
 }
 
 /// What comes next for a registration: `(after..to]` of one queue, in one epoch.
@@ -67,29 +82,78 @@ pub struct Pulled {
 }
 
 impl Service {
-    /// Where a registration stands in one of its queues. `stated` is what the
-    /// device says; without it the stored pointer answers.
+    /// Where a registration stands in one of its queues.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn stand(&self, _regid: &RegId, _of: &Following, _stated: Option<Stated>) -> Result<Start, Error> {
-        todo!()
+    pub fn stand(
+        self: &Arc<Self>,
+        regid: &RegId,
+        of: &Following,
+        claim: Claim,
+    ) -> Result<Start, Error> {
+        let log = self.router.log(&of.id)?;
+        let stored = self.positions(regid)?.of(&of.id);
+        let stand = Stand { claim, stored, since: of.since };
+        let plan = plan(&log, self.router.oldest_day(), stand);
+        if plan.proves_loss
+            && let Claim::At { position, .. } = claim
+        {
+            self.raise_epoch(of.id, position.epoch);
+        }
+        let reason = match (plan.is_forged, plan.jump, claim) {
+            (true, ..) => ResumeReason::Forged,
+            (_, Some(Jump::New), _) => ResumeReason::New,
+            (_, Some(Jump::EpochChanged), _) => ResumeReason::EpochChanged,
+            (_, Some(Jump::Overflow), _) => ResumeReason::Overflow,
+            (_, Some(Jump::Ahead), _) => ResumeReason::Ahead,
+            (_, None, Claim::Stored) => ResumeReason::Stored,
+            (_, None, Claim::Nothing | Claim::At { .. }) => ResumeReason::Continued,
+        };
+        self.metrics.edge.resumes.of(reason).increment(1);
+        let current = self.router.epoch(of.id.shard());
+        let after = Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
+        Ok(Start { after, jump: plan.jump, reason })
     }
 
-    /// The stored pointer of a registration in a queue (raised to `since`): what the digest is made of.
+    /// A device proved that entries of this queue were lost: alarm, and a new
+    /// epoch for its shard unless it has one already.
+    fn raise_epoch(self: &Arc<Self>, queue: QueueId, proven: Epoch) {
+        let shard = queue.shard();
+        if self.router.epoch(shard) > proven {
+            return;
+        }
+        self.metrics.queue.losses.increment(1);
+        tracing::error!(shard = shard.0, "a device proved that acknowledged entries were lost");
+        let this = self.clone();
+        tasks::spawn("raise_epoch", async move {
+            let raised = this.router.run(shard, move |txn| {
+                if txn.epoch(shard) <= proven {
+                    txn.advance_epoch(shard);
+                }
+                Ok::<_, Error>(())
+            });
+            if let Err(error) = raised.await {
+                tracing::error!(%error, "cannot give a shard its new epoch");
+            }
+        });
+    }
+
+    /// What the resume digest holds of a following: the stored pointer, raised to `since`.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn stored_position(&self, _regid: &RegId, _of: &Following) -> Result<Position, Error> {
-        todo!()
+    pub fn stored_position(&self, regid: &RegId, of: &Following) -> Result<Position, Error> {
+        let stored = self.positions(regid)?.of(&of.id);
+        Ok(stored.filter(|stored| stored.seq >= of.since.seq).unwrap_or(of.since))
     }
 
     /// Where the queue's newest visible entry is.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn head(&self, _queue: &QueueId) -> Result<Position, Error> {
-        todo!()
+    pub fn head(&self, queue: &QueueId) -> Result<Position, Error> {
+        Ok(self.router.head(queue)?)
     }
 
     /// What follows `after` in `all[at]`, or `None` if there is nothing new. `all` is
@@ -97,27 +161,81 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn pull(&self, _regid: &RegId, _all: &[Following], _at: usize, _after: Seq, _take: Take) -> Result<Option<Pulled>, Error> {
-        todo!()
+    pub fn pull(
+        &self,
+        all: &[Following],
+        at: usize,
+        after: Seq,
+        take: Take,
+    ) -> Result<Option<Pulled>, Error> {
+        let queue = &all[at].id;
+        let mut entries = self.router.read(queue, after, take)?;
+        let Some(last) = entries.last() else { return Ok(None) };
+        let to = last.position;
+        let now_ms = self.now_ms();
+        let mut failure = None;
+        entries.retain(|entry| match &entry.body {
+            body if !body.is_live(now_ms) => false,
+            Body::Message(message) if message.is_shared => {
+                self.is_taken_here(&message.id, all, at).unwrap_or_else(|error| {
+                    failure = Some(error);
+                    true
+                })
+            }
+            Body::Message(_) | Body::Follow { .. } | Body::Unfollow { .. } => true,
+        });
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(Some(Pulled { entries, to })),
+        }
     }
 
-    /// The registration has handled everything up to `position`. Written within a second.
-    pub fn acknowledge(&self, _regid: &RegId, _queue: QueueId, _position: Position) {
-        todo!()
+    /// Whether a message that was sent to several queues is delivered from
+    /// `all[at]`: it is not if an earlier one of its queues brings it.
+    fn is_taken_here(&self, id: &MessageId, all: &[Following], at: usize) -> Result<bool, Error> {
+        let space = Space::Messages(day_of(id.unix_ms()));
+        let Some(record) = self.router.get(space, id.as_bytes())? else { return Ok(true) };
+        let record: MessageRecord = decode(&record)?;
+        for queue in record.queues.iter().take_while(|queue| **queue != all[at].queue) {
+            let Some(earlier) = all.iter().find(|following| following.queue == *queue) else {
+                continue;
+            };
+            let place = self.router.get(space, &place_key(id, &earlier.id))?;
+            let place: Option<Position> = place.map(|bytes| decode(&bytes)).transpose()?;
+            // Without a place the append is still to come, behind any `since`.
+            if place.is_none_or(|place| place.seq > earlier.since.seq) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The tag of a position, for deltas in frames.
-    pub fn tag(&self, _queue: &QueueId, _position: Position) -> Tag {
-        todo!()
+    pub fn tag(&self, queue: &QueueId, position: Position) -> Tag {
+        position::tag(&self.keys, queue, position)
     }
 
     /// From now on `nudge` hears of new entries of the queue.
     pub fn follow(&self, queue: QueueId, nudge: &Arc<Nudge>) {
-        self.router.followers.add(queue, nudge);
+        self.router.followers().add(queue, nudge);
     }
 
     /// No longer.
     pub fn unfollow(&self, queue: QueueId, nudge: &Arc<Nudge>) {
-        self.router.followers.remove(queue, nudge);
+        self.router.followers().remove(queue, nudge);
+    }
+}
+
+/// The epoch of the place where deltas begin. Where the log has no entry there,
+/// the consumer's own word stands, so that both sides keep the same position.
+fn epoch_at(log: &Log, after: Seq, current: Epoch, claim: Claim, of: &Following) -> Epoch {
+    let stated = match claim {
+        Claim::At { position, .. } if position.seq == after => Some(position.epoch),
+        _ if of.since.seq == after => Some(of.since.epoch),
+        _ => None,
+    };
+    match after {
+        Seq(0) => stated.unwrap_or(current),
+        _ => log.epoch_at(after).or(stated).unwrap_or(current),
     }
 }

@@ -9,6 +9,7 @@ pub mod bind;
 pub mod deliver;
 pub mod error;
 pub mod identify;
+pub mod members;
 pub mod pointers;
 pub mod presence;
 pub mod records;
@@ -18,21 +19,58 @@ pub mod trace;
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 pub use error::Error;
 
 use crate::{
     base::{clock::Clock, keys::NodeKeys, metrics::Metrics},
-    config::Limits,
+    config,
     route::Router,
 };
 
+/// Sends to several queues whose appends are on their way, at most.
+const SENDS_IN_FLIGHT: usize = 256;
+
 /// All business calls of one node.
 pub struct Service {
-    pub(crate) router: Router,
-    pub(crate) keys: Arc<NodeKeys>,
-    pub(crate) clock: Clock,
-    pub(crate) limits: Limits,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) pointers: pointers::Pointers,
-    pub(crate) presence: presence::Presence,
+    router: Router,
+    keys: Arc<NodeKeys>,
+    clock: Clock,
+    limits: config::Limits,
+    retention_days: u32,
+    metrics: Arc<Metrics>,
+    pointers: pointers::Pointers,
+    presence: presence::Presence,
+    members: members::Members,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Service {
+    /// The calls over a router.
+    pub fn new(
+        router: Router,
+        keys: Arc<NodeKeys>,
+        clock: Clock,
+        config: &config::Config,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            router,
+            keys,
+            clock,
+            limits: config.limits.clone(),
+            retention_days: config.store.retention_days,
+            metrics,
+            pointers: pointers::Pointers::default(),
+            presence: presence::Presence::default(),
+            members: members::Members::default(),
+            in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
+        })
+    }
+
+    /// Milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.unix_ms()
+    }
 }

@@ -7,7 +7,10 @@ use crate::{
         ids::{AppId, DeviceId, MessageId, QueueId, QueueName, RegId},
         keys::SecretHash,
     },
-    queue::position::{Position, Seq},
+    queue::{
+        entry::Message,
+        position::{Position, Seq},
+    },
 };
 
 /// A tenant.
@@ -18,9 +21,18 @@ pub struct App {
     /// What devices show when they register.
     pub key: SecretHash,
     /// What app servers show; several may be live, for rotation. Newest last.
-    pub secrets: Vec<SecretHash>,
+    pub secrets: Vec<AppSecret>,
     /// Who may bind an alias.
     pub alias_policy: AliasPolicy,
+}
+
+/// What is stored of an app secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppSecret {
+    /// To recognise it.
+    pub hash: SecretHash,
+    /// To check the alias tokens that were signed with it.
+    pub alias_key: [u8; 32],
 }
 
 /// Who may bind an alias to a registration.
@@ -100,6 +112,17 @@ pub struct MessageRecord {
     /// From when on it is not delivered, in milliseconds since 1970.
     pub expires_ms: Option<u64>,
     /// The queues that it was sent to, in the order of the send.
+    pub queues: Vec<QueueName>,
+    /// Its place, if it was sent to one queue; several have a record each.
+    pub place: Option<Position>,
+}
+
+/// A message to several queues whose appends are not all done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PendingMessage {
+    /// What is appended.
+    pub message: Message,
+    /// Where to.
     pub queues: Vec<QueueName>,
 }
 

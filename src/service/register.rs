@@ -1,10 +1,28 @@
 //! Device accounts and registrations.
 
-use super::{Error, Service};
-use crate::base::{
-    ids::{AppId, DeviceId, RegId},
-    keys::Secret,
+use futures_util::future::try_join_all;
+
+use super::{
+    Error, Service,
+    bind::By,
+    records::{Device, Follow, Registration, device_of, member_key},
 };
+use crate::{
+    base::{
+        ids::{AppId, DeviceId, QueueName, RegId},
+        keys::{Secret, SecretHash},
+    },
+    queue::{
+        position::{Position, Seq},
+        store::{Space, decode, encode},
+        txn::Txn,
+    },
+};
+
+/// Devices that one change of an owner creates.
+const DEVICES_PER_CHANGE: usize = 200;
+
+pub(super) const NO_REGISTRATION: Error = Error::NotFound { what: "registration" };
 
 /// A device account as its maker sees it, once.
 #[derive(Clone, Debug)]
@@ -31,31 +49,194 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::NotFound`] for a wrong app or key; [`Error::Unavailable`].
-    pub async fn create_device(&self, _app_id: &str, _app_key: &str, _first: FirstRegistration) -> Result<NewDevice, Error> {
-        todo!()
+    pub async fn create_device(
+        &self,
+        app_id: &str,
+        app_key: &str,
+        first: FirstRegistration,
+    ) -> Result<NewDevice, Error> {
+        let app = self.app_by_key(app_id, app_key)?;
+        let created = self.create(&app.id, 1, first).await?;
+        created.into_iter().next().ok_or(Error::NotFound { what: "new device" })
     }
 
     /// Creates many accounts with a registration each: for operators.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Unavailable`].
-    pub async fn create_devices(&self, _app: &AppId, _count: usize) -> Result<Vec<NewDevice>, Error> {
-        todo!()
+    pub async fn create_devices(&self, app: &AppId, count: usize) -> Result<Vec<NewDevice>, Error> {
+        self.app(app.as_str())?;
+        let mut created = Vec::with_capacity(count.min(1 << 16));
+        while created.len() < count {
+            let chunk = (count - created.len()).min(DEVICES_PER_CHANGE);
+            created.extend(self.create(app, chunk, FirstRegistration::Yes).await?);
+        }
+        Ok(created)
+    }
+
+    async fn create(
+        &self,
+        app: &AppId,
+        count: usize,
+        first: FirstRegistration,
+    ) -> Result<Vec<NewDevice>, Error> {
+        let all = QueueName::All(app.clone());
+        let since = self.router.head(&all.id())?;
+        let new = |_| {
+            let device_id = DeviceId::random();
+            let regid = (first == FirstRegistration::Yes).then(|| RegId::random(&device_id));
+            NewDevice { device_id, secret: Secret::random(), regid }
+        };
+        let created: Vec<NewDevice> = (0..count).map(new).collect();
+        let stored = created.iter().map(|one| {
+            (one.device_id, self.keys.hash(one.secret.reveal().as_bytes()), one.regid)
+        });
+        let groups = self.router.by_owner(stored, |(device, ..)| device.shard());
+        let changes = groups.into_iter().map(|(shard, group)| {
+            let app = app.clone();
+            self.router.run(shard, move |txn| {
+                group.into_iter().try_for_each(|one| create_one(txn, &app, since, one))
+            })
+        });
+        try_join_all(changes).await?;
+        if first == FirstRegistration::Yes {
+            (0..count).for_each(|_| self.member_added(&all.id()));
+        }
+        Ok(created)
     }
 
     /// Registers an app on a device; the same app again gives the same regID.
     ///
     /// # Errors
     /// [`Error::NotFound`] for a wrong app or key, [`Error::Limit`], [`Error::Unavailable`].
-    pub async fn register(&self, _device: &DeviceId, _app_id: &str, _app_key: &str) -> Result<RegId, Error> {
-        todo!()
+    pub async fn register(
+        &self,
+        device: &DeviceId,
+        app_id: &str,
+        app_key: &str,
+    ) -> Result<RegId, Error> {
+        let app = self.app_by_key(app_id, app_key)?.id;
+        let since = self.router.head(&QueueName::All(app.clone()).id())?;
+        let (device, max) = (*device, self.limits.registrations_per_device);
+        let queue = QueueName::All(app.clone()).id();
+        let (regid, is_new) = self
+            .router
+            .run(device.shard(), move |txn| {
+                let mut record = load(txn, &device)?;
+                if let Some(known) = record.registrations.iter().find(|one| one.app == app) {
+                    return Ok((known.regid, false));
+                }
+                if record.registrations.len() >= max {
+                    return Err(Error::Limit { what: "registrations on a device", max });
+                }
+                let regid = RegId::random(&device);
+                let registration = new_registration(txn, &device, &app, since, regid)?;
+                record.registrations.push(registration);
+                txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                Ok((regid, true))
+            })
+            .await?;
+        if is_new {
+            self.member_added(&queue);
+        }
+        Ok(regid)
     }
 
     /// Ends a registration. Other apps on the device stay.
     ///
     /// # Errors
     /// [`Error::NotFound`] if `by` has no such registration, [`Error::Unavailable`].
-    pub async fn unregister(&self, _regid: &str, _by: super::bind::By<'_>) -> Result<(), Error> {
-        todo!()
+    pub async fn unregister(&self, regid: &str, by: By<'_>) -> Result<(), Error> {
+        let (device, registration) = self.registration_of(regid, by)?;
+        let regid = registration.regid;
+        let ended = self
+            .router
+            .run(device.shard(), move |txn| {
+                let mut record = load(txn, &device)?;
+                let at = record.registrations.iter().position(|one| one.regid == regid);
+                let ended = record.registrations.remove(at.ok_or(NO_REGISTRATION)?);
+                for follow in &ended.follows {
+                    txn.remove(Space::Members, member_key(&follow.queue.id(), &regid));
+                }
+                txn.remove(Space::Registrations, regid.as_bytes());
+                txn.remove(Space::Pointers, regid.as_bytes());
+                txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                Ok::<_, Error>(ended)
+            })
+            .await?;
+        ended.follows.iter().for_each(|follow| self.member_removed(&follow.queue.id()));
+        self.forget_positions(&regid);
+        self.refresh(&device);
+        Ok(())
     }
+
+    /// The registration of this name, if it is the asker's.
+    pub(super) fn registration_of(
+        &self,
+        regid: &str,
+        by: By<'_>,
+    ) -> Result<(DeviceId, Registration), Error> {
+        let regid: RegId = regid.parse().map_err(|_| NO_REGISTRATION)?;
+        let device = match by {
+            By::Device { device, .. } => *device,
+            By::App(_) => self.device_of(&regid)?.ok_or(NO_REGISTRATION)?,
+        };
+        let record = self.device(&device)?.ok_or(NO_REGISTRATION)?;
+        let is_asked_for = |one: &Registration| {
+            one.regid == regid
+                && match by {
+                    By::Device { .. } => true,
+                    By::App(app) => one.app == *app,
+                }
+        };
+        let registration = record.registrations.into_iter().find(is_asked_for);
+        registration.map(|one| (device, one)).ok_or(NO_REGISTRATION)
+    }
+
+    pub(super) fn device_of(&self, regid: &RegId) -> Result<Option<DeviceId>, Error> {
+        let stored = self.router.get(Space::Registrations, regid.as_bytes())?;
+        Ok(stored.and_then(|bytes| device_of(&bytes)))
+    }
+}
+
+fn create_one(
+    txn: &mut Txn<'_>,
+    app: &AppId,
+    since: Position,
+    (device, secret, regid): (DeviceId, SecretHash, Option<RegId>),
+) -> Result<(), Error> {
+    let mut registrations = Vec::new();
+    if let Some(regid) = regid {
+        registrations.push(new_registration(txn, &device, app, since, regid)?);
+    }
+    let record = Device { secret, registrations };
+    txn.put(Space::Devices, device.as_bytes(), encode(&record));
+    Ok(())
+}
+
+/// A new registration follows its own queue and `all`, from their heads on.
+fn new_registration(
+    txn: &mut Txn<'_>,
+    device: &DeviceId,
+    app: &AppId,
+    since: Position,
+    regid: RegId,
+) -> Result<Registration, Error> {
+    let own = txn.head(&QueueName::Own(regid).id())?;
+    let all = QueueName::All(app.clone());
+    txn.put(Space::Registrations, regid.as_bytes(), device.as_bytes().to_vec());
+    txn.put(Space::Members, member_key(&all.id(), &regid), Vec::new());
+    Ok(Registration {
+        regid,
+        app: app.clone(),
+        since: own,
+        control: Seq(0),
+        follows: vec![Follow { queue: all, since, control: Seq(0) }],
+    })
+}
+
+/// The record of a device as a change sees it.
+pub(super) fn load(txn: &Txn<'_>, device: &DeviceId) -> Result<Device, Error> {
+    let bytes = txn.get(Space::Devices, device.as_bytes())?;
+    Ok(decode(&bytes.ok_or(Error::NotFound { what: "device" })?)?)
 }

@@ -1,15 +1,36 @@
 //! Sending: from a request that cannot be wrong to durable entries.
+//!
+//! A message to one queue is durable with its entry. A message to several is
+//! durable with its record; the appends follow in the order of the sends, are
+//! idempotent by (message, queue), and are completed after a crash.
+
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 
-use super::{Error, Service};
+use super::{
+    Error, Service,
+    records::{MessageRecord, PendingMessage, place_key},
+};
 use crate::{
     base::{
-        ids::{AppId, MessageId},
-        metrics::TargetKind,
+        clock::day_of,
+        ids::{Alias, AppId, MessageId, QueueName, RegId, Topic},
+        metrics::{SendResult, TargetKind},
+        tasks,
     },
-    queue::entry::Notification,
+    crash_point,
+    queue::{
+        entry::{Body, Message, Notification},
+        shard,
+        store::{Range, Space, decode, encode},
+        txn::Txn,
+    },
 };
+
+/// Pending messages of one page when a node starts.
+const PAGE: usize = 1_024;
 
 /// What an app server sends.
 #[derive(Clone, Debug)]
@@ -37,6 +58,18 @@ pub enum Target {
     All,
 }
 
+impl Target {
+    /// Its kind.
+    pub fn kind(&self) -> TargetKind {
+        match self {
+            Self::Regids(_) => TargetKind::Regids,
+            Self::Aliases(_) => TargetKind::Aliases,
+            Self::Topic(_) => TargetKind::Topic,
+            Self::All => TargetKind::All,
+        }
+    }
+}
+
 /// An accepted, durable message.
 #[derive(Clone, Debug)]
 pub struct Sent {
@@ -50,13 +83,257 @@ pub struct Sent {
     pub invalid: Vec<String>,
 }
 
+/// A target as queues.
+struct Resolved {
+    queues: Vec<QueueName>,
+    matched: usize,
+    invalid: Vec<String>,
+}
+
 impl Service {
     /// Sends a message. When this returns it is durable.
     ///
     /// # Errors
     /// [`Error::Invalid`] (payload, ttl, names, no target), [`Error::NotFound`] if none of the
     /// regIDs is the app's, [`Error::Limit`], [`Error::Unavailable`].
-    pub async fn send(&self, _app: &AppId, _send: Send) -> Result<Sent, Error> {
-        todo!()
+    pub async fn send(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
+        let (since, kind) = (Instant::now(), send.target.kind());
+        self.metrics.queue.sends.of(kind).increment(1);
+        let sent = self.send_checked(app, send).await;
+        let result = match &sent {
+            Ok(_) => SendResult::Accepted,
+            Err(Error::Unavailable(_)) => SendResult::Failed,
+            Err(_) => SendResult::Refused,
+        };
+        self.metrics.queue.send_results.of(result).increment(1);
+        if sent.is_ok() {
+            self.metrics.queue.send_to_durable_seconds.record(since.elapsed());
+        }
+        sent
     }
+
+    async fn send_checked(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
+        let kind = send.target.kind();
+        let ttl_s = self.check(&send)?;
+        let Resolved { queues, matched, invalid } = self.resolve(app, &send.target)?;
+        let now_ms = self.now_ms();
+        let id = MessageId::random(now_ms);
+        let expires_ms = Some(now_ms + ttl_s * 1_000);
+        let message = Message {
+            id,
+            payload: send.payload,
+            notification: send.notification,
+            expires_ms,
+            is_shared: kind == TargetKind::Aliases && queues.len() > 1,
+        };
+        let record =
+            MessageRecord { app: app.clone(), at_ms: now_ms, expires_ms, queues, place: None };
+        match record.queues.as_slice() {
+            [_] => self.append_one(record, message).await?,
+            _ => self.append_many(record, message).await?,
+        }
+        Ok(Sent { id, kind, matched, invalid })
+    }
+
+    fn check(&self, send: &Send) -> Result<u64, Error> {
+        if send.payload.len() > self.limits.payload_bytes_max {
+            let rule = format!("at most {} bytes", self.limits.payload_bytes_max);
+            return Err(Error::Invalid { field: "payload", rule });
+        }
+        let notification = send.notification.iter();
+        let texts = notification.flat_map(|n| [&n.title, &n.body, &n.extra]).flatten();
+        if texts.map(String::len).sum::<usize>() > self.limits.payload_bytes_max {
+            let rule = format!("at most {} bytes in all", self.limits.payload_bytes_max);
+            return Err(Error::Invalid { field: "notification", rule });
+        }
+        let max = u64::from(self.retention_days) * 86_400;
+        match send.ttl_s {
+            None => Ok(self.limits.ttl_default_s),
+            Some(ttl_s) if (1..=max).contains(&ttl_s) => Ok(ttl_s),
+            Some(_) => {
+                let rule = format!("1 to {max} seconds, the retention of this gateway");
+                Err(Error::Invalid { field: "ttl_s", rule })
+            }
+        }
+    }
+
+    fn resolve(&self, app: &AppId, target: &Target) -> Result<Resolved, Error> {
+        match target {
+            Target::Regids(regids) => self.resolve_regids(app, regids),
+            Target::Aliases(aliases) => {
+                self.check_targets("target.aliases", aliases)?;
+                let queue = |a: &String| Ok(QueueName::Alias(app.clone(), a.parse::<Alias>()?));
+                let queues = distinct(aliases.iter().map(queue))?;
+                self.shared(queues)
+            }
+            Target::Topic(topic) => {
+                self.shared(vec![QueueName::Topic(app.clone(), topic.parse::<Topic>()?)])
+            }
+            Target::All => self.shared(vec![QueueName::All(app.clone())]),
+        }
+    }
+
+    fn shared(&self, queues: Vec<QueueName>) -> Result<Resolved, Error> {
+        let mut matched = 0;
+        for queue in &queues {
+            matched += self.members(&queue.id())?;
+        }
+        Ok(Resolved { queues, matched, invalid: Vec::new() })
+    }
+
+    fn resolve_regids(&self, app: &AppId, regids: &[String]) -> Result<Resolved, Error> {
+        self.check_targets("target.regids", regids)?;
+        let (mut queues, mut invalid) = (Vec::with_capacity(regids.len()), Vec::new());
+        let mut seen = HashSet::with_capacity(regids.len());
+        for text in regids {
+            match text.parse::<RegId>() {
+                Ok(regid) if self.is_registered(app, &regid)? => {
+                    if seen.insert(regid) {
+                        queues.push(QueueName::Own(regid));
+                    }
+                }
+                _ => invalid.push(text.clone()),
+            }
+        }
+        if queues.is_empty() {
+            return Err(Error::NotFound { what: "registration of this app among the regids" });
+        }
+        Ok(Resolved { matched: queues.len(), queues, invalid })
+    }
+
+    fn is_registered(&self, app: &AppId, regid: &RegId) -> Result<bool, Error> {
+        let Some(device) = self.device_of(regid)? else { return Ok(false) };
+        let registrations = self.registrations(&device)?;
+        Ok(registrations.iter().any(|one| one.regid == *regid && one.app == *app))
+    }
+
+    fn check_targets(&self, field: &'static str, targets: &[String]) -> Result<(), Error> {
+        let max = self.limits.targets_per_send;
+        if targets.is_empty() || targets.len() > max {
+            return Err(Error::Invalid { field, rule: format!("1 to {max} of them") });
+        }
+        Ok(())
+    }
+
+    async fn append_one(&self, mut record: MessageRecord, message: Message) -> Result<(), Error> {
+        let queue = record.queues[0].id();
+        let change = move |txn: &mut Txn<'_>| {
+            let (id, space) = (message.id, messages_of(&message.id));
+            record.place = Some(txn.append(queue, Body::Message(message))?);
+            txn.put(space, id.as_bytes(), encode(&record));
+            Ok::<_, Error>(())
+        };
+        self.router.run(queue.shard(), change).await
+    }
+
+    async fn append_many(
+        self: &Arc<Self>,
+        record: MessageRecord,
+        message: Message,
+    ) -> Result<(), Error> {
+        let in_flight = self.in_flight.clone().acquire_owned().await;
+        let id = message.id;
+        let pending = PendingMessage { message, queues: record.queues.clone() };
+        let stored = encode(&pending);
+        self.router
+            .run(id.shard(), move |txn| {
+                txn.put(messages_of(&id), id.as_bytes(), encode(&record));
+                txn.put(Space::Pending, id.as_bytes(), stored);
+                Ok::<_, Error>(())
+            })
+            .await?;
+        crash_point!("send::after_record");
+        // The appends have their places in order when this send is answered.
+        let appends = self.begin_appends(pending).await;
+        let this = self.clone();
+        tasks::spawn("appends", async move {
+            this.finish_appends(id, appends).await;
+            drop(in_flight);
+        });
+        Ok(())
+    }
+
+    async fn begin_appends(
+        &self,
+        pending: PendingMessage,
+    ) -> Vec<shard::Begun<(), Error>> {
+        let PendingMessage { message, queues } = pending;
+        let mut appends = Vec::new();
+        let queues = queues.iter().map(QueueName::id);
+        for (shard, queues) in self.router.by_owner(queues, |queue| queue.shard()) {
+            let message = message.clone();
+            let change = move |txn: &mut Txn<'_>| {
+                for queue in queues {
+                    let (space, key) = (messages_of(&message.id), place_key(&message.id, &queue));
+                    if txn.get(space, &key)?.is_none() {
+                        let place = txn.append(queue, Body::Message(message.clone()))?;
+                        txn.put(space, key, encode(&place));
+                    }
+                }
+                Ok(())
+            };
+            appends.push(self.router.begin(shard, change).await);
+        }
+        appends
+    }
+
+    async fn finish_appends(
+        &self,
+        id: MessageId,
+        appends: Vec<shard::Begun<(), Error>>,
+    ) {
+        let appended: Result<(), Error> = join_all(appends).await.into_iter().collect();
+        crash_point!("send::before_done");
+        let done = match appended {
+            Ok(()) => {
+                let forget = move |txn: &mut Txn<'_>| {
+                    txn.remove(Space::Pending, id.as_bytes());
+                    Ok::<_, Error>(())
+                };
+                self.router.run(id.shard(), forget).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "a message's appends wait for the next start");
+        }
+    }
+
+    /// Completes the appends that a crash left undone. Before the doors open.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn complete_pending(&self) -> Result<usize, Error> {
+        let mut completed = 0;
+        loop {
+            let page = self.router.scan(Space::Pending, &Range::prefix(b""), PAGE)?;
+            if page.is_empty() {
+                return Ok(completed);
+            }
+            for (key, bytes) in page {
+                let pending: PendingMessage = decode(&bytes)?;
+                for append in self.begin_appends(pending).await {
+                    append.await?;
+                }
+                let mut done = crate::queue::store::Batch::default();
+                done.remove(Space::Pending, key.to_vec());
+                self.router.commit(done).await?;
+                completed += 1;
+            }
+        }
+    }
+}
+
+/// Where a message's records are: with the day of its id.
+pub(super) fn messages_of(id: &MessageId) -> Space {
+    Space::Messages(day_of(id.unix_ms()))
+}
+
+/// Each queue once, in the order of its first mention.
+fn distinct(
+    queues: impl Iterator<Item = Result<QueueName, Error>>,
+) -> Result<Vec<QueueName>, Error> {
+    let mut seen = HashSet::new();
+    let queues: Result<Vec<QueueName>, Error> = queues.collect();
+    Ok(queues?.into_iter().filter(|queue| seen.insert(queue.id())).collect())
 }
