@@ -1,0 +1,546 @@
+//! The HTTPS API against a running node: every documented status of every
+//! operation is provoked, and each answer is held against `/openapi.json`.
+#![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
+
+#[path = "support/openapi.rs"]
+mod openapi;
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use openapi::{Answered, Document};
+use reqwest::{Method, header::CONTENT_TYPE};
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+use support::{APP, AppCredentials, Device, Node, Options};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// Small bounds, so that the test need not wait or send much.
+const CONFIG: &str = r#"
+[api]
+head_timeout_ms = 1000
+request_timeout_ms = 1000
+body_bytes_max = 65536
+devices_per_address_per_minute = 40
+"#;
+
+const DEVICES: &str = "post /v1/devices";
+const SEND: &str = "post /v1/apps/{app}/messages";
+const MESSAGE: &str = "get /v1/apps/{app}/messages/{id}";
+const TRACE: &str = "get /v1/apps/{app}/messages/{id}/trace";
+const REGISTRATION: &str = "get /v1/apps/{app}/registrations/{regid}";
+const UNREGISTER: &str = "delete /v1/apps/{app}/registrations/{regid}";
+const BIND: &str = "put /v1/apps/{app}/registrations/{regid}/aliases/{alias}";
+const UNBIND: &str = "delete /v1/apps/{app}/registrations/{regid}/aliases/{alias}";
+const FOLLOW: &str = "put /v1/apps/{app}/registrations/{regid}/topics/{topic}";
+const UNFOLLOW: &str = "delete /v1/apps/{app}/registrations/{regid}/topics/{topic}";
+const SUBSCRIBE: &str = "post /v1/apps/{app}/topics/{topic}:subscribe";
+const UNSUBSCRIBE: &str = "post /v1/apps/{app}/topics/{topic}:unsubscribe";
+
+/// What cannot be provoked from outside on a healthy node.
+fn is_exempt(operation: &str, status: u16) -> bool {
+    match status {
+        // A defect; a node that stops. The crash and drain tests see the latter.
+        500 | 503 => true,
+        _ => {
+            // The document's own answers to what has no parameters.
+            matches!(operation, "get /openapi.json" | "get /healthz" | "get /readyz")
+                && status == 408
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_documented_answer_is_given_as_documented() {
+    let mut api = Api::start().await;
+    succeed(&mut api).await;
+    unreadable(&mut api).await;
+    wrong_credentials(&mut api).await;
+    what_is_not_there(&mut api).await;
+    out_of_bounds(&mut api).await;
+    too_large_or_of_another_type(&mut api).await;
+    too_slow(&mut api).await;
+    too_often(&mut api).await;
+    let unseen = api.document.unseen();
+    let missing: Vec<_> =
+        unseen.iter().filter(|(operation, status)| !is_exempt(operation, *status)).collect();
+    assert!(missing.is_empty(), "documented, never answered: {missing:#?}");
+}
+
+async fn succeed(api: &mut Api) {
+    let devices = json!({"app_id": APP, "app_key": api.app.app_key});
+    let made = api.ask(DEVICES, Ask::post("/v1/devices", devices.clone()), 201).await;
+    assert!(made["regid"].is_null(), "no registration was asked for: {made}");
+
+    let regid = api.device.regid.clone();
+    let registration = format!("/v1/apps/demo/registrations/{regid}");
+    api.ask(BIND, Ask::new(Method::PUT, &format!("{registration}/aliases/ann%20%C3%A9")), 204)
+        .await;
+    api.ask(FOLLOW, Ask::new(Method::PUT, &format!("{registration}/topics/news")), 204).await;
+    let seen = api.ask(REGISTRATION, Ask::get(&registration), 200).await;
+    assert_eq!((&seen["aliases"], &seen["topics"]), (&json!(["ann é"]), &json!(["news"])));
+    assert_eq!(seen["online"], false);
+    assert_eq!(seen["pointers"].as_array().unwrap().len(), 4, "own, all, alias, topic: {seen}");
+
+    for (target, kind) in [
+        (json!({"regids": [regid]}), "regids"),
+        (json!({"aliases": ["ann é"]}), "aliases"),
+        (json!({"topic": "news"}), "topic"),
+        (json!({"all": true}), "all"),
+    ] {
+        let sent =
+            api.ask(SEND, Ask::send(json!({"target": target, "payload": {"n": 1}})), 202).await;
+        assert_eq!(sent["target"]["kind"], kind);
+        let message = format!("/v1/apps/demo/messages/{}", sent["id"].as_str().unwrap());
+        api.ask(MESSAGE, Ask::get(&message), 200).await;
+        let traced = api.ask(TRACE, Ask::get(&format!("{message}/trace?regid={regid}")), 200).await;
+        let names: Vec<_> =
+            traced["milestones"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
+        assert!(
+            names.contains(&&json!("durable")) && names.contains(&&json!("pending")),
+            "{traced}"
+        );
+    }
+    let whole = json!({
+        "target": {"all": true}, "payload_b64": "AP8=", "ttl_s": 60,
+        "notification": {"title": "t", "body": "b", "sound": "ding"},
+    });
+    api.ask(SEND, Ask::send(whole), 202).await;
+    let with_stranger = json!({"target": {"regids": [regid, "a".repeat(32)]}, "payload": 1});
+    let sent = api.ask(SEND, Ask::send(with_stranger), 202).await;
+    assert_eq!(
+        (&sent["target"]["matched"], &sent["invalid"]),
+        (&json!(1), &json!(["a".repeat(32)]))
+    );
+
+    let regids = json!({"regids": [regid, "a".repeat(32)]});
+    for (operation, verb) in [(SUBSCRIBE, "subscribe"), (UNSUBSCRIBE, "unsubscribe")] {
+        let path = format!("/v1/apps/demo/topics/sport:{verb}");
+        let changed = api.ask(operation, Ask::post(&path, regids.clone()), 200).await;
+        assert_eq!(changed["done"], 1, "{changed}");
+        assert_eq!(changed["failed"][0]["code"], "not_found", "{changed}");
+    }
+    api.ask(UNBIND, Ask::new(Method::DELETE, &format!("{registration}/aliases/ann%20%C3%A9")), 204)
+        .await;
+    api.ask(UNFOLLOW, Ask::new(Method::DELETE, &format!("{registration}/topics/news")), 204).await;
+    let other = api.node.create_device().await;
+    let path = format!("/v1/apps/demo/registrations/{}", other.regid);
+    api.ask(UNREGISTER, Ask::new(Method::DELETE, &path), 204).await;
+    api.problem(REGISTRATION, Ask::get(&path), 404, "not_found", "").await;
+    for path in ["/openapi.json", "/healthz", "/readyz"] {
+        api.ask(&format!("get {path}"), Ask::get(path).nobody(), 200).await;
+    }
+}
+
+async fn unreadable(api: &mut Api) {
+    let bodies: [(&[u8], &str); 12] = [
+        (b"{", "line 1"),
+        (b"", "EOF"),
+        (b"[]", "invalid"),
+        (b"{} {}", "trailing characters"),
+        (b"{\"target\":{\"all\":true},\"payload\":\"\xff\"}", "line 1"),
+        (br#"{"target":{"all":true},"payload":1,"pirority":"high"}"#, "unknown field `pirority`"),
+        (br#"{"target":{"all":true,"device":"x"},"payload":1}"#, "unknown field `device`"),
+        (br#"{"target":{"all":true},"payload":1,"ttl_s":"60"}"#, "ttl_s"),
+        (br#"{"target":{"all":true,"topic":"news"},"payload":1}"#, "exactly one"),
+        (br#"{"target":{},"payload":1}"#, "exactly one"),
+        (br#"{"target":{"all":true}}"#, "payload"),
+        (br#"{"target":{"all":true},"payload":1,"payload_b64":"AA=="}"#, "payload"),
+    ];
+    for (body, detail) in bodies {
+        let ask = Ask::post_bytes("/v1/apps/demo/messages", body);
+        api.problem(SEND, ask, 400, "invalid_request", detail).await;
+    }
+    let unknown = json!({"app_id": APP, "app_key": "k", "regster": true});
+    let ask = Ask::post("/v1/devices", unknown).nobody();
+    api.problem(DEVICES, ask, 400, "invalid_request", "unknown field `regster`").await;
+    for (operation, verb) in [(SUBSCRIBE, "subscribe"), (UNSUBSCRIBE, "unsubscribe")] {
+        let path = format!("/v1/apps/demo/topics/news:{verb}");
+        let ask = Ask::post(&path, json!({"regids": "all"}));
+        api.problem(operation, ask, 400, "invalid_request", "regids").await;
+    }
+    // Percent signs that are no UTF-8, and a query without its parameter.
+    for (operation, method, path) in [
+        (MESSAGE, Method::GET, "/v1/apps/demo/messages/%ff"),
+        (TRACE, Method::GET, "/v1/apps/demo/messages/x/trace"),
+        (REGISTRATION, Method::GET, "/v1/apps/demo/registrations/%ff"),
+        (UNREGISTER, Method::DELETE, "/v1/apps/demo/registrations/%ff"),
+        (BIND, Method::PUT, "/v1/apps/demo/registrations/x/aliases/%ff"),
+        (UNBIND, Method::DELETE, "/v1/apps/demo/registrations/x/aliases/%ff"),
+        (FOLLOW, Method::PUT, "/v1/apps/demo/registrations/x/topics/%ff"),
+        (UNFOLLOW, Method::DELETE, "/v1/apps/demo/registrations/x/topics/%ff"),
+    ] {
+        api.problem(operation, Ask::new(method, path), 400, "invalid_request", "").await;
+    }
+}
+
+async fn wrong_credentials(api: &mut Api) {
+    let all = api.one_of_each();
+    for (operation, ask) in all.into_iter().filter(|(operation, _)| *operation != DEVICES) {
+        let wrong = ["", "Bearer wrong", "Basic ZGVtbzpkZW1v", "Bearer "];
+        for credential in wrong {
+            let ask = ask.clone().bearing(credential);
+            api.problem(operation, ask, 401, "unauthorized", "").await;
+        }
+        let of_another_app = format!("Bearer {}", api.other.app_secret);
+        api.problem(operation, ask.clone().bearing(&of_another_app), 401, "unauthorized", "").await;
+        // An app that does not exist gets the same answer.
+        let path = ask.path.replace("/demo/", "/nobody/");
+        api.problem(operation, Ask { path, ..ask }, 401, "unauthorized", "").await;
+    }
+    for (id, key) in [(APP, "wrong"), ("nobody", "wrong")] {
+        let ask = Ask::post("/v1/devices", json!({"app_id": id, "app_key": key})).nobody();
+        let refused = api.any(DEVICES, ask).await;
+        assert!(matches!(refused.0, 403 | 404), "{refused:?}");
+    }
+}
+
+async fn what_is_not_there(api: &mut Api) {
+    let nobody = "a".repeat(32);
+    let of_another_app = api.registration_of_the_other_app().await;
+    for regid in [nobody, of_another_app] {
+        let registration = format!("/v1/apps/demo/registrations/{regid}");
+        for (operation, method, path) in [
+            (REGISTRATION, Method::GET, registration.clone()),
+            (UNREGISTER, Method::DELETE, registration.clone()),
+            (BIND, Method::PUT, format!("{registration}/aliases/ann")),
+            (UNBIND, Method::DELETE, format!("{registration}/aliases/ann")),
+            (FOLLOW, Method::PUT, format!("{registration}/topics/news")),
+            (UNFOLLOW, Method::DELETE, format!("{registration}/topics/news")),
+        ] {
+            api.problem(operation, Ask::new(method, &path), 404, "not_found", "").await;
+        }
+        let message = "/v1/apps/demo/messages/aaaaaaaaaaaaaaaaaaaaaaaa";
+        api.problem(MESSAGE, Ask::get(message), 404, "not_found", "").await;
+        let trace = format!("{message}/trace?regid={regid}");
+        api.problem(TRACE, Ask::get(&trace), 404, "not_found", "").await;
+        let send = Ask::send(json!({"target": {"regids": [regid]}, "payload": 1}));
+        let (status, body) = api.any(SEND, send).await;
+        assert!(status == 404 || body["target"]["matched"] == 0, "{status} {body}");
+    }
+    for path in ["/", "/v1", "/v2/devices", "/v1/apps/demo/messages/x/y"] {
+        let (status, body) = api.undocumented(Ask::get(path)).await;
+        assert_eq!((status, &body["code"]), (404, &json!("unknown_path")), "{path}");
+    }
+    for (operation, ask) in api.one_of_each() {
+        let ask = Ask { method: Method::PATCH, ..ask };
+        api.problem(operation, ask, 405, "method_not_allowed", "").await;
+    }
+    for path in ["/openapi.json", "/healthz", "/readyz"] {
+        let ask = Ask::new(Method::POST, path).nobody();
+        api.problem(&format!("get {path}"), ask, 405, "method_not_allowed", "").await;
+    }
+}
+
+async fn out_of_bounds(api: &mut Api) {
+    let regid = api.device.regid.clone();
+    let many = vec![regid.clone(); 1_001];
+    for (target, field) in [
+        (json!({"regids": []}), "regids"),
+        (json!({"regids": many}), "regids"),
+        (json!({"aliases": []}), "aliases"),
+        (json!({"aliases": vec!["a"; 1_001]}), "aliases"),
+        (json!({"aliases": [""]}), "alias"),
+        (json!({"topic": ""}), "topic"),
+        (json!({"topic": "#"}), "topic"),
+        (json!({"topic": "t".repeat(129)}), "topic"),
+        (json!({"all": false}), "all"),
+    ] {
+        let ask = Ask::send(json!({"target": target, "payload": 1}));
+        api.problem(SEND, ask, 422, "out_of_bounds", field).await;
+    }
+    for (rest, field) in [
+        (json!({"payload": "x".repeat(4_096)}), "payload"),
+        (json!({"payload_b64": "not base64"}), "payload_b64"),
+        (json!({"payload": 1, "ttl_s": 0}), "ttl_s"),
+        (json!({"payload": 1, "ttl_s": -1}), "ttl_s"),
+        (json!({"payload": 1, "ttl_s": 7 * 86_400 + 1}), "ttl_s"),
+    ] {
+        let mut body = json!({"target": {"all": true}});
+        body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        api.problem(SEND, Ask::send(body), 422, "out_of_bounds", field).await;
+    }
+    let registration = format!("/v1/apps/demo/registrations/{regid}");
+    let long = "a".repeat(129);
+    for (operation, method, path) in [
+        (BIND, Method::PUT, format!("{registration}/aliases/{long}")),
+        (UNBIND, Method::DELETE, format!("{registration}/aliases/{long}")),
+        (FOLLOW, Method::PUT, format!("{registration}/topics/{long}")),
+        (UNFOLLOW, Method::DELETE, format!("{registration}/topics/{long}")),
+    ] {
+        api.problem(operation, Ask::new(method, &path), 422, "out_of_bounds", "").await;
+    }
+    for n in 0..20 {
+        api.ask(BIND, Ask::new(Method::PUT, &format!("{registration}/aliases/a{n}")), 204).await;
+    }
+    let ask = Ask::new(Method::PUT, &format!("{registration}/aliases/one-too-many"));
+    api.problem(BIND, ask, 422, "limit_reached", "20").await;
+    for (operation, verb) in [(SUBSCRIBE, "subscribe"), (UNSUBSCRIBE, "unsubscribe")] {
+        let path = format!("/v1/apps/demo/topics/news:{verb}");
+        for regids in [json!([]), json!(vec![&regid; 1_001])] {
+            let ask = Ask::post(&path, json!({"regids": regids}));
+            api.problem(operation, ask, 422, "out_of_bounds", "regids").await;
+        }
+    }
+}
+
+async fn too_large_or_of_another_type(api: &mut Api) {
+    let bodies = api.one_of_each().into_iter().filter(|(_, ask)| ask.body.is_some());
+    for (operation, ask) in bodies {
+        let large = Ask { body: Some(vec![b' '; 65_537]), ..ask.clone() };
+        api.problem(operation, large, 413, "body_too_large", "").await;
+        for kind in ["text/plain", "application/x-www-form-urlencoded", ""] {
+            let ask = Ask { content_type: kind.to_owned(), ..ask.clone() };
+            api.problem(operation, ask, 415, "unsupported_media_type", "").await;
+        }
+    }
+}
+
+async fn too_slow(api: &mut Api) {
+    let bodies = api.one_of_each().into_iter().filter(|(_, ask)| ask.body.is_some());
+    for (operation, ask) in bodies {
+        let mut slow = api.open().await;
+        let head = format!(
+            "POST {} HTTP/1.1\r\nhost: localhost\r\nauthorization: {}\r\n\
+             content-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
+            ask.path, api.bearer,
+        );
+        slow.write_all(head.as_bytes()).await.unwrap();
+        let answer = String::from_utf8(read_to_end(&mut slow).await).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 408"), "{answer}");
+        let headers: Vec<_> = head.lines().filter_map(|line| line.split_once(": ")).collect();
+        let content_type = headers.iter().find(|(name, _)| *name == "content-type");
+        api.document.check(&Answered {
+            operation,
+            status: 408,
+            content_type: content_type.map(|(_, value)| *value),
+            headers: headers.iter().map(|(name, _)| *name).collect(),
+            body: &serde_json::from_str(body).expect("a problem"),
+        });
+    }
+    for beginning in ["", "POST /v1/dev", "POST /v1/devices HTTP/1.1\r\nhost: localhost\r\nx-"] {
+        let mut slow = api.open().await;
+        slow.write_all(beginning.as_bytes()).await.unwrap();
+        // The connection ends; what it says before that is HTTP's own.
+        read_to_end(&mut slow).await;
+    }
+    let mut dripping = api.open().await;
+    let mut open = true;
+    let ended = timeout(Duration::from_secs(10), async {
+        for byte in b"GET /healthz HTTP/1.1\r\nx-slow: ".iter().chain(std::iter::repeat(&b'z')) {
+            open &= dripping.write_all(&[*byte]).await.is_ok() && dripping.flush().await.is_ok();
+            if !open {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(ended.await.is_ok(), "a head that drips in is given all the time it wants");
+}
+
+async fn too_often(api: &mut Api) {
+    let body = json!({"app_id": APP, "app_key": api.app.app_key});
+    for _ in 0..=40 {
+        let ask = Ask::post("/v1/devices", body.clone()).nobody();
+        match api.any(DEVICES, ask).await {
+            (201, _) => {}
+            (429, problem) => {
+                assert_eq!(problem["code"], "rate_limited");
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the 41st device account in a minute was still created");
+}
+
+/// A running node, its document, and who asks.
+struct Api {
+    node: Node,
+    client: reqwest::Client,
+    document: Document,
+    app: AppCredentials,
+    other: AppCredentials,
+    device: Device,
+    bearer: String,
+}
+
+/// A request; it bears the demo app's secret unless it says otherwise.
+#[derive(Clone)]
+struct Ask {
+    method: Method,
+    path: String,
+    body: Option<Vec<u8>>,
+    content_type: String,
+    credential: Option<String>,
+}
+
+impl Ask {
+    fn new(method: Method, path: &str) -> Self {
+        let (path, content_type) = (path.to_owned(), String::new());
+        Self { method, path, body: None, content_type, credential: None }
+    }
+
+    fn get(path: &str) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    fn post(path: &str, body: Value) -> Self {
+        Self::post_bytes(path, body.to_string().as_bytes())
+    }
+
+    fn post_bytes(path: &str, body: &[u8]) -> Self {
+        let content_type = "application/json".to_owned();
+        Self { body: Some(body.to_vec()), content_type, ..Self::new(Method::POST, path) }
+    }
+
+    fn send(message: Value) -> Self {
+        Self::post("/v1/apps/demo/messages", message)
+    }
+
+    fn bearing(self, credential: &str) -> Self {
+        Self { credential: Some(credential.to_owned()), ..self }
+    }
+
+    fn nobody(self) -> Self {
+        self.bearing("")
+    }
+}
+
+impl Api {
+    async fn start() -> Self {
+        let options = Options { config: Some(CONFIG.to_owned()), ..Options::default() };
+        let node = Node::start_with(options).await;
+        let client = node.https_client();
+        let url = format!("{}/openapi.json", node.https_url());
+        let spec = client.get(url).send().await.unwrap().json().await.unwrap();
+        let device = node.create_device().await;
+        let other = node.create_app("other").await;
+        let app = node.app().clone();
+        let bearer = format!("Bearer {}", app.app_secret);
+        Self { node, client, document: Document::new(spec), app, other, device, bearer }
+    }
+
+    /// Asks, holds the answer against the document, and wants this status.
+    async fn ask(&mut self, operation: &str, ask: Ask, status: u16) -> Value {
+        let what = format!("{} {}", ask.method, ask.path);
+        let (got, body) = self.any(operation, ask).await;
+        assert_eq!(got, status, "{what}: {body}");
+        body
+    }
+
+    /// Wants a problem of this code whose detail or field has these words.
+    async fn problem(&mut self, operation: &str, ask: Ask, status: u16, code: &str, words: &str) {
+        let sent = ask
+            .body
+            .as_ref()
+            .map(|body| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+        let body = self.ask(operation, ask, status).await;
+        assert_eq!(body["code"], code, "{sent:?}: {body}");
+        let said = format!("{} {}", body["detail"], body["field"]);
+        assert!(said.contains(words), "{sent:?}: `{words}` is not in {body}");
+    }
+
+    async fn any(&mut self, operation: &str, ask: Ask) -> (u16, Value) {
+        let response = self.request(ask).await;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        let body = body_of(response).await;
+        self.document.check(&Answered {
+            operation,
+            status,
+            content_type: headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap()),
+            headers: headers.keys().map(|name| name.as_str()).collect(),
+            body: &body,
+        });
+        (status, body)
+    }
+
+    async fn undocumented(&self, ask: Ask) -> (u16, Value) {
+        let response = self.request(ask).await;
+        (response.status().as_u16(), body_of(response).await)
+    }
+
+    async fn request(&self, ask: Ask) -> reqwest::Response {
+        let url = format!("{}{}", self.node.https_url(), ask.path);
+        let mut request = self.client.request(ask.method, url);
+        match ask.credential.as_deref() {
+            None => request = request.header("authorization", &self.bearer),
+            Some("") => {}
+            Some(other) => request = request.header("authorization", other),
+        }
+        if !ask.content_type.is_empty() {
+            request = request.header(CONTENT_TYPE, ask.content_type);
+        }
+        if let Some(body) = ask.body {
+            request = request.body(body);
+        }
+        request.send().await.expect("an answer")
+    }
+
+    /// A correct request of each operation that takes parameters.
+    fn one_of_each(&self) -> Vec<(&'static str, Ask)> {
+        let registration = format!("/v1/apps/demo/registrations/{}", self.device.regid);
+        let (alias, topic) =
+            (format!("{registration}/aliases/a"), format!("{registration}/topics/t"));
+        let message = "/v1/apps/demo/messages/aaaaaaaaaaaaaaaaaaaaaaaa";
+        let trace = format!("{message}/trace?regid={}", self.device.regid);
+        let regids = json!({"regids": [self.device.regid]});
+        let account = json!({"app_id": APP, "app_key": self.app.app_key});
+        vec![
+            (DEVICES, Ask::post("/v1/devices", account)),
+            (SEND, Ask::send(json!({"target": {"all": true}, "payload": 1}))),
+            (MESSAGE, Ask::get(message)),
+            (TRACE, Ask::get(&trace)),
+            (REGISTRATION, Ask::get(&registration)),
+            (UNREGISTER, Ask::new(Method::DELETE, &registration)),
+            (BIND, Ask::new(Method::PUT, &alias)),
+            (UNBIND, Ask::new(Method::DELETE, &alias)),
+            (FOLLOW, Ask::new(Method::PUT, &topic)),
+            (UNFOLLOW, Ask::new(Method::DELETE, &topic)),
+            (SUBSCRIBE, Ask::post("/v1/apps/demo/topics/t:subscribe", regids.clone())),
+            (UNSUBSCRIBE, Ask::post("/v1/apps/demo/topics/t:unsubscribe", regids)),
+        ]
+    }
+
+    async fn registration_of_the_other_app(&self) -> String {
+        let made = self.node.cli(&["device", "create", "--app", "other"]).await;
+        let row = made.lines().nth(1).expect("a device in CSV");
+        row.rsplit(',').next().expect("a regid").to_owned()
+    }
+
+    /// A raw TLS connection to the API.
+    async fn open(&self) -> TlsStream<TcpStream> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.node.ca_file()).unwrap()).unwrap();
+        let config =
+            rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let address = self.node.listen().https;
+        let name = ServerName::from(address.ip());
+        let stream = TcpStream::connect(address).await.unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+}
+
+async fn body_of(response: reqwest::Response) -> Value {
+    let text = response.text().await.expect("a whole answer");
+    match text.as_str() {
+        "" => Value::Null,
+        _ => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+    }
+}
+
+/// Everything until the node ends the connection, which it must.
+async fn read_to_end(stream: &mut TlsStream<TcpStream>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let reading = timeout(Duration::from_secs(10), stream.read_to_end(&mut bytes));
+    // Some errors are an end, too: the node need not say good-bye to a slow peer.
+    let _ = reading.await.expect("the node ends a slow connection");
+    bytes
+}
