@@ -324,8 +324,8 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path)
             .map_err(|cause| Error::Unreadable { path: path.to_owned(), cause })?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|cause| Error::Wrong { path: path.to_owned(), cause })?;
+        let config: Self =
+            toml::from_str(&text).map_err(|cause| Error::Wrong { path: path.to_owned(), cause })?;
         config.check()?;
         Ok(config)
     }
@@ -335,63 +335,117 @@ impl Config {
     /// # Errors
     /// [`Error::OutOfRange`] for the first value out of its range.
     pub fn check(&self) -> Result<(), Error> {
-        let Self { listen, store, edge, api, limits, log: _ } = self;
-        let rules = [
-            (listen.backlog >= 1, "listen.backlog", "at least 1"),
-            (
-                listen.certificate.as_os_str().is_empty() == listen.private_key.as_os_str().is_empty(),
+        let rules = self.listen.rules().into_iter().chain(self.store.rules());
+        let rules = rules.chain(self.edge.rules()).chain(self.api.rules());
+        let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
+        match rules.find(|rule| !rule.0) {
+            Some(Rule(_, key, rule)) => Err(Error::OutOfRange { key, rule }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether it holds, for which key, and what the key may be.
+struct Rule(bool, &'static str, &'static str);
+
+impl Listen {
+    fn rules(&self) -> Vec<Rule> {
+        let is_set = |path: &Path| !path.as_os_str().is_empty();
+        vec![
+            Rule(self.backlog >= 1, "listen.backlog", "at least 1"),
+            Rule(
+                is_set(&self.certificate) == is_set(&self.private_key),
                 "listen.certificate",
-                "certificate and private_key go together: set both or none",
+                "goes together with listen.private_key: set both or none",
             ),
-            ((1..=366).contains(&store.retention_days), "store.retention_days", "1 to 366"),
-            ((1..=64).contains(&store.shard_tasks), "store.shard_tasks", "1 to 64"),
-            ((1..=1_000).contains(&store.pointer_flush_ms), "store.pointer_flush_ms", "1 to 1000"),
-            (store.cache_bytes >= 1 << 20, "store.cache_bytes", "at least 1048576"),
-            (edge.connections_max >= 1, "edge.connections_max", "at least 1"),
-            (edge.handshakes_max >= 1, "edge.handshakes_max", "at least 1"),
-            (edge.handshake_timeout_ms >= 100, "edge.handshake_timeout_ms", "at least 100"),
-            (edge.connect_bytes_max >= 256, "edge.connect_bytes_max", "at least 256"),
-            (
-                (128 << 10..=256 << 20).contains(&edge.packet_bytes_max),
+        ]
+    }
+}
+
+impl Store {
+    fn rules(&self) -> Vec<Rule> {
+        vec![
+            Rule((1..=366).contains(&self.retention_days), "store.retention_days", "1 to 366"),
+            Rule((1..=64).contains(&self.shard_tasks), "store.shard_tasks", "1 to 64"),
+            Rule(
+                (1..=1_000).contains(&self.pointer_flush_ms),
+                "store.pointer_flush_ms",
+                "1 to 1000",
+            ),
+            Rule(self.cache_bytes >= 1 << 20, "store.cache_bytes", "at least 1048576"),
+        ]
+    }
+}
+
+impl Edge {
+    fn rules(&self) -> Vec<Rule> {
+        vec![
+            Rule(self.connections_max >= 1, "edge.connections_max", "at least 1"),
+            Rule(self.handshakes_max >= 1, "edge.handshakes_max", "at least 1"),
+            Rule(self.handshake_timeout_ms >= 100, "edge.handshake_timeout_ms", "at least 100"),
+            Rule(self.connect_bytes_max >= 256, "edge.connect_bytes_max", "at least 256"),
+            Rule(
+                (128 << 10..=256 << 20).contains(&self.packet_bytes_max),
                 "edge.packet_bytes_max",
                 "131072 to 268435456",
             ),
-            (
-                (1..=edge.keep_alive_max_s).contains(&edge.keep_alive_min_s),
+            Rule(
+                (1..=self.keep_alive_max_s).contains(&self.keep_alive_min_s),
                 "edge.keep_alive_min_s",
-                "1 to keep_alive_max_s",
+                "1 to edge.keep_alive_max_s",
             ),
-            (edge.window >= 1, "edge.window", "at least 1"),
-            (
-                (1..=edge.window).contains(&edge.window_per_registration),
+            Rule(self.window >= 1, "edge.window", "at least 1"),
+            Rule(
+                (1..=self.window).contains(&self.window_per_registration),
                 "edge.window_per_registration",
                 "1 to edge.window",
             ),
-            ((1..=4_096).contains(&edge.frame_entries_max), "edge.frame_entries_max", "1 to 4096"),
-            (edge.write_timeout_ms >= 100, "edge.write_timeout_ms", "at least 100"),
-            (api.connections_max >= 1, "api.connections_max", "at least 1"),
-            (api.head_bytes_max >= 8_192, "api.head_bytes_max", "at least 8192"),
-            (api.body_bytes_max >= 1_024, "api.body_bytes_max", "at least 1024"),
-            ((1..=1_000).contains(&limits.targets_per_send), "limits.targets_per_send", "1 to 1000"),
-            (
-                (1..=64 << 10).contains(&limits.payload_bytes_max),
+            Rule(
+                (1..=4_096).contains(&self.frame_entries_max),
+                "edge.frame_entries_max",
+                "1 to 4096",
+            ),
+            Rule(self.write_timeout_ms >= 100, "edge.write_timeout_ms", "at least 100"),
+        ]
+    }
+}
+
+impl Api {
+    fn rules(&self) -> Vec<Rule> {
+        vec![
+            Rule(self.connections_max >= 1, "api.connections_max", "at least 1"),
+            Rule(self.head_bytes_max >= 8_192, "api.head_bytes_max", "at least 8192"),
+            Rule(self.body_bytes_max >= 1_024, "api.body_bytes_max", "at least 1024"),
+            Rule(self.head_timeout_ms >= 100, "api.head_timeout_ms", "at least 100"),
+            Rule(self.request_timeout_ms >= 100, "api.request_timeout_ms", "at least 100"),
+        ]
+    }
+}
+
+impl Limits {
+    fn rules(&self, retention_days: u32) -> Vec<Rule> {
+        let bindings = self.aliases_per_registration + self.topics_per_registration;
+        vec![
+            Rule(
+                (1..=1_000).contains(&self.targets_per_send),
+                "limits.targets_per_send",
+                "1 to 1000",
+            ),
+            Rule(
+                (1..=64 << 10).contains(&self.payload_bytes_max),
                 "limits.payload_bytes_max",
                 "1 to 65536",
             ),
-            (
-                (1..=u64::from(store.retention_days) * 86_400).contains(&limits.ttl_default_s),
+            Rule(
+                (1..=u64::from(retention_days) * 86_400).contains(&self.ttl_default_s),
                 "limits.ttl_default_s",
                 "1 to the retention in seconds",
             ),
-            (
-                limits.aliases_per_registration + limits.topics_per_registration <= 4_000,
+            Rule(
+                bindings <= 4_000,
                 "limits.topics_per_registration",
-                "aliases and topics together at most 4000",
+                "with the aliases at most 4000",
             ),
-        ];
-        match rules.into_iter().find(|(holds, ..)| !holds) {
-            Some((_, key, rule)) => Err(Error::OutOfRange { key, rule }),
-            None => Ok(()),
-        }
+        ]
     }
 }

@@ -1,1 +1,3 @@
-//! Stub.
+//! The composition root.
+
+pub mod core;

@@ -88,7 +88,10 @@ impl NodeKeys {
     fn parse(text: &str) -> Option<Self> {
         let bytes = from_base32(text)?;
         let (secrets, tags) = bytes.split_at_checked(32)?;
-        Some(Self { secrets: hmac::Key::new(hmac::HMAC_SHA256, secrets), tags: tags.try_into().ok()? })
+        Some(Self {
+            secrets: hmac::Key::new(hmac::HMAC_SHA256, secrets),
+            tags: tags.try_into().ok()?,
+        })
     }
 
     /// The hash under which a secret is stored.
@@ -117,8 +120,12 @@ impl NodeKeys {
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let write = || {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&partial, path)?;

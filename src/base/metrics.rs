@@ -286,7 +286,8 @@ fn edge() -> EdgeMetrics {
         let latency = histogram!("carillon_up_frame_seconds", "kind" => kind.label());
         ((kind, result), (count, latency))
     };
-    let results = |kind: &UpKind| UpResult::ALL.iter().map(|r| frame(*kind, *r)).collect::<Vec<_>>();
+    let results =
+        |kind: &UpKind| UpResult::ALL.iter().map(|r| frame(*kind, *r)).collect::<Vec<_>>();
     EdgeMetrics {
         connections_opened: CounterBy::new("carillon_connections_opened_total", "transport"),
         connections_closed: CounterBy::new("carillon_connections_closed_total", "transport"),

@@ -97,8 +97,9 @@ pub fn plan(log: &Log, oldest_day: u32, stand: Stand) -> SyncPlan {
 /// Whether a position names an entry that the log never gave.
 fn is_beyond(log: &Log, position: Position) -> bool {
     let newest = log.head_position(position.epoch);
-    position.seq > Seq(0) && (position.seq > newest.seq && position.epoch >= newest.epoch
-        || position.epoch > newest.epoch)
+    position.seq > Seq(0)
+        && (position.seq > newest.seq && position.epoch >= newest.epoch
+            || position.epoch > newest.epoch)
 }
 
 /// The newest entry that the position and the log have in common, and why it is

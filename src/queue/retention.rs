@@ -1,23 +1,35 @@
 //! Retention: days that are too old are dropped whole.
+//!
+//! The oldest day is written before a day is dropped, so that a clock that is
+//! set back does not make dropped entries look like lost ones.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{store::Store, view::Views};
+use super::{
+    store::{Batch, Error, Space, Store},
+    view::Views,
+    writer,
+};
 use crate::{
     base::{
         clock::{Clock, day_of},
         metrics::Metrics,
+        tasks,
     },
     crash_point,
 };
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_secs(60);
+/// The key of the oldest day in `Space::Meta`.
+const OLDEST_DAY: &[u8] = b"oldest_day";
 
 /// Drops the days of one store.
 pub struct Retention {
     /// What is dropped from.
     pub store: Arc<dyn Store>,
+    /// Writes down what is dropped.
+    pub writer: writer::Handle,
     /// Readers stop looking at a day before it is dropped.
     pub views: Arc<Views>,
     /// Today.
@@ -29,29 +41,43 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// Hides and drops what is too old now.
-    pub fn sweep(&self) {
+    /// Hides and drops what is too old now, and what was when the node ran last.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read or written.
+    pub async fn sweep(&self) -> Result<(), Error> {
+        let stored = self.store.get(Space::Meta, OLDEST_DAY)?;
+        let stored =
+            stored.and_then(|bytes| bytes.as_ref().try_into().map(u32::from_le_bytes).ok());
         let oldest = day_of(self.clock.unix_ms()).saturating_sub(self.days);
+        let oldest = oldest.max(stored.unwrap_or(0));
         self.views.set_oldest_day(oldest);
-        for day in self.store.days().into_iter().filter(|day| *day < oldest) {
-            crash_point!("retention::before_drop");
-            match self.store.drop_day(day) {
-                Ok(()) => self.metrics.queue.days_dropped.increment(1),
-                // It stays hidden; the next sweep tries again.
-                Err(error) => tracing::warn!(%error, day, "cannot drop a day"),
-            }
+        let old: Vec<u32> = self.store.days().into_iter().filter(|day| *day < oldest).collect();
+        if !old.is_empty() {
+            let mut batch = Batch::default();
+            batch.put(Space::Meta, OLDEST_DAY, oldest.to_le_bytes().to_vec());
+            self.writer.commit(batch).await?;
         }
-        self.metrics.queue.store_bytes.set(self.store.disk_bytes() as f64);
+        for day in old {
+            crash_point!("retention::before_drop");
+            self.store.drop_day(day)?;
+            self.metrics.queue.days_dropped.increment(1);
+        }
+        Ok(())
     }
 
     /// Sweeps once a minute until it is aborted.
     pub async fn run(self) {
-        let this = Arc::new(self);
         let mut tick = tokio::time::interval(PERIOD);
         loop {
             tick.tick().await;
-            let this = this.clone();
-            crate::base::tasks::blocking(move || this.sweep()).await;
+            if let Err(error) = self.sweep().await {
+                // What is hidden stays hidden; the next sweep tries again.
+                tracing::warn!(%error, "cannot drop old days");
+            }
+            let store = self.store.clone();
+            let bytes = tasks::blocking(move || store.disk_bytes()).await;
+            self.metrics.queue.store_bytes.set(bytes as f64);
         }
     }
 }

@@ -271,7 +271,9 @@ impl Owner {
             }
         }
         while self.in_memory_bytes > self.parts.tail_bytes {
-            let Some((queue, bytes)) = self.in_memory.pop_front() else { break };
+            let Some((queue, bytes)) = self.in_memory.pop_front() else {
+                break;
+            };
             self.in_memory_bytes -= bytes;
             self.parts.views.evict(&queue);
         }

@@ -135,7 +135,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`Error`] if the store cannot be read.
     fn scan(&self, space: Space, range: &Range, limit: usize) -> Result<Vec<Record>, Error>;
 
-    /// Makes a batch visible: all of it or nothing, also after a crash.
+    /// Makes a batch visible. After a crash all of it is there or nothing; while
+    /// this runs, a reader may see a part of it.
     ///
     /// # Errors
     /// [`Error`]; the batch may or may not be there then, and the store must be

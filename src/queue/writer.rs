@@ -219,7 +219,9 @@ impl State {
         if !is_due || *self.failing.borrow() || !self.writer.fsync {
             return;
         }
-        let Some(mark) = &mut self.writer.mark else { return };
+        let Some(mark) = &mut self.writer.mark else {
+            return;
+        };
         if let Err(error) = mark.write(Facts { stamp, epoch: (self.writer.epoch)() }) {
             tracing::error!(%error, "cannot write the commit mark, stopping as after a failed commit");
             self.failing.send_replace(true);

@@ -193,9 +193,19 @@ pub fn alias_token(app_secret: &str, regid: &str, alias: &str, expires_ms: u64) 
 }
 
 /// Whether a token is one of the app's, for this binding and still valid.
-pub(super) fn is_alias_token(app: &App, regid: &str, alias: &str, token: &str, now_ms: u64) -> bool {
-    let Some(bytes) = from_base32(token) else { return false };
-    let Some((expires, tag)) = bytes.split_first_chunk::<8>() else { return false };
+pub(super) fn is_alias_token(
+    app: &App,
+    regid: &str,
+    alias: &str,
+    token: &str,
+    now_ms: u64,
+) -> bool {
+    let Some(bytes) = from_base32(token) else {
+        return false;
+    };
+    let Some((expires, tag)) = bytes.split_first_chunk::<8>() else {
+        return false;
+    };
     let expires_ms = u64::from_be_bytes(*expires);
     let text = token_text(regid, alias, expires_ms);
     let is_signed = |secret: &AppSecret| {

@@ -65,12 +65,7 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::bind`].
-    pub async fn subscribe(
-        &self,
-        regid: &str,
-        topics: &[String],
-        by: By<'_>,
-    ) -> Result<(), Error> {
+    pub async fn subscribe(&self, regid: &str, topics: &[String], by: By<'_>) -> Result<(), Error> {
         let (device, registration) = self.registration_of(regid, by)?;
         let max = self.limits.topics_per_registration;
         let mut changes = Vec::new();
@@ -114,7 +109,9 @@ impl Service {
         alias: &Alias,
         by: By<'_>,
     ) -> Result<(), Error> {
-        let By::Device { token, .. } = by else { return Ok(()) };
+        let By::Device { token, .. } = by else {
+            return Ok(());
+        };
         let app = self.app_record(&registration.app)?.ok_or(NO_REGISTRATION)?;
         let regid = registration.regid.to_string();
         match (app.alias_policy, token) {

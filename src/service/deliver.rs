@@ -6,6 +6,7 @@ use super::{
     Error, Service,
     records::{Follow, MessageRecord, Registration, place_key},
 };
+pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
         clock::day_of,
@@ -22,7 +23,6 @@ use crate::{
     },
     route::Nudge,
 };
-pub use crate::queue::{plan::Claim, reader::Take};
 
 /// One queue that a connected registration follows.
 #[derive(Clone, Debug, PartialEq)]
@@ -112,7 +112,8 @@ impl Service {
         };
         self.metrics.edge.resumes.of(reason).increment(1);
         let current = self.router.epoch(of.id.shard());
-        let after = Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
+        let after =
+            Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
         Ok(Start { after, jump: plan.jump, reason })
     }
 
@@ -170,7 +171,9 @@ impl Service {
     ) -> Result<Option<Pulled>, Error> {
         let queue = &all[at].id;
         let mut entries = self.router.read(queue, after, take)?;
-        let Some(last) = entries.last() else { return Ok(None) };
+        let Some(last) = entries.last() else {
+            return Ok(None);
+        };
         let to = last.position;
         let now_ms = self.now_ms();
         let mut failure = None;
@@ -194,7 +197,9 @@ impl Service {
     /// `all[at]`: it is not if an earlier one of its queues brings it.
     fn is_taken_here(&self, id: &MessageId, all: &[Following], at: usize) -> Result<bool, Error> {
         let space = Space::Messages(day_of(id.unix_ms()));
-        let Some(record) = self.router.get(space, id.as_bytes())? else { return Ok(true) };
+        let Some(record) = self.router.get(space, id.as_bytes())? else {
+            return Ok(true);
+        };
         let record: MessageRecord = decode(&record)?;
         for queue in record.queues.iter().take_while(|queue| **queue != all[at].queue) {
             let Some(earlier) = all.iter().find(|following| following.queue == *queue) else {

@@ -88,9 +88,9 @@ impl Service {
             NewDevice { device_id, secret: Secret::random(), regid }
         };
         let created: Vec<NewDevice> = (0..count).map(new).collect();
-        let stored = created.iter().map(|one| {
-            (one.device_id, self.keys.hash(one.secret.reveal().as_bytes()), one.regid)
-        });
+        let stored = created
+            .iter()
+            .map(|one| (one.device_id, self.keys.hash(one.secret.reveal().as_bytes()), one.regid));
         let groups = self.router.by_owner(stored, |(device, ..)| device.shard());
         let changes = groups.into_iter().map(|(shard, group)| {
             let app = app.clone();

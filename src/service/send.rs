@@ -202,7 +202,9 @@ impl Service {
     }
 
     fn is_registered(&self, app: &AppId, regid: &RegId) -> Result<bool, Error> {
-        let Some(device) = self.device_of(regid)? else { return Ok(false) };
+        let Some(device) = self.device_of(regid)? else {
+            return Ok(false);
+        };
         let registrations = self.registrations(&device)?;
         Ok(registrations.iter().any(|one| one.regid == *regid && one.app == *app))
     }
@@ -253,10 +255,7 @@ impl Service {
         Ok(())
     }
 
-    async fn begin_appends(
-        &self,
-        pending: PendingMessage,
-    ) -> Vec<shard::Begun<(), Error>> {
+    async fn begin_appends(&self, pending: PendingMessage) -> Vec<shard::Begun<(), Error>> {
         let PendingMessage { message, queues } = pending;
         let mut appends = Vec::new();
         let queues = queues.iter().map(QueueName::id);
@@ -277,11 +276,7 @@ impl Service {
         appends
     }
 
-    async fn finish_appends(
-        &self,
-        id: MessageId,
-        appends: Vec<shard::Begun<(), Error>>,
-    ) {
+    async fn finish_appends(&self, id: MessageId, appends: Vec<shard::Begun<(), Error>>) {
         let appended: Result<(), Error> = join_all(appends).await.into_iter().collect();
         crash_point!("send::before_done");
         let done = match appended {

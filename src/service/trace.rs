@@ -111,7 +111,9 @@ impl Service {
         let (id, record) = self.message_record(app, id)?;
         let mut counts = Counts { queues: record.queues.len(), ..Counts::default() };
         for queue in &record.queues {
-            let Some(place) = self.place(&id, &record, queue)? else { continue };
+            let Some(place) = self.place(&id, &record, queue)? else {
+                continue;
+            };
             counts.appended += 1;
             let left = FOLLOWERS_MAX.saturating_sub(counts.followers);
             let mut followers = self.followers(queue, left + 1)?;

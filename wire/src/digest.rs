@@ -56,9 +56,7 @@ impl From<u64> for Digest {
 impl FromIterator<u64> for Digest {
     fn from_iter<I: IntoIterator<Item = u64>>(positions: I) -> Self {
         let mut digest = Self::new();
-        positions
-            .into_iter()
-            .for_each(|position| digest.add(position));
+        positions.into_iter().for_each(|position| digest.add(position));
         digest
     }
 }

@@ -82,10 +82,7 @@ pub fn encode_down(down: &idl::Down, out: &mut Vec<u8>) -> Result<(), Error> {
 pub fn encode_entry(entry: &idl::Entry) -> Bytes {
     let mut out = Vec::with_capacity(entry.payload.as_ref().map_or(0, Vec::len) + 64);
     let written = entry.write_to_out_protocol(&mut TCompactOutputProtocol::new(&mut out));
-    assert!(
-        written.is_ok(),
-        "writing a struct of four levels to memory cannot fail"
-    );
+    assert!(written.is_ok(), "writing a struct of four levels to memory cannot fail");
     out.into()
 }
 
@@ -146,10 +143,7 @@ fn decode<T: TSerializable>(bytes: &[u8]) -> Result<T, Error> {
 fn encode<T: TSerializable>(value: &T, out: &mut Vec<u8>) -> Result<(), Error> {
     let start = out.len();
     let written = value.write_to_out_protocol(&mut TCompactOutputProtocol::new(&mut *out));
-    assert!(
-        written.is_ok(),
-        "writing a struct of few levels to memory cannot fail"
-    );
+    assert!(written.is_ok(), "writing a struct of few levels to memory cannot fail");
     let bytes = out.len() - start;
     if bytes > FRAME_BYTES_MAX {
         out.truncate(start);

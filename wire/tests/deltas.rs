@@ -41,10 +41,7 @@ impl Case {
 
     fn generated(&self) -> idl::Delta {
         idl::Delta {
-            queue: idl::Queue {
-                kind: self.kind,
-                name: self.name.clone(),
-            },
+            queue: idl::Queue { kind: self.kind, name: self.name.clone() },
             epoch: self.epoch as i32,
             from_seq: self.from as i64,
             to_seq: self.to as i64,
@@ -75,10 +72,8 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
         let cases: Vec<Case> = (0..[0, 1, 2, 14, 15, 20][random.below(6)])
             .map(|_| Case::random(&mut random))
             .collect();
-        let encoded: Vec<Vec<Bytes>> = cases
-            .iter()
-            .map(|case| case.entries.iter().map(encode_entry).collect())
-            .collect();
+        let encoded: Vec<Vec<Bytes>> =
+            cases.iter().map(|case| case.entries.iter().map(encode_entry).collect()).collect();
         let parts: Vec<DeltaParts<'_>> = cases
             .iter()
             .zip(&encoded)
@@ -104,10 +99,7 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
         let mut generated = Vec::new();
         let is_frame = frame::encode_down(&down, &mut generated).is_ok();
 
-        assert!(
-            by_hand.len() <= deltas_bytes_upper_bound(&regid, &parts),
-            "the bound is a bound"
-        );
+        assert!(by_hand.len() <= deltas_bytes_upper_bound(&regid, &parts), "the bound is a bound");
         assert!(
             deltas_bytes_upper_bound(&regid, &parts) <= by_hand.len() + 24 + 72 * parts.len(),
             "and close"

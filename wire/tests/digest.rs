@@ -11,22 +11,8 @@ const VECTORS: [(&str, u8, &str, u32, u64, u64); 8] = [
     ("r1", 2, "alice", 1, 42, 0x3b89_2ac2_869b_cb45),
     ("r1", 3, "news", 7, 1_000_000, 0xe681_0b2b_b344_85af),
     ("r1", 4, "", 1, 42, 0x0c9d_bbf4_6ee1_6f7e),
-    (
-        "r2",
-        2,
-        "älgört",
-        2_147_483_647,
-        9_223_372_036_854_775_807,
-        0x5577_d266_187f_1710,
-    ),
-    (
-        "MTIzNDU2Nzg5MDEyMzQ1Ng",
-        3,
-        "weather/oslo",
-        3,
-        281_474_976_710_656,
-        0x65ac_ac45_95cd_5428,
-    ),
+    ("r2", 2, "älgört", 2_147_483_647, 9_223_372_036_854_775_807, 0x5577_d266_187f_1710),
+    ("MTIzNDU2Nzg5MDEyMzQ1Ng", 3, "weather/oslo", 3, 281_474_976_710_656, 0x65ac_ac45_95cd_5428),
 ];
 const DIGEST_OF_ALL: u64 = 0xde3a_07bf_64f3_0a0f;
 
@@ -54,11 +40,8 @@ fn the_digest_is_the_wrapping_sum_in_any_order() {
 
 #[test]
 fn a_moved_position_is_replaced_without_the_others() {
-    let mut digest: Digest = VECTORS[1..2]
-        .iter()
-        .chain(&VECTORS[3..])
-        .map(|vector| vector.5)
-        .collect();
+    let mut digest: Digest =
+        VECTORS[1..2].iter().chain(&VECTORS[3..]).map(|vector| vector.5).collect();
     digest.replace(VECTORS[1].5, VECTORS[2].5);
     let expected: Digest = VECTORS[2..].iter().map(|vector| vector.5).collect();
     assert_eq!(digest, expected);
@@ -84,9 +67,7 @@ fn every_part_of_a_position_changes_its_hash() {
 
 #[test]
 fn the_kinds_of_the_idl_have_the_bytes_of_the_hash() {
-    let kinds = idl::QueueKind::ENUM_VALUES
-        .iter()
-        .map(|kind| kind_byte(*kind));
+    let kinds = idl::QueueKind::ENUM_VALUES.iter().map(|kind| kind_byte(*kind));
     assert!(kinds.eq([Some(1), Some(2), Some(3), Some(4)]));
     assert_eq!(kind_byte(idl::QueueKind(5)), None);
 }
@@ -99,10 +80,7 @@ fn the_vectors_in_the_protocol_document_are_the_code_s() {
         .lines()
         .filter(|line| line.starts_with("| `"))
         .map(|line| {
-            line.trim_matches('|')
-                .split('|')
-                .map(|cell| cell.trim().trim_matches('`'))
-                .collect()
+            line.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`')).collect()
         })
         .filter(|cells: &Vec<&str>| cells.len() == 6)
         .collect();
@@ -110,11 +88,7 @@ fn the_vectors_in_the_protocol_document_are_the_code_s() {
         .iter()
         .map(|(regid, kind, name, epoch, seq, hash)| {
             let text = |text: &str| {
-                if text.is_empty() {
-                    "(empty)".to_owned()
-                } else {
-                    text.to_owned()
-                }
+                if text.is_empty() { "(empty)".to_owned() } else { text.to_owned() }
             };
             vec![
                 text(regid),
@@ -127,8 +101,5 @@ fn the_vectors_in_the_protocol_document_are_the_code_s() {
         })
         .collect();
     assert_eq!(rows, expected);
-    assert!(
-        document.contains(&format!("{DIGEST_OF_ALL:016x}")),
-        "the digest of all vectors"
-    );
+    assert!(document.contains(&format!("{DIGEST_OF_ALL:016x}")), "the digest of all vectors");
 }

@@ -67,10 +67,7 @@ fn deltas() -> idl::Deltas {
 
 fn positions() -> idl::Positions {
     let position = idl::Position::new(topic("news"), 7, 42, vec![1, 2, 3, 4, 5, 6, 7, 8]);
-    idl::Positions::new(vec![idl::RegistrationPositions::new(
-        "r1".into(),
-        vec![position],
-    )])
+    idl::Positions::new(vec![idl::RegistrationPositions::new("r1".into(), vec![position])])
 }
 
 #[test]
@@ -94,9 +91,6 @@ fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROTOCOL.md");
     let document = std::fs::read_to_string(path).expect("read docs/PROTOCOL.md");
     for example in examples {
-        assert!(
-            document.contains(&format!("| `{example}` |")),
-            "{example} is not in the document"
-        );
+        assert!(document.contains(&format!("| `{example}` |")), "{example} is not in the document");
     }
 }

@@ -7,28 +7,16 @@ use carillon_wire::{idl, limits};
 use support::Random;
 
 fn queue(kind: idl::QueueKind, name: Option<&str>) -> idl::Queue {
-    idl::Queue {
-        kind,
-        name: name.map(str::to_owned),
-    }
+    idl::Queue { kind, name: name.map(str::to_owned) }
 }
 
 fn positions() -> idl::Positions {
-    let position = |queue, seq, tag: Option<Vec<u8>>| idl::Position {
-        queue,
-        epoch: 3,
-        seq,
-        tag,
-    };
+    let position = |queue, seq, tag: Option<Vec<u8>>| idl::Position { queue, epoch: 3, seq, tag };
     idl::Positions {
         registrations: vec![idl::RegistrationPositions {
             regid: "regid-1".into(),
             positions: vec![
-                position(
-                    queue(idl::QueueKind::OWN, None),
-                    17,
-                    Some(vec![1, 2, 3, 4, 5, 6, 7, 8]),
-                ),
+                position(queue(idl::QueueKind::OWN, None), 17, Some(vec![1, 2, 3, 4, 5, 6, 7, 8])),
                 position(queue(idl::QueueKind::TOPIC, Some("news")), i64::MAX, None),
             ],
         }],
@@ -39,32 +27,16 @@ fn ups() -> Vec<idl::Up> {
     let (regid, list) = ("regid-1".to_owned(), vec!["a".to_owned(), "b/c".to_owned()]);
     let (app_id, app_key) = ("demo".to_owned(), "key".to_owned());
     vec![
+        idl::Up { resume: Some(idl::Resume { digest: i64::MIN }), ..up() },
+        idl::Up { positions: Some(positions()), ..up() },
+        idl::Up { register_app: Some(idl::Register { app_id, app_key }), request: Some(1), ..up() },
         idl::Up {
-            resume: Some(idl::Resume { digest: i64::MIN }),
-            ..up()
-        },
-        idl::Up {
-            positions: Some(positions()),
-            ..up()
-        },
-        idl::Up {
-            register_app: Some(idl::Register { app_id, app_key }),
-            request: Some(1),
-            ..up()
-        },
-        idl::Up {
-            unregister: Some(idl::Unregister {
-                regid: regid.clone(),
-            }),
+            unregister: Some(idl::Unregister { regid: regid.clone() }),
             request: Some(2),
             ..up()
         },
         idl::Up {
-            bind: Some(idl::Bind::new(
-                regid.clone(),
-                "älice".into(),
-                "tok".to_owned(),
-            )),
+            bind: Some(idl::Bind::new(regid.clone(), "älice".into(), "tok".to_owned())),
             ..up()
         },
         idl::Up {
@@ -72,14 +44,8 @@ fn ups() -> Vec<idl::Up> {
             request: Some(-1),
             ..up()
         },
-        idl::Up {
-            subscribe: Some(idl::Subscribe::new(regid.clone(), list.clone())),
-            ..up()
-        },
-        idl::Up {
-            unsubscribe: Some(idl::Unsubscribe::new(regid, list)),
-            ..up()
-        },
+        idl::Up { subscribe: Some(idl::Subscribe::new(regid.clone(), list.clone())), ..up() },
+        idl::Up { unsubscribe: Some(idl::Unsubscribe::new(regid, list)), ..up() },
     ]
 }
 
@@ -104,11 +70,7 @@ fn entry(seq: i64) -> idl::Entry {
         time_ms: Some(1_700_000_000_000),
         payload: Some(br#"{"any":"json"}"#.to_vec()),
         notification: Some(idl::Notification::new("t".to_owned(), None, None)),
-        follow: Some(idl::Follow::new(
-            queue(idl::QueueKind::ALIAS, Some("alice")),
-            1,
-            5,
-        )),
+        follow: Some(idl::Follow::new(queue(idl::QueueKind::ALIAS, Some("alice")), 1, 5)),
         unfollow: Some(idl::Unfollow::new(queue(idl::QueueKind::ALL, None))),
     }
 }
@@ -124,41 +86,17 @@ fn downs() -> Vec<idl::Down> {
         entries: (1..=20).map(entry).collect(),
         jump: Some(idl::JumpReason::OVERFLOW),
     };
-    let deltas = idl::Deltas {
-        regid: "regid-1".into(),
-        deltas: vec![delta],
-    };
+    let deltas = idl::Deltas { regid: "regid-1".into(), deltas: vec![delta] };
     vec![
+        idl::Down { result: Some(result), ..down() },
+        idl::Down { deltas: Some(deltas), ..down() },
         idl::Down {
-            result: Some(result),
+            resumed: Some(idl::Resumed { regids: Some(vec!["regid-1".into()]) }),
             ..down()
         },
-        idl::Down {
-            deltas: Some(deltas),
-            ..down()
-        },
-        idl::Down {
-            resumed: Some(idl::Resumed {
-                regids: Some(vec!["regid-1".into()]),
-            }),
-            ..down()
-        },
-        idl::Down {
-            ask_positions: Some(idl::AskPositions {}),
-            ..down()
-        },
-        idl::Down {
-            advice: Some(idl::Advice {
-                reconnect_after_ms: Some(5_000),
-            }),
-            ..down()
-        },
-        idl::Down {
-            ended: Some(idl::Ended {
-                regid: "regid-1".into(),
-            }),
-            ..down()
-        },
+        idl::Down { ask_positions: Some(idl::AskPositions {}), ..down() },
+        idl::Down { advice: Some(idl::Advice { reconnect_after_ms: Some(5_000) }), ..down() },
+        idl::Down { ended: Some(idl::Ended { regid: "regid-1".into() }), ..down() },
     ]
 }
 
@@ -191,10 +129,7 @@ fn every_kind_of_frame_comes_back_as_it_was() {
         assert_eq!(frame::decode_up(&encoded_up(&up)).expect("valid"), up);
     }
     for down in downs() {
-        assert_eq!(
-            frame::decode_down(&encoded_down(&down)).expect("valid"),
-            down
-        );
+        assert_eq!(frame::decode_down(&encoded_down(&down)).expect("valid"), down);
     }
 }
 
@@ -216,23 +151,15 @@ fn a_frame_cut_at_any_byte_is_an_error() {
 fn bytes_behind_a_frame_are_an_error() {
     let mut bytes = encoded_up(&ups()[0]);
     bytes.push(0);
-    assert!(matches!(
-        frame::decode_up(&bytes),
-        Err(Error::Trailing { bytes: 1 })
-    ));
+    assert!(matches!(frame::decode_up(&bytes), Err(Error::Trailing { bytes: 1 })));
     assert!(matches!(frame::decode_up(&[]), Err(Error::Empty)));
 }
 
 #[test]
 fn an_empty_resume_takes_at_most_24_bytes_each_way() {
-    let resume = encoded_up(&idl::Up {
-        resume: Some(idl::Resume { digest: i64::MIN }),
-        ..up()
-    });
-    let resumed = encoded_down(&idl::Down {
-        resumed: Some(idl::Resumed { regids: None }),
-        ..down()
-    });
+    let resume = encoded_up(&idl::Up { resume: Some(idl::Resume { digest: i64::MIN }), ..up() });
+    let resumed =
+        encoded_down(&idl::Down { resumed: Some(idl::Resumed { regids: None }), ..down() });
     assert!(
         resume.len() <= 24 && resumed.len() <= 24,
         "{} and {} bytes",
@@ -244,42 +171,21 @@ fn an_empty_resume_takes_at_most_24_bytes_each_way() {
 #[test]
 fn a_frame_over_the_limit_is_refused_at_both_ends() {
     let topics = vec!["x".repeat(60_000), "y".repeat(60_000), "z".repeat(60_000)];
-    let up = idl::Up {
-        subscribe: Some(idl::Subscribe::new("r".into(), topics)),
-        ..up()
-    };
+    let up = idl::Up { subscribe: Some(idl::Subscribe::new("r".into(), topics)), ..up() };
     let mut out = b"before".to_vec();
-    assert!(matches!(
-        frame::encode_up(&up, &mut out),
-        Err(Error::TooLarge { .. })
-    ));
+    assert!(matches!(frame::encode_up(&up, &mut out), Err(Error::TooLarge { .. })));
     assert_eq!(out, b"before", "what was there is untouched");
 
     let long = vec![0; limits::FRAME_BYTES_MAX + 1];
-    assert!(matches!(
-        frame::decode_up(&long),
-        Err(Error::TooLarge { .. })
-    ));
+    assert!(matches!(frame::decode_up(&long), Err(Error::TooLarge { .. })));
 }
 
 #[test]
 fn negative_numbers_and_odd_tags_from_a_device_are_invalid() {
-    assert!(matches!(
-        frame::seq_from_idl(-1),
-        Err(Error::Invalid("seq"))
-    ));
-    assert!(matches!(
-        frame::epoch_from_idl(i32::MIN),
-        Err(Error::Invalid("epoch"))
-    ));
-    assert!(matches!(
-        frame::tag_from_idl(&[0; 7]),
-        Err(Error::Invalid("tag"))
-    ));
-    assert_eq!(
-        frame::seq_from_idl(i64::MAX).expect("in range"),
-        i64::MAX.cast_unsigned()
-    );
+    assert!(matches!(frame::seq_from_idl(-1), Err(Error::Invalid("seq"))));
+    assert!(matches!(frame::epoch_from_idl(i32::MIN), Err(Error::Invalid("epoch"))));
+    assert!(matches!(frame::tag_from_idl(&[0; 7]), Err(Error::Invalid("tag"))));
+    assert_eq!(frame::seq_from_idl(i64::MAX).expect("in range"), i64::MAX.cast_unsigned());
     assert_eq!(frame::seq_to_idl(42), 42);
     assert_eq!(frame::epoch_to_idl(7), 7);
 }
@@ -312,10 +218,7 @@ fn unknown_fields_of_every_type_are_skipped() {
             "type {kind:#x}"
         );
     }
-    let future = idl::Up {
-        request: Some(1),
-        ..up()
-    };
+    let future = idl::Up { request: Some(1), ..up() };
     let mut bytes = encoded_up(&future);
     bytes.pop();
     bytes.extend_from_slice(&unknown_field(0x08, &[1, b'x']));
@@ -335,18 +238,9 @@ fn hostile_frames_are_errors() {
 #[test]
 fn deep_and_long_frames_are_errors() {
     let rows = [
-        (
-            "structs 100,000 deep",
-            [&[0x0C, 0xC8, 0x01][..], &[0x1C; 100_000]].concat(),
-        ),
-        (
-            "lists 100,000 deep",
-            [&[0x09, 0xC8, 0x01][..], &[0x19; 100_000]].concat(),
-        ),
-        (
-            "a string over 64 KiB",
-            [&[0x5C, 0x18, 0x81, 0x80, 0x04][..], &[b'a'; 70_000]].concat(),
-        ),
+        ("structs 100,000 deep", [&[0x0C, 0xC8, 0x01][..], &[0x1C; 100_000]].concat()),
+        ("lists 100,000 deep", [&[0x09, 0xC8, 0x01][..], &[0x19; 100_000]].concat()),
+        ("a string over 64 KiB", [&[0x5C, 0x18, 0x81, 0x80, 0x04][..], &[b'a'; 70_000]].concat()),
     ];
     for (name, bytes) in rows {
         assert!(frame::decode_up(&bytes).is_err(), "{name}");
@@ -356,19 +250,13 @@ fn deep_and_long_frames_are_errors() {
 #[test]
 fn a_hundred_thousand_damaged_frames_panic_nowhere() {
     let mut random = Random::seeded(0x5eed_f4a3);
-    let originals: Vec<Vec<u8>> = ups()
-        .iter()
-        .map(encoded_up)
-        .chain(downs().iter().map(encoded_down))
-        .collect();
+    let originals: Vec<Vec<u8>> =
+        ups().iter().map(encoded_up).chain(downs().iter().map(encoded_down)).collect();
     let (mut accepted, mut refused) = (0, 0);
     for round in 0..100_000 {
         let mut bytes = originals[round % originals.len()].clone();
         random.mutate(&mut bytes);
-        for is_ok in [
-            frame::decode_up(&bytes).is_ok(),
-            frame::decode_down(&bytes).is_ok(),
-        ] {
+        for is_ok in [frame::decode_up(&bytes).is_ok(), frame::decode_down(&bytes).is_ok()] {
             if is_ok { accepted += 1 } else { refused += 1 }
         }
     }

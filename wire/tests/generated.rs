@@ -10,12 +10,7 @@ fn the_generated_code_is_what_the_compiler_makes_of_the_idl() {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
     std::fs::create_dir_all(&out).expect("create the output directory");
 
-    let run = Command::new("thrift")
-        .arg("-out")
-        .arg(&out)
-        .args(["--gen", "rs"])
-        .arg(&idl)
-        .output();
+    let run = Command::new("thrift").arg("-out").arg(&out).args(["--gen", "rs"]).arg(&idl).output();
     let run = run.unwrap_or_else(|error| {
         panic!("the Thrift compiler does not run ({error}): install it (apt-get install thrift-compiler)")
     });

@@ -16,18 +16,12 @@ fn a_hundred_thousand_damaged_packets_panic_nowhere() {
     let mut originals = Vec::new();
     for version in [Version::V311, Version::V5] {
         let server = connected_server(version);
-        originals.push((
-            Decoder::server(BYTES_MAX),
-            bytes_of(version, &connect(version)),
-        ));
+        originals.push((Decoder::server(BYTES_MAX), bytes_of(version, &connect(version))));
         for packet in from_client(version) {
             originals.push((server.clone(), bytes_of(version, &packet)));
         }
         for packet in from_server(version) {
-            originals.push((
-                Decoder::client(version, BYTES_MAX),
-                bytes_of(version, &packet),
-            ));
+            originals.push((Decoder::client(version, BYTES_MAX), bytes_of(version, &packet)));
         }
     }
     originals.retain(|(_, bytes)| bytes.len() < 1_000);

@@ -36,9 +36,7 @@ fn rows(table: &'static str) -> impl Iterator<Item = (u8, u8, Vec<u8>, &'static 
         let cells: Vec<&str> = line.splitn(4, char::is_whitespace).collect();
         let hex = |text: &str| u8::from_str_radix(text, 16).expect("two hex digits");
         let digits = cells[2].trim_matches('-');
-        let body = (0..digits.len() / 2)
-            .map(|at| hex(&digits[2 * at..2 * at + 2]))
-            .collect();
+        let body = (0..digits.len() / 2).map(|at| hex(&digits[2 * at..2 * at + 2])).collect();
         (hex(cells[0]), hex(cells[1]), body, cells[3].trim())
     })
 }
@@ -50,12 +48,8 @@ fn check(version: Version, first: u8, body: &[u8], reason: u8, name: &str) {
 
 #[test]
 fn malformed_packets_are_refused_with_the_right_reason() {
-    let tables = [
-        (Version::V311, BOTH),
-        (Version::V5, BOTH),
-        (Version::V311, V311),
-        (Version::V5, V5),
-    ];
+    let tables =
+        [(Version::V311, BOTH), (Version::V5, BOTH), (Version::V311, V311), (Version::V5, V5)];
     for (version, table) in tables {
         for (reason, first, body, name) in rows(table) {
             check(version, first, &body, reason, name);
@@ -73,11 +67,7 @@ fn malformed_connects_are_refused_with_the_right_reason() {
 
 #[test]
 fn too_many_filters_are_refused() {
-    let filters = [
-        &[0, 1][..],
-        &[0, 1, b'a', 0].repeat(limits::FILTERS_MAX + 1),
-    ]
-    .concat();
+    let filters = [&[0, 1][..], &[0, 1, b'a', 0].repeat(limits::FILTERS_MAX + 1)].concat();
     check(Version::V311, 0x82, &filters, 0x97, "1,025 filters");
 }
 
@@ -88,34 +78,16 @@ fn too_many_user_properties_are_refused() {
         let users = [&[0x26, 0, 1, b'n'][..], &value].concat().repeat(count);
         [&b"\x00\x01t"[..], &packet(0, &users)[1..]].concat()
     };
-    check(
-        Version::V5,
-        0x30,
-        &publish(33, 1),
-        0x97,
-        "33 user properties",
-    );
-    check(
-        Version::V5,
-        0x30,
-        &publish(5, 1_000),
-        0x97,
-        "5,005 bytes of user properties",
-    );
+    check(Version::V5, 0x30, &publish(33, 1), 0x97, "33 user properties");
+    check(Version::V5, 0x30, &publish(5, 1_000), 0x97, "5,005 bytes of user properties");
 }
 
 #[test]
 fn user_properties_of_a_connect_and_its_will_count_together() {
     let users = [0x26, 0, 0, 0, 0].repeat(17);
     let block = &packet(0, &users)[1..];
-    let body = [
-        b"\x00\x04MQTT\x05\x06\x00\x3C",
-        block,
-        b"\x00\x01c",
-        block,
-        b"\x00\x01t\x00\x00",
-    ]
-    .concat();
+    let body = [b"\x00\x04MQTT\x05\x06\x00\x3C", block, b"\x00\x01c", block, b"\x00\x01t\x00\x00"]
+        .concat();
     let error = refusal(Decoder::server(BYTES_MAX), &packet(0x10, &body));
     assert_eq!(error, Error::Limit("user properties"));
 }
@@ -127,19 +99,11 @@ fn a_stranger_is_refused_at_the_first_byte_that_shows_it() {
         ("an HTTP request", b"G", 0x82),
         ("PUBLISH before CONNECT", &[0x30], 0x82),
         ("PINGREQ before CONNECT", &[0xC0], 0x82),
-        (
-            "a length of five bytes",
-            &[0x10, 0x80, 0x80, 0x80, 0x80],
-            0x81,
-        ),
+        ("a length of five bytes", &[0x10, 0x80, 0x80, 0x80, 0x80], 0x81),
         ("a packet that is too long", &[0x10, 0xFF, 0xFF, 0x7F], 0x95),
     ];
     for (name, bytes, reason) in rows {
-        assert_eq!(
-            refusal(Decoder::server(4_096), bytes).reason(),
-            reason,
-            "{name}"
-        );
+        assert_eq!(refusal(Decoder::server(4_096), bytes).reason(), reason, "{name}");
     }
 }
 

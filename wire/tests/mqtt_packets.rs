@@ -15,9 +15,7 @@ const VERSIONS: [Version; 2] = [Version::V311, Version::V5];
 
 /// All that a client sends, CONNECT first, and the decoder that reads it; then the server's side.
 fn streams(version: Version) -> [(Decoder, Vec<Packet>); 2] {
-    let client = std::iter::once(connect(version))
-        .chain(from_client(version))
-        .collect();
+    let client = std::iter::once(connect(version)).chain(from_client(version)).collect();
     [
         (Decoder::server(BYTES_MAX), client),
         (Decoder::client(version, BYTES_MAX), from_server(version)),
@@ -30,15 +28,10 @@ fn every_packet_comes_back_as_it_was() {
         for (mut decoder, packets) in streams(version) {
             for packet in packets {
                 let mut buf = BytesMut::from(&bytes_of(version, &packet)[..]);
-                let decoded = decoder
-                    .decode(&mut buf)
-                    .unwrap_or_else(|error| panic!("{packet:?}: {error}"));
+                let decoded =
+                    decoder.decode(&mut buf).unwrap_or_else(|error| panic!("{packet:?}: {error}"));
                 assert_eq!(decoded, Some(packet));
-                assert_eq!(
-                    (buf.len(), buf.capacity()),
-                    (0, 0),
-                    "an empty buffer keeps no room"
-                );
+                assert_eq!((buf.len(), buf.capacity()), (0, 0), "an empty buffer keeps no room");
             }
             assert_eq!(decoder.version(), Some(version));
         }
@@ -56,11 +49,7 @@ fn a_packet_cut_at_any_byte_waits_and_then_is_the_same() {
                     decoder = before.clone();
                     let mut buf = BytesMut::from(&bytes[..cut]);
                     let capacity = buf.capacity();
-                    assert_eq!(
-                        decoder.decode(&mut buf),
-                        Ok(None),
-                        "{packet:?} cut at {cut}"
-                    );
+                    assert_eq!(decoder.decode(&mut buf), Ok(None), "{packet:?} cut at {cut}");
                     assert!(buf.capacity() <= capacity, "waiting reserves nothing");
                     buf.extend_from_slice(&bytes[cut..]);
                     assert_eq!(decoder.decode(&mut buf).as_ref(), Ok(&Some(packet.clone())));
@@ -96,14 +85,12 @@ fn another_codec_reads_what_we_write() {
             for packet in packets {
                 let mut buf = BytesMut::from(&bytes_of(version, &packet)[..]);
                 let is_read = match version {
-                    Version::V311 => v3::Codec::new(0)
-                        .decode(&mut buf)
-                        .map(|packet| packet.is_some())
-                        .ok(),
-                    Version::V5 => v5::Codec::new(0, 0)
-                        .decode(&mut buf)
-                        .map(|packet| packet.is_some())
-                        .ok(),
+                    Version::V311 => {
+                        v3::Codec::new(0).decode(&mut buf).map(|packet| packet.is_some()).ok()
+                    }
+                    Version::V5 => {
+                        v5::Codec::new(0, 0).decode(&mut buf).map(|packet| packet.is_some()).ok()
+                    }
                 };
                 assert_eq!((is_read, buf.len()), (Some(true), 0), "{packet:?}");
             }
@@ -136,9 +123,9 @@ fn a_publish_is_as_long_as_announced() {
         [plain, full]
     });
     for head in heads {
-        for payload_bytes in [
-            0, 1, 100, 117, 118, 119, 127, 128, 16_370, 16_380, 16_384, 131_072, 2_097_152,
-        ] {
+        for payload_bytes in
+            [0, 1, 100, 117, 118, 119, 127, 128, 16_370, 16_380, 16_384, 131_072, 2_097_152]
+        {
             let mut out = BytesMut::new();
             encode_publish(&head, &vec![0; payload_bytes], &mut out);
             assert_eq!(out.len(), publish_bytes(&head, payload_bytes));
@@ -154,10 +141,7 @@ fn a_publish_is_as_long_as_announced() {
 #[test]
 fn refusals_are_told_in_the_nearest_words_of_each_version() {
     let code = |version, reason| {
-        let ack = ConnAck {
-            reason,
-            ..ConnAck::default()
-        };
+        let ack = ConnAck { reason, ..ConnAck::default() };
         bytes_of(version, &Packet::ConnAck(Box::new(ack)))[3]
     };
     let rows = [
@@ -175,70 +159,24 @@ fn refusals_are_told_in_the_nearest_words_of_each_version() {
         assert_eq!(code(Version::V311, reason), return_code, "{reason:#x}");
     }
     assert_eq!(code(Version::V5, 0x89), 0x89);
-    assert_eq!(
-        code(Version::V5, 0x8B),
-        0x88,
-        "CONNACK has no shutting down"
-    );
+    assert_eq!(code(Version::V5, 0x8B), 0x88, "CONNACK has no shutting down");
 
     let suback = |version, reasons: &[u8]| {
-        bytes_of(
-            version,
-            &Packet::SubAck(SubAck {
-                packet_id: 1,
-                reasons: reasons.to_vec(),
-            }),
-        )
+        bytes_of(version, &Packet::SubAck(SubAck { packet_id: 1, reasons: reasons.to_vec() }))
     };
-    assert_eq!(
-        suback(Version::V311, &[1, 0x9E, 0xA2]),
-        [0x90, 5, 0, 1, 1, 0x80, 0x80]
-    );
-    assert_eq!(
-        suback(Version::V5, &[1, 0x9E, 0xA2]),
-        [0x90, 6, 0, 1, 0, 1, 0x9E, 0xA2]
-    );
+    assert_eq!(suback(Version::V311, &[1, 0x9E, 0xA2]), [0x90, 5, 0, 1, 1, 0x80, 0x80]);
+    assert_eq!(suback(Version::V5, &[1, 0x9E, 0xA2]), [0x90, 6, 0, 1, 0, 1, 0x9E, 0xA2]);
 }
 
 #[test]
 fn what_cannot_be_encoded_is_an_error_and_leaves_no_bytes() {
     let packets = [
         (Version::V311, Packet::Auth),
-        (
-            Version::V5,
-            Packet::PubAck(carillon_wire::mqtt::Ack {
-                packet_id: 0,
-                reason: 0,
-            }),
-        ),
-        (
-            Version::V5,
-            Packet::PubAck(carillon_wire::mqtt::Ack {
-                packet_id: 1,
-                reason: 0x42,
-            }),
-        ),
-        (
-            Version::V5,
-            Packet::SubAck(SubAck {
-                packet_id: 1,
-                reasons: vec![],
-            }),
-        ),
-        (
-            Version::V5,
-            Packet::SubAck(SubAck {
-                packet_id: 1,
-                reasons: vec![3],
-            }),
-        ),
-        (
-            Version::V5,
-            Packet::Disconnect(Disconnect {
-                reason: 1,
-                ..Disconnect::default()
-            }),
-        ),
+        (Version::V5, Packet::PubAck(carillon_wire::mqtt::Ack { packet_id: 0, reason: 0 })),
+        (Version::V5, Packet::PubAck(carillon_wire::mqtt::Ack { packet_id: 1, reason: 0x42 })),
+        (Version::V5, Packet::SubAck(SubAck { packet_id: 1, reasons: vec![] })),
+        (Version::V5, Packet::SubAck(SubAck { packet_id: 1, reasons: vec![3] })),
+        (Version::V5, Packet::Disconnect(Disconnect { reason: 1, ..Disconnect::default() })),
         (
             Version::V5,
             Packet::Disconnect(Disconnect {
@@ -259,10 +197,7 @@ fn what_cannot_be_encoded_is_an_error_and_leaves_no_bytes() {
     for (version, packet) in packets {
         let mut out = BytesMut::from(&b"before"[..]);
         assert!(
-            matches!(
-                encode(version, &packet, &mut out),
-                Err(Error::Unencodable(_))
-            ),
+            matches!(encode(version, &packet, &mut out), Err(Error::Unencodable(_))),
             "{packet:?}"
         );
         assert_eq!(&out[..], b"before");
@@ -294,18 +229,13 @@ fn the_maximum_counts_the_whole_packet_and_can_be_raised() {
     let bytes = bytes_of(Version::V5, publish);
     let mut decoder = connected_server(Version::V5);
     decoder.set_max_packet_bytes(bytes.len() as u32 - 1);
-    let too_large = Error::PacketTooLarge {
-        bytes: bytes.len() as u32,
-        max: bytes.len() as u32 - 1,
-    };
+    let too_large =
+        Error::PacketTooLarge { bytes: bytes.len() as u32, max: bytes.len() as u32 - 1 };
     assert_eq!(
         decoder.decode(&mut BytesMut::from(&bytes[..2])),
         Err(too_large),
         "known from the header"
     );
     decoder.set_max_packet_bytes(bytes.len() as u32);
-    assert!(matches!(
-        decoder.decode(&mut BytesMut::from(&bytes[..])),
-        Ok(Some(_))
-    ));
+    assert!(matches!(decoder.decode(&mut BytesMut::from(&bytes[..])), Ok(Some(_))));
 }

@@ -113,13 +113,17 @@ fn options(space: Space) -> KeyspaceCreateOptions {
 
 impl Store for EmbeddedStore {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        let Some(keyspace) = self.keyspace(space) else { return Ok(None) };
+        let Some(keyspace) = self.keyspace(space) else {
+            return Ok(None);
+        };
         let value = keyspace.get(key).map_err(|error| failed("read", &error))?;
         Ok(value.map(Bytes::from))
     }
 
     fn scan(&self, space: Space, range: &Range, limit: usize) -> Result<Vec<Record>, Error> {
-        let Some(keyspace) = self.keyspace(space) else { return Ok(Vec::new()) };
+        let Some(keyspace) = self.keyspace(space) else {
+            return Ok(Vec::new());
+        };
         let guards = match &range.to {
             Some(to) if *to <= range.from => return Ok(Vec::new()),
             Some(to) => keyspace.range(range.from.as_slice()..to.as_slice()),

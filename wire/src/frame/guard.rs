@@ -17,10 +17,8 @@ use crate::limits::{CONTAINER_ITEMS_MAX, DEPTH_MAX, FRAME_BYTES_MAX, STRING_BYTE
 /// Reads one struct from the start of `bytes`; the second value is how many bytes are left behind it.
 pub(super) fn read<T: TSerializable>(bytes: &[u8]) -> Result<(T, usize)> {
     let left = Cell::new(bytes);
-    let mut guard = Guard {
-        inner: TCompactInputProtocol::with_config(Source(&left), limits()?),
-        left: &left,
-    };
+    let mut guard =
+        Guard { inner: TCompactInputProtocol::with_config(Source(&left), limits()?), left: &left };
     let value = T::read_from_in_protocol(&mut guard)?;
     Ok((value, left.get().len()))
 }
@@ -90,26 +88,17 @@ impl<'a> Guard<'a> {
                     .map_err(|_| refused(ProtocolErrorKind::SizeLimit, "length"));
             }
         }
-        Err(refused(
-            ProtocolErrorKind::InvalidData,
-            "a length of more than five bytes",
-        ))
+        Err(refused(ProtocolErrorKind::InvalidData, "a length of more than five bytes"))
     }
 }
 
 impl TInputProtocol for Guard<'_> {
     fn read_message_begin(&mut self) -> Result<TMessageIdentifier> {
-        Err(refused(
-            ProtocolErrorKind::NotImplemented,
-            "a frame is a struct, not a call",
-        ))
+        Err(refused(ProtocolErrorKind::NotImplemented, "a frame is a struct, not a call"))
     }
 
     fn read_message_end(&mut self) -> Result<()> {
-        Err(refused(
-            ProtocolErrorKind::NotImplemented,
-            "a frame is a struct, not a call",
-        ))
+        Err(refused(ProtocolErrorKind::NotImplemented, "a frame is a struct, not a call"))
     }
 
     fn read_bytes(&mut self) -> Result<Vec<u8>> {
@@ -119,10 +108,7 @@ impl TInputProtocol for Guard<'_> {
     fn read_string(&mut self) -> Result<String> {
         match std::str::from_utf8(self.binary()?) {
             Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(refused(
-                ProtocolErrorKind::InvalidData,
-                "a string is not UTF-8",
-            )),
+            Err(_) => Err(refused(ProtocolErrorKind::InvalidData, "a string is not UTF-8")),
         }
     }
 

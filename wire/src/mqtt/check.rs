@@ -224,11 +224,8 @@ fn disconnect(role: Role, version: Version, reader: &mut Reader<'_>) -> Result<(
     if reader.is_empty() {
         return Ok(());
     }
-    properties(
-        reader,
-        &DISCONNECT,
-        &mut UserCount::default(),
-        |id, _: Value<'_>| match (role, id) {
+    properties(reader, &DISCONNECT, &mut UserCount::default(), |id, _: Value<'_>| {
+        match (role, id) {
             (Role::Server, property::SERVER_REFERENCE) => {
                 Err(Error::Protocol("a server reference from a client"))
             }
@@ -236,8 +233,8 @@ fn disconnect(role: Role, version: Version, reader: &mut Reader<'_>) -> Result<(
                 Err(Error::Protocol("a session expiry from a server"))
             }
             (Role::Server | Role::Client, _) => Ok(()),
-        },
-    )
+        }
+    })
 }
 
 fn auth(reader: &mut Reader<'_>) -> Result<(), Error> {
@@ -245,11 +242,7 @@ fn auth(reader: &mut Reader<'_>) -> Result<(), Error> {
         return Ok(());
     }
     reader.u8()?;
-    if reader.is_empty() {
-        Ok(())
-    } else {
-        check_properties(reader, &AUTH)
-    }
+    if reader.is_empty() { Ok(()) } else { check_properties(reader, &AUTH) }
 }
 
 const CONNECT: PropertySet = PropertySet::once(&[

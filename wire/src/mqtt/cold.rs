@@ -37,10 +37,7 @@ fn from_v3(packet: v3::Packet) -> Result<Packet, Error> {
             reason: from_return_code(ack.return_code),
             ..ConnAck::default()
         })),
-        v3::Packet::Subscribe {
-            packet_id,
-            topic_filters,
-        } => Packet::Subscribe(Subscribe {
+        v3::Packet::Subscribe { packet_id, topic_filters } => Packet::Subscribe(Subscribe {
             packet_id: packet_id.get(),
             filters: topic_filters
                 .iter()
@@ -58,17 +55,13 @@ fn from_v3(packet: v3::Packet) -> Result<Packet, Error> {
                 })
                 .collect(),
         }),
-        v3::Packet::Unsubscribe {
-            packet_id,
-            topic_filters,
-        } => Packet::Unsubscribe(Unsubscribe {
+        v3::Packet::Unsubscribe { packet_id, topic_filters } => Packet::Unsubscribe(Unsubscribe {
             packet_id: packet_id.get(),
             filters: topic_filters.iter().map(ToString::to_string).collect(),
         }),
-        v3::Packet::UnsubscribeAck { packet_id } => Packet::UnsubAck(SubAck {
-            packet_id: packet_id.get(),
-            reasons: Vec::new(),
-        }),
+        v3::Packet::UnsubscribeAck { packet_id } => {
+            Packet::UnsubAck(SubAck { packet_id: packet_id.get(), reasons: Vec::new() })
+        }
         v3::Packet::Disconnect => Packet::Disconnect(Disconnect::default()),
         v3::Packet::Publish(_)
         | v3::Packet::PublishAck { .. }
@@ -99,11 +92,7 @@ fn from_v5(packet: v5::Packet) -> Result<Packet, Error> {
         }),
         v5::Packet::Unsubscribe(unsubscribe) => Packet::Unsubscribe(Unsubscribe {
             packet_id: unsubscribe.packet_id.get(),
-            filters: unsubscribe
-                .topic_filters
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            filters: unsubscribe.topic_filters.iter().map(ToString::to_string).collect(),
         }),
         v5::Packet::UnsubscribeAck(ack) => Packet::UnsubAck(SubAck {
             packet_id: ack.packet_id.get(),
@@ -134,9 +123,7 @@ fn connect_v3(connect: v3::Connect) -> Connect {
         keep_alive_s: connect.keep_alive,
         client_id: connect.client_id.into(),
         username: connect.username.map(String::from),
-        password: connect
-            .password
-            .map(|password| Bytes::copy_from_slice(&password)),
+        password: connect.password.map(|password| Bytes::copy_from_slice(&password)),
         has_will: connect.last_will.is_some(),
         session_expiry_s: if connect.clean_session { 0 } else { u32::MAX },
         ..Connect::default()
@@ -150,9 +137,7 @@ fn connect_v5(connect: v5::Connect) -> Connect {
         keep_alive_s: connect.keep_alive,
         client_id: connect.client_id.into(),
         username: connect.username.map(String::from),
-        password: connect
-            .password
-            .map(|password| Bytes::copy_from_slice(&password)),
+        password: connect.password.map(|password| Bytes::copy_from_slice(&password)),
         has_will: connect.last_will.is_some(),
         session_expiry_s: connect.session_expiry_interval_secs,
         receive_max: connect.receive_max.map_or(u16::MAX, Into::into),
@@ -202,10 +187,7 @@ fn from_qos(qos: QoS) -> Qos {
 }
 
 fn from_user(properties: v5::UserProperties) -> Vec<(String, String)> {
-    properties
-        .into_iter()
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect()
+    properties.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
 const REFUSED: Error = Error::Malformed("refused by the codec");

@@ -19,20 +19,12 @@ pub struct Decoder {
 impl Decoder {
     /// For a server: expects CONNECT first and learns the version from it. `max_packet_bytes` counts whole packets.
     pub const fn server(max_packet_bytes: u32) -> Self {
-        Self {
-            role: Role::Server,
-            version: None,
-            bytes_max: max_packet_bytes,
-        }
+        Self { role: Role::Server, version: None, bytes_max: max_packet_bytes }
     }
 
     /// For a client of that version. `max_packet_bytes` counts whole packets.
     pub const fn client(version: Version, max_packet_bytes: u32) -> Self {
-        Self {
-            role: Role::Client,
-            version: Some(version),
-            bytes_max: max_packet_bytes,
-        }
+        Self { role: Role::Client, version: Some(version), bytes_max: max_packet_bytes }
     }
 
     /// From now on; a server allows more after it has authenticated the device.
@@ -63,10 +55,7 @@ impl Decoder {
         let header_bytes = 1 + varint_bytes;
         let total = remaining.saturating_add(header_bytes as u32);
         if total > self.bytes_max.min(REMAINING_BYTES_MAX) {
-            return Err(Error::PacketTooLarge {
-                bytes: total,
-                max: self.bytes_max,
-            });
+            return Err(Error::PacketTooLarge { bytes: total, max: self.bytes_max });
         }
         let total = total as usize;
         if buf.len() < total {
@@ -92,9 +81,7 @@ impl Decoder {
             return Err(Error::Malformed("packet type 15"));
         }
         if !kind.is_for(self.role, self.version) {
-            return Err(Error::UnexpectedPacket(
-                "a packet that only the other end may send",
-            ));
+            return Err(Error::UnexpectedPacket("a packet that only the other end may send"));
         }
         let flags_expected = match kind {
             Kind::Publish => return Ok(kind),
@@ -223,9 +210,5 @@ impl Kind {
 
 /// The first `count` bytes of `buf`; all of its memory with them if nothing follows.
 fn take(buf: &mut BytesMut, count: usize) -> BytesMut {
-    if buf.len() == count {
-        std::mem::take(buf)
-    } else {
-        buf.split_to(count)
-    }
+    if buf.len() == count { std::mem::take(buf) } else { buf.split_to(count) }
 }

@@ -59,9 +59,7 @@ fn encode_any(version: Version, packet: &Packet, out: &mut BytesMut) -> Result<(
             }
             Version::V5 => {
                 let packet = to_v5(packet)?;
-                v5::Codec::new(0, 0)
-                    .encode(packet, out)
-                    .map_err(|_| REFUSED)?;
+                v5::Codec::new(0, 0).encode(packet, out).map_err(|_| REFUSED)?;
             }
         },
     }
@@ -96,15 +94,10 @@ fn encode_checked_publish(
     publish: &Publish,
     out: &mut BytesMut,
 ) -> Result<(), Error> {
-    let user: Vec<(&str, &str)> = publish
-        .user
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
-    let texts = user
-        .iter()
-        .flat_map(|(name, value)| [*name, *value])
-        .chain([publish.topic.as_str()]);
+    let user: Vec<(&str, &str)> =
+        publish.user.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let texts =
+        user.iter().flat_map(|(name, value)| [*name, *value]).chain([publish.topic.as_str()]);
     for item in texts {
         text(item)?;
     }
@@ -163,9 +156,9 @@ fn to_v3(packet: &Packet) -> Result<v3::Packet, Error> {
             packet_id: packet_id(unsubscribe.packet_id)?,
             topic_filters: filters(&unsubscribe.filters, |filter| Ok(text(filter)?.into()))?,
         },
-        Packet::UnsubAck(ack) => v3::Packet::UnsubscribeAck {
-            packet_id: packet_id(ack.packet_id)?,
-        },
+        Packet::UnsubAck(ack) => {
+            v3::Packet::UnsubscribeAck { packet_id: packet_id(ack.packet_id)? }
+        }
         _ => return Err(Error::Unencodable("a packet that MQTT 3.1.1 does not have")),
     })
 }
@@ -187,29 +180,27 @@ fn to_v5(packet: &Packet) -> Result<v5::Packet, Error> {
                 )
             })?,
         }),
-        Packet::Unsubscribe(Unsubscribe {
-            packet_id: id,
-            filters: list,
-        }) => v5::Packet::Unsubscribe(v5::Unsubscribe {
-            packet_id: packet_id(*id)?,
-            user_properties: Vec::new(),
-            topic_filters: filters(list, |filter| Ok(text(filter)?.into()))?,
-        }),
-        Packet::UnsubAck(SubAck {
-            packet_id: id,
-            reasons,
-        }) => v5::Packet::UnsubscribeAck(v5::UnsubscribeAck {
-            packet_id: packet_id(*id)?,
-            properties: Vec::new(),
-            reason_string: None,
-            status: filters(reasons, |reason| {
-                nearest(
-                    *reason,
-                    v5::UnsubscribeAckReason::try_from,
-                    v5::UnsubscribeAckReason::UnspecifiedError,
-                )
-            })?,
-        }),
+        Packet::Unsubscribe(Unsubscribe { packet_id: id, filters: list }) => {
+            v5::Packet::Unsubscribe(v5::Unsubscribe {
+                packet_id: packet_id(*id)?,
+                user_properties: Vec::new(),
+                topic_filters: filters(list, |filter| Ok(text(filter)?.into()))?,
+            })
+        }
+        Packet::UnsubAck(SubAck { packet_id: id, reasons }) => {
+            v5::Packet::UnsubscribeAck(v5::UnsubscribeAck {
+                packet_id: packet_id(*id)?,
+                properties: Vec::new(),
+                reason_string: None,
+                status: filters(reasons, |reason| {
+                    nearest(
+                        *reason,
+                        v5::UnsubscribeAckReason::try_from,
+                        v5::UnsubscribeAckReason::UnspecifiedError,
+                    )
+                })?,
+            })
+        }
         Packet::Disconnect(disconnect) => v5::Packet::Disconnect(disconnect_v5(disconnect)?),
         Packet::Auth => v5::Packet::Auth(v5::Auth::default()),
         _ => return Err(REFUSED),
@@ -302,10 +293,8 @@ fn subscribe_v5(subscribe: &Subscribe) -> Result<v5::Subscribe, Error> {
             .transpose()?,
         user_properties: Vec::new(),
         topic_filters: filters(&subscribe.filters, |(filter, qos)| {
-            let options = v5::SubscriptionOptions {
-                qos: to_qos(*qos),
-                ..v5::SubscriptionOptions::default()
-            };
+            let options =
+                v5::SubscriptionOptions { qos: to_qos(*qos), ..v5::SubscriptionOptions::default() };
             Ok((text(filter)?.into(), options))
         })?,
     })
@@ -363,9 +352,7 @@ fn filters<T, U>(items: &[T], each: impl Fn(&T) -> Result<U, Error>) -> Result<V
 }
 
 fn user_v5(user: &[(String, String)]) -> Result<v5::UserProperties, Error> {
-    user.iter()
-        .map(|(name, value)| Ok((text(name)?.into(), text(value)?.into())))
-        .collect()
+    user.iter().map(|(name, value)| Ok((text(name)?.into(), text(value)?.into()))).collect()
 }
 
 fn text(text: &str) -> Result<&str, Error> {

@@ -72,10 +72,7 @@ fn publish_properties(
 /// Reads PUBACK, PUBREC, PUBREL or PUBCOMP.
 pub(super) fn ack(version: Version, kind: Kind, body: &[u8]) -> Result<Ack, Error> {
     let mut reader = Reader::new(body);
-    let mut ack = Ack {
-        packet_id: reader.packet_id()?,
-        reason: 0,
-    };
+    let mut ack = Ack { packet_id: reader.packet_id()?, reason: 0 };
     if version == Version::V5 && !reader.is_empty() {
         ack.reason = reader.u8()?;
         if !is_ack_reason(kind, ack.reason) {
@@ -93,10 +90,7 @@ pub(super) fn ack(version: Version, kind: Kind, body: &[u8]) -> Result<Ack, Erro
 pub(super) fn is_ack_reason(kind: Kind, reason: u8) -> bool {
     match kind {
         Kind::PubRel | Kind::PubComp => matches!(reason, 0x00 | 0x92),
-        _ => matches!(
-            reason,
-            0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99
-        ),
+        _ => matches!(reason, 0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99),
     }
 }
 

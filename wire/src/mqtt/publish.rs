@@ -38,10 +38,7 @@ pub fn encode_publish(head: &PublishHead<'_>, payload: &[u8], out: &mut BytesMut
         (head.packet_id == 0) == (head.qos == Qos::AtMostOnce),
         "a packet id exactly above QoS 0"
     );
-    assert!(
-        !(head.dup && head.qos == Qos::AtMostOnce),
-        "DUP only above QoS 0"
-    );
+    assert!(!(head.dup && head.qos == Qos::AtMostOnce), "DUP only above QoS 0");
     assert!(head.topic_alias != Some(0), "topic aliases begin at 1");
     let properties_bytes = properties_bytes(head);
     let remaining = remaining_bytes(head, properties_bytes, payload.len());
@@ -78,11 +75,7 @@ fn remaining_bytes(head: &PublishHead<'_>, properties_bytes: usize, payload_byte
 fn properties_bytes(head: &PublishHead<'_>) -> usize {
     let alias = head.topic_alias.map_or(0, |_| 3);
     let expiry = head.message_expiry_s.map_or(0, |_| 5);
-    let user: usize = head
-        .user
-        .iter()
-        .map(|(name, value)| 5 + name.len() + value.len())
-        .sum();
+    let user: usize = head.user.iter().map(|(name, value)| 5 + name.len() + value.len()).sum();
     alias + expiry + user
 }
 
@@ -110,10 +103,7 @@ fn put_text(text: &str, out: &mut BytesMut) {
 }
 
 fn put_varint(mut value: usize, out: &mut BytesMut) {
-    assert!(
-        value <= REMAINING_BYTES_MAX as usize,
-        "a packet longer than MQTT can say"
-    );
+    assert!(value <= REMAINING_BYTES_MAX as usize, "a packet longer than MQTT can say");
     while value > 0x7F {
         out.put_u8((value & 0x7F) as u8 | 0x80);
         value >>= 7;

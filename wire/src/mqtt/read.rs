@@ -130,18 +130,12 @@ pub(super) struct PropertySet {
 impl PropertySet {
     /// Each at most once, except user properties.
     pub const fn once(ids: &[u8]) -> Self {
-        Self {
-            allowed: mask(ids),
-            repeatable: mask(&[property::USER]),
-        }
+        Self { allowed: mask(ids), repeatable: mask(&[property::USER]) }
     }
 
     /// The same, and a subscription identifier for each matching subscription.
     pub const fn publish(ids: &[u8]) -> Self {
-        Self {
-            allowed: mask(ids),
-            repeatable: mask(&[property::USER, property::SUBSCRIPTION_ID]),
-        }
+        Self { allowed: mask(ids), repeatable: mask(&[property::USER, property::SUBSCRIPTION_ID]) }
     }
 }
 

@@ -65,27 +65,15 @@ pub fn from_client(version: Version) -> Vec<Packet> {
 /// What a server sends.
 pub fn from_server(version: Version) -> Vec<Packet> {
     let mut packets = both_ways(version);
-    let ack = |reason| ConnAck {
-        reason,
-        ..ConnAck::default()
-    };
+    let ack = |reason| ConnAck { reason, ..ConnAck::default() };
     packets.extend([
-        Packet::ConnAck(Box::new(ConnAck {
-            session_present: true,
-            ..ConnAck::default()
-        })),
+        Packet::ConnAck(Box::new(ConnAck { session_present: true, ..ConnAck::default() })),
         Packet::ConnAck(Box::new(ack(0x86))),
-        Packet::SubAck(SubAck {
-            packet_id: 7,
-            reasons: vec![0, 1, 2, 0x80],
-        }),
+        Packet::SubAck(SubAck { packet_id: 7, reasons: vec![0, 1, 2, 0x80] }),
         Packet::PingResp,
     ]);
     packets.extend(match version {
-        Version::V311 => vec![Packet::UnsubAck(SubAck {
-            packet_id: 8,
-            reasons: vec![],
-        })],
+        Version::V311 => vec![Packet::UnsubAck(SubAck { packet_id: 8, reasons: vec![] })],
         Version::V5 => from_server_v5(),
     });
     packets
@@ -93,14 +81,8 @@ pub fn from_server(version: Version) -> Vec<Packet> {
 
 fn from_server_v5() -> Vec<Packet> {
     vec![
-        Packet::UnsubAck(SubAck {
-            packet_id: 8,
-            reasons: vec![0, 0x11],
-        }),
-        Packet::SubAck(SubAck {
-            packet_id: 9,
-            reasons: vec![0x87, 0x8F, 0x9E, 0xA2],
-        }),
+        Packet::UnsubAck(SubAck { packet_id: 8, reasons: vec![0, 0x11] }),
+        Packet::SubAck(SubAck { packet_id: 9, reasons: vec![0x87, 0x8F, 0x9E, 0xA2] }),
         Packet::Disconnect(Disconnect {
             reason: 0x9C,
             server_reference: Some("other:1883".into()),
@@ -127,31 +109,13 @@ fn from_server_v5() -> Vec<Packet> {
 }
 
 fn both_ways(version: Version) -> Vec<Packet> {
-    let ack = Ack {
-        packet_id: 0x4321,
-        reason: 0,
-    };
-    let plain = Publish {
-        topic: "up".into(),
-        payload: Bytes::from_static(b"hello"),
-        ..Publish::default()
-    };
-    let full = Publish {
-        dup: true,
-        qos: Qos::AtLeastOnce,
-        retain: true,
-        packet_id: 1,
-        ..plain.clone()
-    };
-    let long = Publish {
-        payload: vec![b'x'; 20_000].into(),
-        ..full.clone()
-    };
-    let twice = Publish {
-        qos: Qos::ExactlyOnce,
-        payload: Bytes::new(),
-        ..full.clone()
-    };
+    let ack = Ack { packet_id: 0x4321, reason: 0 };
+    let plain =
+        Publish { topic: "up".into(), payload: Bytes::from_static(b"hello"), ..Publish::default() };
+    let full =
+        Publish { dup: true, qos: Qos::AtLeastOnce, retain: true, packet_id: 1, ..plain.clone() };
+    let long = Publish { payload: vec![b'x'; 20_000].into(), ..full.clone() };
+    let twice = Publish { qos: Qos::ExactlyOnce, payload: Bytes::new(), ..full.clone() };
     let mut packets = vec![
         Packet::Publish(plain),
         Packet::Publish(full.clone()),
@@ -164,14 +128,8 @@ fn both_ways(version: Version) -> Vec<Packet> {
     ];
     if version == Version::V5 {
         packets.extend([
-            Packet::PubAck(Ack {
-                reason: 0x87,
-                ..ack
-            }),
-            Packet::PubRel(Ack {
-                reason: 0x92,
-                ..ack
-            }),
+            Packet::PubAck(Ack { reason: 0x87, ..ack }),
+            Packet::PubRel(Ack { reason: 0x92, ..ack }),
             Packet::Publish(Publish {
                 topic_alias: Some(9),
                 topic: String::new(),

@@ -1,0 +1,161 @@
+//! Everything below the doors: store, writer, owners, router, service.
+//!
+//! The node builds it over the embedded store, tests and the simulation over the
+//! memory store; both get the same parts, wired here and nowhere else.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinHandle;
+
+use crate::{
+    base::{clock::Clock, ids::QueueId, keys::NodeKeys, metrics::Metrics, tasks},
+    config::Config,
+    queue::{
+        epochs::Epochs,
+        reader::Reader,
+        retention::Retention,
+        shard::{self, Parts},
+        store::{self, Store, mark::Mark},
+        view::Views,
+        writer::{self, Failed, Writer},
+    },
+    route::{Followers, Router},
+    service::Service,
+};
+
+/// How the writer runs.
+pub enum Pace {
+    /// On a thread of its own.
+    Threaded,
+    /// As a task that takes this much virtual time for each sync: simulations.
+    Paced(Box<dyn Fn() -> Duration + Send>),
+}
+
+/// What a core is built over.
+pub struct Foundation {
+    /// Where it stores.
+    pub store: Arc<dyn Store>,
+    /// The mark beside the store.
+    pub mark: Option<Mark>,
+    /// The node's secrets.
+    pub keys: Arc<NodeKeys>,
+    /// Its time.
+    pub clock: Clock,
+    /// Where it counts.
+    pub metrics: Arc<Metrics>,
+    /// How the writer runs.
+    pub pace: Pace,
+}
+
+/// The running parts below the doors.
+pub struct Core {
+    /// The business calls.
+    pub service: Arc<Service>,
+    /// Turns true when a commit failed: nothing is acknowledged any more.
+    pub failed: Failed,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Core {
+    /// Builds the parts bottom-up and completes what a crash left undone.
+    ///
+    /// # Errors
+    /// [`store::Error`] if the store cannot be read or written.
+    pub async fn build(config: &Config, foundation: Foundation) -> Result<Self, store::Error> {
+        let Foundation { store, mark, keys, clock, metrics, pace } = foundation;
+        let (epochs, recovered) =
+            Epochs::open(store.as_ref(), mark.as_ref().and_then(Mark::facts))?;
+        if recovered.is_cut {
+            metrics.queue.losses.increment(1);
+            tracing::error!("the store is behind its commit mark: acknowledged entries were lost");
+        }
+        let epochs = Arc::new(epochs);
+        let newest = epochs.clone();
+        let writer = Writer {
+            store: store.clone(),
+            mark,
+            epoch: Box::new(move || newest.newest()),
+            fsync: config.store.fsync,
+            metrics: metrics.clone(),
+            stamp: recovered.stamp,
+        };
+        let (writer, failed) = match pace {
+            Pace::Threaded => writer.start(),
+            Pace::Paced(pace) => writer.start_paced(pace),
+        };
+        let views = Arc::new(Views::default());
+        let retention = Retention {
+            store: store.clone(),
+            writer: writer.clone(),
+            views: views.clone(),
+            clock,
+            days: config.store.retention_days,
+            metrics: metrics.clone(),
+        };
+        retention.sweep().await?;
+
+        let parts = Owned { store, views, epochs, clock, metrics: metrics.clone() };
+        let router = parts.start(config, writer);
+        let service = Service::new(router, keys, clock, config, metrics);
+        let completed = service.complete_pending().await.map_err(only_store)?;
+        if completed > 0 {
+            tracing::info!(completed, "appends that the last run left undone are done");
+        }
+        let period = Duration::from_millis(config.store.pointer_flush_ms);
+        let background = vec![
+            tasks::spawn("pointers", service.clone().flush_periodically(period)),
+            tasks::spawn("retention", retention.run()),
+        ];
+        Ok(Self { service, failed, background })
+    }
+
+    /// Writes what is written lazily and stops the background tasks.
+    pub async fn stop(self) {
+        for task in &self.background {
+            task.abort();
+        }
+        if let Err(error) = self.service.flush_pointers().await {
+            tracing::warn!(%error, "cannot flush the last pointers");
+        }
+    }
+}
+
+/// What the owners and readers of queues share.
+struct Owned {
+    store: Arc<dyn Store>,
+    views: Arc<Views>,
+    epochs: Arc<Epochs>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl Owned {
+    /// Starts the owners; what they publish wakes the followers.
+    fn start(self, config: &Config, writer: writer::Handle) -> Router {
+        let Self { store, views, epochs, clock, metrics } = self;
+        let followers = Arc::new(Followers::default());
+        let woken = followers.clone();
+        let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new(move |queue| {
+            woken.nudge(queue);
+        });
+        let parts = Parts {
+            store: store.clone(),
+            views: views.clone(),
+            epochs: epochs.clone(),
+            clock,
+            tail_bytes: config.store.tail_bytes / config.store.shard_tasks as u64,
+            grown,
+            metrics,
+        };
+        let owner = |_| shard::start(parts.clone(), writer.clone());
+        let owners = (0..config.store.shard_tasks).map(owner).collect();
+        Router::new(owners, Reader::new(store, views, epochs), writer, followers)
+    }
+}
+
+fn only_store(error: crate::service::Error) -> store::Error {
+    match error {
+        crate::service::Error::Unavailable(shard::Error::Store(error)) => error,
+        other => store::Error::Damaged(other.to_string()),
+    }
+}
