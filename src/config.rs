@@ -299,12 +299,14 @@ pub enum Error {
         cause: std::io::Error,
     },
     /// It is not TOML, or a key is unknown or has a wrong value; the text has the line.
-    #[error("{path}: {cause}")]
+    #[error("{path}:{line}: {message}")]
     Wrong {
         /// The file.
         path: PathBuf,
-        /// The place and the reason.
-        cause: toml::de::Error,
+        /// The line, from 1.
+        line: usize,
+        /// The reason.
+        message: String,
     },
     /// A value is out of its range.
     #[error("{key}: {rule}")]
@@ -316,6 +318,14 @@ pub enum Error {
     },
 }
 
+impl Error {
+    fn wrong(path: &Path, text: &str, cause: &toml::de::Error) -> Self {
+        let before = cause.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = 1 + before.matches('\n').count();
+        Self::Wrong { path: path.to_owned(), line, message: cause.message().replace('\n', "; ") }
+    }
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
@@ -325,7 +335,7 @@ impl Config {
         let text = fs::read_to_string(path)
             .map_err(|cause| Error::Unreadable { path: path.to_owned(), cause })?;
         let config: Self =
-            toml::from_str(&text).map_err(|cause| Error::Wrong { path: path.to_owned(), cause })?;
+            toml::from_str(&text).map_err(|cause| Error::wrong(path, &text, &cause))?;
         config.check()?;
         Ok(config)
     }

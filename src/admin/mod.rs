@@ -1,1 +1,78 @@
-//! Stub.
+//! The operator's door, for loopback: metrics, health, tenants and devices in bulk.
+//!
+//! It speaks plain HTTP; calls under `/admin/v1` need the operator's token, which the
+//! node makes anew at each start and leaves in `<data>/admin.json`. The composition
+//! root adds the app server's calls for operators to the same listener.
+
+mod apps;
+mod devices;
+mod file;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{FromRequestParts, State},
+    http::{header::CONTENT_TYPE, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+pub use file::{AdminFile, Error};
+
+use crate::{
+    base::http::{Problem, Ready, Token, envelope::Envelope},
+    config,
+    service::Service,
+};
+
+/// What the door is made of.
+pub struct Admin {
+    /// The business calls.
+    pub service: Arc<Service>,
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// The operator's credential.
+    pub token: Token,
+    /// Whether the node takes work.
+    pub ready: Ready,
+}
+
+type Shared = Arc<Admin>;
+
+/// The operator's calls. Bulk calls may take ten times as long as an app server's.
+pub fn router(admin: Admin, config: &config::Api) -> Router {
+    let request_timeout = Duration::from_millis(config.request_timeout_ms.saturating_mul(10));
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/admin/v1/apps", post(apps::create).get(apps::list))
+        .route("/admin/v1/apps/{app}/secrets", post(apps::rotate))
+        .route("/admin/v1/apps/{app}/devices", post(devices::create))
+        .with_state(Arc::new(admin));
+    Envelope { request_timeout, metrics: None }.around(router)
+}
+
+async fn metrics(State(admin): State<Shared>) -> Response {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
+}
+
+async fn readyz(State(admin): State<Shared>) -> Result<&'static str, Problem> {
+    admin.ready.answer()
+}
+
+/// Somebody who bears the operator's token.
+struct Operator;
+
+impl FromRequestParts<Shared> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Shared) -> Result<Self, Problem> {
+        match admin.token.is_shown_by(&parts.headers) {
+            true => Ok(Self),
+            false => Err(Problem::unauthorized()),
+        }
+    }
+}

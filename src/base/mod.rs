@@ -2,8 +2,10 @@
 
 pub mod clock;
 pub mod crash_point;
+pub mod http;
 pub mod ids;
 pub mod keys;
 pub mod metrics;
 pub mod net;
 pub mod tasks;
+pub mod tls;

@@ -1,7 +1,7 @@
 //! Tenants and their credentials.
 
 use aws_lc_rs::{digest, hmac};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Service,
@@ -25,7 +25,7 @@ const APPS_SHARD: Shard = Shard(0);
 const UNAUTHORIZED: Error = Error::Forbidden("unknown app or wrong app secret");
 
 /// A new tenant as its maker sees it, once.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NewApp {
     /// Its name.
     pub app_id: AppId,

@@ -69,6 +69,11 @@ impl Service {
         })
     }
 
+    /// Where it counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         self.clock.unix_ms()

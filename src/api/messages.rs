@@ -1,0 +1,252 @@
+//! Sending, and where a message is.
+//!
+//! A request is parsed into a [`Send`] whose shape cannot be wrong: exactly one
+//! target and exactly one payload. Bounds of values are the service's.
+
+use axum::{Extension, Json, extract::State, http::StatusCode};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, value::RawValue};
+
+use super::{Shared, auth::Caller};
+use crate::{
+    base::{
+        http::{
+            Code, Problem, TraceId,
+            body::{InPath, InQuery, JsonBody},
+        },
+        metrics::Label,
+    },
+    queue::entry::Notification,
+    service::{
+        send::{Send, Target},
+        trace::{MessageState, Trace},
+    },
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Request {
+    target: StatedTarget,
+    /// The text itself: neither the order of keys nor a digit of a number may change.
+    #[serde(default, deserialize_with = "present")]
+    payload: Option<Box<RawValue>>,
+    payload_b64: Option<String>,
+    notification: Option<Map<String, Value>>,
+    ttl_s: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatedTarget {
+    regids: Option<Vec<String>>,
+    aliases: Option<Vec<String>>,
+    topic: Option<String>,
+    all: Option<bool>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Accepted {
+    id: String,
+    target: Matched,
+    state: &'static str,
+    trace_id: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    invalid: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Matched {
+    kind: &'static str,
+    matched: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TraceOf {
+    regid: String,
+}
+
+pub(super) async fn send(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    Extension(trace_id): Extension<TraceId>,
+    JsonBody(request): JsonBody<Request>,
+) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let sent = api.service.send(&app, request.try_into()?).await?;
+    let accepted = Accepted {
+        id: sent.id.to_string(),
+        target: Matched { kind: sent.kind.label(), matched: sent.matched },
+        state: "accepted",
+        trace_id: trace_id.as_str().to_owned(),
+        invalid: sent.invalid,
+    };
+    Ok((StatusCode::ACCEPTED, Json(accepted)))
+}
+
+pub(super) async fn show(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, id)): InPath<(String, String)>,
+) -> Result<Json<MessageState>, Problem> {
+    Ok(Json(api.service.message(&app, &id)?))
+}
+
+pub(super) async fn trace(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, id)): InPath<(String, String)>,
+    InQuery(TraceOf { regid }): InQuery<TraceOf>,
+) -> Result<Json<Trace>, Problem> {
+    Ok(Json(api.service.trace(&app, &id, &regid)?))
+}
+
+impl TryFrom<Request> for Send {
+    type Error = Problem;
+
+    fn try_from(request: Request) -> Result<Self, Problem> {
+        let payload = match (request.payload, request.payload_b64) {
+            (Some(json), None) => Bytes::from(compact(json.get())),
+            (None, Some(text)) => BASE64
+                .decode(text.as_bytes())
+                .map_err(|_| {
+                    Problem::out_of_bounds("payload_b64", "base64 (RFC 4648) with padding")
+                })?
+                .into(),
+            (Some(_), Some(_)) | (None, None) => {
+                return Err(invalid("exactly one of `payload` and `payload_b64` is required"));
+            }
+        };
+        let ttl_s = request.ttl_s.map(u64::try_from).transpose();
+        Ok(Self {
+            target: request.target.try_into()?,
+            payload,
+            notification: request.notification.map(notification).transpose()?,
+            ttl_s: ttl_s.map_err(|_| Problem::out_of_bounds("ttl_s", "at least 1"))?,
+        })
+    }
+}
+
+impl TryFrom<StatedTarget> for Target {
+    type Error = Problem;
+
+    fn try_from(stated: StatedTarget) -> Result<Self, Problem> {
+        match stated {
+            StatedTarget { regids: Some(regids), aliases: None, topic: None, all: None } => {
+                Ok(Self::Regids(regids))
+            }
+            StatedTarget { regids: None, aliases: Some(aliases), topic: None, all: None } => {
+                Ok(Self::Aliases(aliases))
+            }
+            StatedTarget { regids: None, aliases: None, topic: Some(topic), all: None } => {
+                Ok(Self::Topic(topic))
+            }
+            StatedTarget { regids: None, aliases: None, topic: None, all: Some(true) } => {
+                Ok(Self::All)
+            }
+            StatedTarget { regids: None, aliases: None, topic: None, all: Some(false) } => {
+                Err(Problem::out_of_bounds("target.all", "only `true`"))
+            }
+            StatedTarget { .. } => Err(invalid(
+                "target: exactly one of `regids`, `aliases`, `topic` and `all` is required",
+            )),
+        }
+    }
+}
+
+fn notification(mut fields: Map<String, Value>) -> Result<Notification, Problem> {
+    let mut text = |key: &str| match fields.remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(invalid(&format!("notification.{key}: must be a string"))),
+    };
+    let (title, body) = (text("title")?, text("body")?);
+    let extra = (!fields.is_empty()).then(|| Value::Object(fields).to_string());
+    Ok(Notification { title, body, extra })
+}
+
+fn invalid(detail: &str) -> Problem {
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+/// A field that is there, also if it is `null`: `null` is a payload like any other.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Valid JSON without the whitespace between its tokens.
+fn compact(json: &str) -> String {
+    let (mut in_string, mut is_escaped) = (false, false);
+    let keep = |c: &char| {
+        if !in_string {
+            in_string = *c == '"';
+            return !c.is_ascii_whitespace();
+        }
+        in_string = is_escaped || *c != '"';
+        is_escaped = *c == '\\' && !is_escaped;
+        true
+    };
+    json.chars().filter(keep).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Send, Problem> {
+        serde_json::from_str::<Request>(text).unwrap().try_into()
+    }
+
+    #[test]
+    fn a_payload_keeps_its_order_and_digits() {
+        let text = r#"{"target":{"all":true},"payload": { "b" : 1.10, "a" : [ 12345678901234567890123, "x \" y\\" ] } }"#;
+        assert_eq!(
+            parsed(text).unwrap().payload,
+            r#"{"b":1.10,"a":[12345678901234567890123,"x \" y\\"]}"#
+        );
+        assert_eq!(parsed(r#"{"target":{"all":true},"payload":null}"#).unwrap().payload, "null");
+        assert_eq!(
+            parsed(r#"{"target":{"all":true},"payload_b64":"AP8="}"#).unwrap().payload,
+            &b"\x00\xff"[..]
+        );
+    }
+
+    #[test]
+    fn compact_json_is_the_same_json() {
+        let text = " { \"k\\\\\" : [ true , \"a b\\\\\\\" c\" ] ,\n\t\"é\" : null } ";
+        let (before, after): (Value, Value) =
+            (serde_json::from_str(text).unwrap(), serde_json::from_str(&compact(text)).unwrap());
+        assert_eq!(before, after);
+        assert_eq!(compact(text), after.to_string());
+    }
+
+    #[test]
+    fn exactly_one_target_and_one_payload() {
+        for wrong in [
+            r#"{"target":{},"payload":1}"#,
+            r#"{"target":{"topic":"a","all":true},"payload":1}"#,
+            r#"{"target":{"topic":"a","all":false},"payload":1}"#,
+            r#"{"target":{"all":true}}"#,
+            r#"{"target":{"all":true},"payload":1,"payload_b64":"AP8="}"#,
+            r#"{"target":{"all":true},"payload":1,"notification":{"title":5}}"#,
+        ] {
+            assert_eq!(parsed(wrong).unwrap_err().code, Code::InvalidRequest, "{wrong}");
+        }
+        for (wrong, field) in [
+            (r#"{"target":{"all":false},"payload":1}"#, "target.all"),
+            (r#"{"target":{"all":true},"payload_b64":"AP8"}"#, "payload_b64"),
+            (r#"{"target":{"all":true},"payload":1,"ttl_s":-1}"#, "ttl_s"),
+        ] {
+            assert_eq!(parsed(wrong).unwrap_err().field, Some(field));
+        }
+    }
+
+    #[test]
+    fn further_fields_of_a_notification_stay_together() {
+        let text = r#"{"target":{"topic":"a"},"payload":1,"notification":{"title":"t","icon":"i","badge":{"n":2}}}"#;
+        let found = parsed(text).unwrap().notification.unwrap();
+        assert_eq!((found.title.as_deref(), found.body), (Some("t"), None));
+        assert_eq!(found.extra.as_deref(), Some(r#"{"badge":{"n":2},"icon":"i"}"#));
+    }
+}

@@ -1,0 +1,93 @@
+//! Reading what a request says: path, query and JSON body, each with our refusals.
+//!
+//! A body is read only after its caller is known (extractors run in order), up to
+//! the limit of its route, and until the request's deadline.
+
+use std::error::Error;
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+};
+use serde::de::DeserializeOwned;
+use tokio::time::timeout_at;
+
+use super::{Code, Problem, envelope::Deadline};
+
+/// A JSON body of a known shape.
+#[derive(Debug)]
+pub struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        if !is_json(request.headers()) {
+            return Err(Problem::new(
+                Code::UnsupportedMediaType,
+                "send `content-type: application/json`",
+            ));
+        }
+        let bytes = read(request, state).await?;
+        match axum::Json::from_bytes(&bytes) {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            // The rejection says "failed to deserialize"; its source says where and why.
+            Err(rejection) => Err(Problem::new(
+                Code::InvalidRequest,
+                rejection.source().map_or_else(|| rejection.to_string(), ToString::to_string),
+            )),
+        }
+    }
+}
+
+/// The parameters in the path.
+#[derive(Debug)]
+pub struct InPath<T>(pub T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for InPath<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(value)) => Ok(Self(value)),
+            Err(rejection) => Err(Problem::new(Code::InvalidRequest, rejection.body_text())),
+        }
+    }
+}
+
+/// The parameters in the query.
+#[derive(Debug)]
+pub struct InQuery<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(rejection) => Err(Problem::new(Code::InvalidRequest, rejection.body_text())),
+        }
+    }
+}
+
+async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    let deadline = request.extensions().get::<Deadline>().copied();
+    let reading = Bytes::from_request(request, state);
+    let read = match deadline {
+        Some(Deadline(at)) => timeout_at(at, reading)
+            .await
+            .map_err(|_| Problem::new(Code::RequestTimeout, "the body did not arrive in time"))?,
+        None => reading.await,
+    };
+    read.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::BodyTooLarge, ""),
+        _ => Problem::new(Code::InvalidRequest, "the body ended early"),
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}

@@ -1,0 +1,269 @@
+//! The loop that serves a router on a listener: TLS, HTTP/1.1 and HTTP/2, bounds, drain.
+//!
+//! A connection holds one slot from its accept on; handshakes run outside the
+//! accept loop and under a deadline. When told to stop, the loop closes the
+//! listener, lets running calls end, and returns at the latest after [`DRAIN`].
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, response::Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, interval, sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tower::ServiceExt;
+
+use super::Peer;
+use crate::base::{net, tasks};
+
+/// What a listener bears.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections at once.
+    pub connections_max: usize,
+    /// The largest head of a request.
+    pub head_bytes_max: usize,
+    /// For the TLS handshake and for each head, idle time before it included (HTTP/1.1).
+    pub head_timeout: Duration,
+}
+
+/// One connection's share of the bound; a running call keeps it.
+#[derive(Clone)]
+pub(super) struct Slot {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// How long calls may go on after the order to stop.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves until `stop` turns true or its sender is gone.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    router: Router,
+    bounds: Bounds,
+    mut stop: watch::Receiver<bool>,
+) {
+    let slots_max = bounds.connections_max.clamp(1, SLOTS_MAX);
+    let slots = Arc::new(Semaphore::new(slots_max));
+    let acceptor = tls.map(TlsAcceptor::from);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = told(&mut stop) => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer, slot)) => {
+                let conversation = Conversation {
+                    router: router.clone(),
+                    bounds,
+                    peer: Peer(peer.ip().to_canonical()),
+                    slot,
+                    stop: stop.clone(),
+                };
+                tasks::spawn("http connection", open(stream, acceptor.clone(), conversation));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: let some connections end.
+                tracing::warn!(%error, "cannot accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all = slots.acquire_many(slots_max as u32);
+    if timeout(DRAIN + Duration::from_secs(1), all).await.is_err() {
+        tracing::warn!("calls still run after the drain");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, Slot)> {
+    let permit = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, Slot { _permit: Arc::new(permit) }))
+}
+
+/// What a connection needs besides its bytes.
+struct Conversation {
+    router: Router,
+    bounds: Bounds,
+    peer: Peer,
+    slot: Slot,
+    stop: watch::Receiver<bool>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+async fn open(stream: TcpStream, acceptor: Option<TlsAcceptor>, conversation: Conversation) {
+    if net::tune(&stream).is_err() {
+        return;
+    }
+    let Some(acceptor) = acceptor else {
+        return converse(stream, Version::One, conversation).await;
+    };
+    match timeout(conversation.bounds.head_timeout, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let version = if is_two { Version::Two } else { Version::One };
+            converse(stream, version, conversation).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "tls handshake failed"),
+        Err(_) => tracing::debug!("tls handshake timed out"),
+    }
+}
+
+async fn converse<IO>(io: IO, version: Version, conversation: Conversation)
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Conversation { router, bounds, peer, slot, mut stop } = conversation;
+    let activity = Arc::new(Activity::default());
+    let service = {
+        let activity = activity.clone();
+        service_fn(move |request: hyper::Request<Incoming>| {
+            answer(router.clone(), request, peer, slot.clone(), activity.clone())
+        })
+    };
+    let builder = builder(version, &bounds);
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    let mut check = interval(IDLE_CHECK);
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(error, "connection broke");
+                }
+                return;
+            }
+            () = told(&mut stop) => break,
+            _ = check.tick() => if activity.is_idle() { break },
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    if timeout(DRAIN, connection).await.is_err() {
+        tracing::debug!("connection cut after the drain");
+    }
+}
+
+async fn answer(
+    router: Router,
+    mut request: hyper::Request<Incoming>,
+    peer: Peer,
+    slot: Slot,
+    activity: Arc<Activity>,
+) -> Result<Response, Infallible> {
+    let _call = activity.begin();
+    request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(slot);
+    router.oneshot(request.map(Body::new)).await
+}
+
+fn builder(version: Version, bounds: &Bounds) -> auto::Builder<Executor> {
+    let builder = auto::Builder::new(Executor);
+    let mut builder = match version {
+        Version::One => builder.http1_only(),
+        Version::Two => builder.http2_only(),
+    };
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.head_timeout)
+        .max_buf_size(bounds.head_bytes_max.max(HTTP1_BUFFER_MIN));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(bounds.head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    builder
+}
+
+/// Completes once the order to stop is given, or nobody is left to give it.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is an order too.
+    let _ = stop.wait_for(|is_told| *is_told).await;
+}
+
+/// When a connection last did something: HTTP/2 has no head timeout to end idle ones.
+struct Activity {
+    calls: AtomicUsize,
+    ended: Mutex<Instant>,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self { calls: AtomicUsize::new(0), ended: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Activity {
+    fn begin(self: Arc<Self>) -> Call {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Call(self)
+    }
+
+    fn is_idle(&self) -> bool {
+        let ended = *self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        self.calls.load(Ordering::Relaxed) == 0 && ended.elapsed() >= IDLE_MAX
+    }
+}
+
+struct Call(Arc<Activity>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        *self.0.ended.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lets hyper start its HTTP/2 streams through our one door to tasks.
+#[derive(Clone, Copy)]
+struct Executor;
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        tasks::spawn("http2 stream", future);
+    }
+}
+
+const SLOTS_MAX: usize = 1 << 24;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const IDLE_CHECK: Duration = Duration::from_secs(15);
+const IDLE_MAX: Duration = Duration::from_secs(75);
+const STREAMS_MAX: u32 = 64;
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// hyper refuses to work with less.
+const HTTP1_BUFFER_MIN: usize = 8_192;

@@ -1,0 +1,255 @@
+//! The operator's subcommands: apps, devices, sending and tracing.
+//!
+//! Results go to stdout, as JSON or, for devices, as CSV; nothing else does.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json, value::RawValue};
+
+use super::client::{self, Node, Which, segment};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum App {
+    /// Create an app; prints its key and secret, which are shown only now
+    Create {
+        /// Its name
+        id: String,
+        /// Who may bind an alias: the device, with a token of the app server, or the app server alone
+        #[arg(long, default_value = "open", value_parser = ["open", "signed", "server"])]
+        alias_policy: String,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// List the apps
+    List {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Give an app one more secret; prints it
+    RotateSecret {
+        /// The app
+        id: String,
+        /// End the older secrets now
+        #[arg(long)]
+        revoke_older: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+impl App {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Create { id, alias_policy, which } => {
+                let body = json!({ "app_id": id, "alias_policy": alias_policy });
+                print_answer(which, Call::Post("/admin/v1/apps".into(), body))
+            }
+            Self::List { which } => print_answer(which, Call::Read("/admin/v1/apps".into())),
+            Self::RotateSecret { id, revoke_older, which } => {
+                let path = format!("/admin/v1/apps/{}/secrets", segment(&id));
+                print_answer(which, Call::Post(path, json!({ "revoke_older": revoke_older })))
+            }
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Device {
+    /// Create device accounts with a registration each; prints CSV
+    Create {
+        /// The app
+        #[arg(long)]
+        app: String,
+        /// How many
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        count: u64,
+        #[command(flatten)]
+        which: Which,
+    },
+}
+
+/// A device account as the admin door answers it.
+#[derive(Deserialize)]
+struct Created {
+    device_id: String,
+    secret: String,
+    regid: Option<String>,
+}
+
+impl Device {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let Self::Create { app, count, which } = self;
+        let node = which.node()?;
+        client::block_on(create_devices(&node, &app, count))
+    }
+}
+
+async fn create_devices(node: &Node, app: &str, count: u64) -> anyhow::Result<()> {
+    let path = format!("/admin/v1/apps/{}/devices", segment(app));
+    let mut left = count;
+    while left > 0 {
+        let now = left.min(DEVICES_A_CALL);
+        let created: Vec<Created> = node.post(&path, &json!({ "count": now })).await?;
+        // The header comes with the first devices: a refused command prints nothing.
+        print_csv(left == count, &created).context("cannot write to stdout")?;
+        left -= now;
+    }
+    Ok(())
+}
+
+fn print_csv(with_header: bool, devices: &[Created]) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if with_header {
+        writeln!(out, "device_id,secret,regid")?;
+    }
+    for Created { device_id, secret, regid } in devices {
+        writeln!(out, "{device_id},{secret},{}", regid.as_deref().unwrap_or_default())?;
+    }
+    out.flush()
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Send {
+    /// The app
+    #[arg(long)]
+    app: String,
+    #[command(flatten)]
+    target: Target,
+    /// For how many seconds it lives
+    #[arg(long, value_name = "SECONDS")]
+    ttl: Option<u64>,
+    /// The title of a notification
+    #[arg(long)]
+    title: Option<String>,
+    /// The text of a notification
+    #[arg(long)]
+    body: Option<String>,
+    /// JSON; anything else is sent as a JSON string
+    payload: String,
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Debug, Args, Serialize)]
+#[group(required = true, multiple = false)]
+struct Target {
+    /// To this registration; may be given again
+    #[arg(long = "regid", value_name = "REGID")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    regids: Vec<String>,
+    /// To this alias; may be given again
+    #[arg(long = "alias", value_name = "ALIAS")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    aliases: Vec<String>,
+    /// To the followers of a topic
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<String>,
+    /// To every registration of the app
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    all: bool,
+}
+
+/// A send as the API wants it.
+#[derive(Serialize)]
+struct Message {
+    target: Target,
+    payload: Box<RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notification: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_s: Option<u64>,
+}
+
+impl Send {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let path = format!("/v1/apps/{}/messages", segment(&self.app));
+        let message = Message {
+            target: self.target,
+            payload: payload(self.payload)?,
+            notification: notification(self.title, self.body),
+            ttl_s: self.ttl,
+        };
+        let node = self.which.node()?;
+        client::block_on(async { print(&node.post(&path, &message).await?) })
+    }
+}
+
+fn payload(text: String) -> anyhow::Result<Box<RawValue>> {
+    if let Ok(json) = serde_json::from_str(&text) {
+        return Ok(json);
+    }
+    let string = serde_json::to_string(&text).and_then(RawValue::from_string);
+    string.context("the payload cannot be sent")
+}
+
+fn notification(title: Option<String>, body: Option<String>) -> Option<Value> {
+    let fields = [("title", title), ("body", body)];
+    let set: serde_json::Map<_, _> =
+        fields.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text?.into()))).collect();
+    (!set.is_empty()).then_some(Value::Object(set))
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Trace {
+    /// The message
+    id: String,
+    /// The app
+    #[arg(long)]
+    app: String,
+    /// Its way to this registration
+    #[arg(long)]
+    regid: Option<String>,
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Trace {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let message = format!("/v1/apps/{}/messages/{}", segment(&self.app), segment(&self.id));
+        let path = match &self.regid {
+            Some(regid) => format!("{message}/trace?regid={}", segment(regid)),
+            None => message,
+        };
+        print_answer(self.which, Call::Read(path))
+    }
+}
+
+enum Call {
+    Read(String),
+    Post(String, Value),
+}
+
+fn print_answer(which: Which, call: Call) -> anyhow::Result<()> {
+    let node = which.node()?;
+    client::block_on(async {
+        let answer = match call {
+            Call::Read(path) => node.read(&path).await?,
+            Call::Post(path, body) => node.post(&path, &body).await?,
+        };
+        print(&answer)
+    })
+}
+
+fn print(answer: &Value) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{answer:#}").context("cannot write to stdout")
+}
+
+/// What one call of the admin door makes at most.
+const DEVICES_A_CALL: u64 = 20_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_json_is_sent_as_a_string() {
+        let sent = |text: &str| payload(text.to_owned()).unwrap().get().to_owned();
+        assert_eq!(sent(r#"{"b":1,"a":2}"#), r#"{"b":1,"a":2}"#);
+        assert_eq!(sent("hello, \"you\""), r#""hello, \"you\"""#);
+    }
+}

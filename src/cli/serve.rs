@@ -1,0 +1,109 @@
+//! `carillon serve`: the configuration, the log, the runtime, the node.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::check;
+use crate::{
+    config::{Bind, Config, LogFormat},
+    node,
+};
+
+#[derive(Debug, Default, Args)]
+pub(super) struct Serve {
+    /// The configuration file; without it everything has its default
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The data directory
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// MQTT over TCP
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    mqtt: Option<Bind>,
+    /// MQTT over TLS
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    mqtts: Option<Bind>,
+    /// MQTT over WebSocket
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    ws: Option<Bind>,
+    /// The API of app servers
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    https: Option<Bind>,
+    /// Metrics, health, and the operator's calls
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    admin: Option<Bind>,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = self.config()?;
+        start_log(&config)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        runtime.block_on(node::run(config))
+    }
+
+    /// The file's configuration with the flags over it.
+    fn config(self) -> anyhow::Result<Config> {
+        let mut config = match &self.config {
+            Some(file) => check::read(file)?,
+            None => Config::default(),
+        };
+        let listen = &mut config.listen;
+        for (slot, flag) in [
+            (&mut listen.mqtt, self.mqtt),
+            (&mut listen.mqtts, self.mqtts),
+            (&mut listen.ws, self.ws),
+            (&mut listen.https, self.https),
+            (&mut listen.admin, self.admin),
+        ] {
+            *slot = flag.unwrap_or(*slot);
+        }
+        if let Some(data) = self.data {
+            config.store.data = data;
+        }
+        Ok(config)
+    }
+}
+
+/// The log filter of a configuration.
+pub(super) fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
+    let filter = &config.log.filter;
+    EnvFilter::try_new(filter).with_context(|| format!("log.filter: `{filter}` is not a filter"))
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter(config)?).with_writer(std::io::stderr);
+    let started = match config.log.format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        std::fs::write(&file, "[listen]\nmqtt = \"127.0.0.1:1\"\nws = \"127.0.0.1:2\"\n").unwrap();
+        let serve = Serve {
+            config: Some(file),
+            data: Some("elsewhere".into()),
+            ws: Some(Bind::Off),
+            ..Serve::default()
+        };
+        let config = serve.config().unwrap();
+        assert_eq!(config.listen.mqtt.to_string(), "127.0.0.1:1");
+        assert_eq!((config.listen.ws, config.store.data), (Bind::Off, "elsewhere".into()));
+    }
+}
