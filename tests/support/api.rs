@@ -1,11 +1,15 @@
 //! The HTTPS API with its document: each answer is held against it.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use reqwest::{Method, header::CONTENT_TYPE};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
@@ -44,6 +48,7 @@ pub struct Api {
     pub other: AppCredentials,
     pub device: Device,
     pub bearer: String,
+    pub failures: Vec<String>,
 }
 
 /// A request; it bears the demo app's secret unless it says otherwise.
@@ -88,6 +93,14 @@ impl Ask {
     }
 }
 
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)?;
+        let body = self.body.as_deref().unwrap_or_default();
+        write!(f, " {}", String::from_utf8_lossy(&body[..body.len().min(100)]))
+    }
+}
+
 impl Api {
     pub async fn start() -> Self {
         let options = Options { config: Some(CONFIG.to_owned()), ..Options::default() };
@@ -99,14 +112,23 @@ impl Api {
         let other = node.create_app("other").await;
         let app = node.app().clone();
         let bearer = format!("Bearer {}", app.app_secret);
-        Self { node, client, document: Document::new(spec), app, other, device, bearer }
+        Self {
+            node,
+            client,
+            document: Document::new(spec),
+            app,
+            other,
+            device,
+            bearer,
+            failures: Vec::new(),
+        }
     }
 
     /// Asks, holds the answer against the document, and wants this status.
     pub async fn ask(&mut self, operation: &str, ask: Ask, status: u16) -> Value {
-        let what = format!("{} {}", ask.method, ask.path);
+        let asked = ask.to_string();
         let (got, body) = self.any(operation, ask).await;
-        assert_eq!(got, status, "{what}: {body}");
+        self.want(got == status, || format!("{asked}: wanted {status}, got {got}: {body}"));
         body
     }
 
@@ -119,29 +141,46 @@ impl Api {
         code: &str,
         words: &str,
     ) {
-        let sent = ask
-            .body
-            .as_ref()
-            .map(|body| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
-        let body = self.ask(operation, ask, status).await;
-        assert_eq!(body["code"], code, "{sent:?}: {body}");
+        let asked = ask.to_string();
+        let (got, body) = self.any(operation, ask).await;
         let said = format!("{} {}", body["detail"], body["field"]);
-        assert!(said.contains(words), "{sent:?}: `{words}` is not in {body}");
+        let is = got == status && body["code"] == code && said.contains(words);
+        self.want(is, || format!("{asked}: wanted {status} {code} `{words}`, got {body}"));
     }
 
+    /// Asks and holds the answer against the document.
     pub async fn any(&mut self, operation: &str, ask: Ask) -> (u16, Value) {
+        let asked = ask.to_string();
         let response = self.request(ask).await;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body = body_of(response).await;
-        self.document.check(&Answered {
-            operation,
-            status,
-            content_type: headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap()),
-            headers: headers.keys().map(|name| name.as_str()).collect(),
-            body: &body,
-        });
+        self.check(
+            &asked,
+            &Answered {
+                operation,
+                status,
+                content_type: headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap()),
+                headers: headers.keys().map(|name| name.as_str()).collect(),
+                body: &body,
+            },
+        );
         (status, body)
+    }
+
+    /// Holds an answer against the document.
+    pub fn check(&mut self, asked: &str, answered: &Answered) {
+        if let Err(why) = self.document.check(answered) {
+            let Answered { operation, status, body, .. } = answered;
+            self.failures.push(format!("{asked} ({operation}): {status}: {why}: {body}"));
+        }
+    }
+
+    /// Notes a failure; the test goes on, to show all of them.
+    pub fn want(&mut self, holds: bool, failure: impl FnOnce() -> String) {
+        if !holds {
+            self.failures.push(failure());
+        }
     }
 
     pub async fn undocumented(&self, ask: Ask) -> (u16, Value) {
@@ -195,6 +234,20 @@ impl Api {
         let made = self.node.cli(&["device", "create", "--app", "other"]).await;
         let row = made.lines().nth(1).expect("a device in CSV");
         row.rsplit(',').next().expect("a regid").to_owned()
+    }
+
+    /// Announces a body of this length, sends some of it, and gives everything that the node says
+    /// until it ends the connection.
+    pub async fn raw(&self, ask: &Ask, length: u64, header: &str, body: &[u8]) -> String {
+        let mut stream = self.open().await;
+        let head = format!(
+            "POST {} HTTP/1.1\r\nhost: localhost\r\nauthorization: {}\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n{header}\r\n",
+            ask.path, self.bearer,
+        );
+        stream.write_all(head.as_bytes()).await.expect("the node reads a head");
+        stream.write_all(body).await.expect("the node reads the beginning of a body");
+        String::from_utf8(read_to_end(&mut stream).await).expect("UTF-8")
     }
 
     /// A raw TLS connection to the API.
