@@ -282,7 +282,7 @@ pub enum LogFormat {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "info".into(), format: LogFormat::Text }
+        Self { filter: "info,fjall=warn,lsm_tree=warn".into(), format: LogFormat::Text }
     }
 }
 

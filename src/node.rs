@@ -7,12 +7,14 @@ use std::{
     fs::{self, File, TryLockError},
     io,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -51,10 +53,13 @@ const DEMO_APP: &str = "demo";
 pub async fn run(config: Config) -> anyhow::Result<()> {
     config.check()?;
     let data = config.store.data.clone();
-    fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
+    let mut private = fs::DirBuilder::new();
+    private.recursive(true).mode(0o700);
+    private.create(&data).with_context(|| data.display().to_string())?;
     let _lock = lock(&data)?;
     forget_admin_file(&data)?;
     let recorder = metrics::install().context("cannot start the metrics")?;
+    let upkeep = tasks::spawn("metrics", keep_metrics_small(recorder.clone()));
     let metrics = Arc::new(Metrics::new());
     let clock = Clock::system();
     // Sockets first: a port in use is told before anything is written.
@@ -102,7 +107,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drain(&edge, serving).await;
         core.stop().await;
     }
+    upkeep.abort();
     outcome
+}
+
+/// Folds histogram samples that nobody has scraped.
+async fn keep_metrics_small(recorder: PrometheusHandle) {
+    let mut tick = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        tick.tick().await;
+        recorder.run_upkeep();
+    }
 }
 
 /// Tells the devices, waits for the answers on their way, within a deadline.
@@ -233,7 +248,7 @@ impl Open<'_> {
         &self,
         doors: Doors,
         service: &Arc<Service>,
-        recorder: metrics_exporter_prometheus::PrometheusHandle,
+        recorder: PrometheusHandle,
         clock: Clock,
     ) -> anyhow::Result<(Addresses, Vec<JoinHandle<()>>)> {
         let addresses = doors.addresses()?;
