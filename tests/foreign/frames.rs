@@ -55,6 +55,8 @@ async fn a_python_device_that_lost_positions_states_what_it_has() {
 #[tokio::test]
 async fn a_python_device_meets_an_overlap_and_a_gap() {
     let mut scene = Scene::set().await;
+    scene.node.send(json!({"all": true}), json!({"target": "of the other registration"})).await;
+    scene.device.until("message").await;
     scene.send_to_all_targets(3).await;
     scene.receives_what_was_sent().await;
     scene.node.wait_until_acknowledged_for(SECOND, &scene.regid).await;
@@ -76,8 +78,10 @@ async fn a_python_device_meets_an_overlap_and_a_gap() {
     assert_eq!((gap.queue.as_str(), gap.rule), ("alias/ann", 4), "{events:#?}");
     assert!(!told(&events, "message"), "{events:#?}");
     let events = scene.device.until_count("message", 3).await;
+    // The other registration's positions were not stated, and nothing of it comes again.
     assert!(deltas(&events).iter().all(|d| d.rule == 2), "{events:#?}");
     assert_eq!(payloads(&events, true), [json!({"n": "next"}).to_string()]);
+    assert!(events.iter().all(|event| event["regid"] == regid), "{events:#?}");
     scene.goes_offline().await;
 }
 
