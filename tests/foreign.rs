@@ -91,8 +91,8 @@ async fn mqtt_5_messages_say_where_they_come_from() {
     client.ready().await;
     for (target, queue) in [
         (json!({"regids": [device.regid]}), "own"),
-        (json!({"aliases": ["user-7"]}), "alias:user-7"),
-        (json!({"topic": "news"}), "topic:news"),
+        (json!({"aliases": ["user-7"]}), "alias/user-7"),
+        (json!({"topic": "news"}), "topic/news"),
         (json!({"all": true}), "all"),
     ] {
         let id = node.send(target, json!(queue)).await;
