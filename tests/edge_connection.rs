@@ -9,7 +9,7 @@ use carillon_wire::{
     idl,
     mqtt::{Connect, Packet, Publish, Qos, Version},
 };
-use edge_support::{Client, Node, is_closed, publish_of};
+use edge_support::{Node, is_closed, publish_of};
 
 const PUSH: &[(&str, Qos)] = &[("push", Qos::AtLeastOnce)];
 

@@ -1,5 +1,7 @@
 //! A node without sockets, and a client that speaks its bytes.
 
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
@@ -265,7 +267,7 @@ impl Client {
         let publish = self.publish().await;
         assert_eq!(publish.topic, "down");
         let down = frame::decode_down(&publish.payload).unwrap();
-        for deltas in &down.deltas {
+        if let Some(deltas) = &down.deltas {
             for delta in &deltas.deltas {
                 self.apply(&deltas.regid, delta);
             }
