@@ -20,7 +20,7 @@ pub trait Label: Copy + Eq + Hash + 'static {
 pub struct CounterBy<L: Label>(HashMap<L, Counter>);
 
 impl<L: Label> CounterBy<L> {
-    fn new(name: &'static str, label: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str, label: &'static str) -> Self {
         Self(L::ALL.iter().map(|l| (*l, counter!(name, label => l.label()))).collect())
     }
 

@@ -86,12 +86,7 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn stand(
-        self: &Arc<Self>,
-        regid: &RegId,
-        of: &Following,
-        claim: Claim,
-    ) -> Result<Start, Error> {
+    pub fn stand(&self, regid: &RegId, of: &Following, claim: Claim) -> Result<Start, Error> {
         let log = self.router.log(&of.id)?;
         let stored = self.positions(regid)?.of(&of.id);
         let stand = Stand { claim, stored, since: of.since };
@@ -119,16 +114,16 @@ impl Service {
 
     /// A device proved that entries of this queue were lost: alarm, and a new
     /// epoch for its shard unless it has one already.
-    fn raise_epoch(self: &Arc<Self>, queue: QueueId, proven: Epoch) {
+    fn raise_epoch(&self, queue: QueueId, proven: Epoch) {
         let shard = queue.shard();
         if self.router.epoch(shard) > proven {
             return;
         }
         self.metrics.queue.losses.increment(1);
         tracing::error!(shard = shard.0, "a device proved that acknowledged entries were lost");
-        let this = self.clone();
+        let router = self.router.clone();
         tasks::spawn("raise_epoch", async move {
-            let raised = this.router.run(shard, move |txn| {
+            let raised = router.run(shard, move |txn| {
                 if txn.epoch(shard) <= proven {
                     txn.advance_epoch(shard);
                 }

@@ -1,0 +1,130 @@
+//! Accepting sockets: within bounds, and with every handshake under one deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Accepted, Edge, Handshaking, websocket};
+use crate::base::{
+    metrics::{Handshake, Transport},
+    net, tasks,
+};
+
+impl Edge {
+    /// Accepts connections until `stop` says so or its sender is gone.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        transport: Transport,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let tls = tls.map(TlsAcceptor::from);
+        loop {
+            // Biased: once told to stop, nobody more is let in.
+            let accepted = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => self.let_in(stream, transport, tls.clone()).await,
+                Err(error) => {
+                    // Out of file descriptors, mostly: those who leave make room.
+                    tracing::warn!(%error, "cannot accept, pausing");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Starts the task of one socket, or closes it. Never waits for the peer.
+    async fn let_in(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        transport: Transport,
+        tls: Option<TlsAcceptor>,
+    ) {
+        let at = Instant::now();
+        let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
+            self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
+            return;
+        };
+        if net::tune(&stream).is_err() {
+            self.metrics.edge.handshakes.of(Handshake::Transport).increment(1);
+            return;
+        }
+        let handshaking = Handshaking::new(self, permit);
+        let accepted = Accepted { transport, at, admission, handshaking };
+        match (transport, tls) {
+            (Transport::Tcp, None) => drop(tasks::spawn("connection", accepted.converse(stream))),
+            (Transport::WebSocket, None) => {
+                drop(tasks::spawn("connection", accepted.over_websocket(stream)))
+            }
+            (Transport::Tcp | Transport::Tls, Some(tls)) => {
+                drop(tasks::spawn("connection", accepted.over_tls(stream, tls)));
+            }
+            (Transport::WebSocket, Some(tls)) => {
+                drop(tasks::spawn("connection", accepted.over_tls_websocket(stream, tls)));
+            }
+            (Transport::Tls, None) => {
+                unreachable!("the composition root gives TLS its configuration")
+            }
+        }
+    }
+
+    /// Room for one more handshake. In a storm the others wait in the kernel's backlog for
+    /// a moment, which costs nobody a retry; under an attack the wait has an end.
+    async fn handshake_permit(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = self.handshakes.clone().try_acquire_owned() {
+            return Some(permit);
+        }
+        timeout(PERMIT_WAIT, self.handshakes.clone().acquire_owned()).await.ok()?.ok()
+    }
+}
+
+impl Accepted {
+    async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
+        let Some(stream) = self.secured(stream, tls).await else { return };
+        self.converse(stream).await;
+    }
+
+    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
+        let bytes_max = self.handshaking.edge.config.packet_bytes_max as usize;
+        let upgrade = Box::pin(timeout_at(self.deadline(), websocket::accept(stream, bytes_max)));
+        match upgrade.await {
+            Ok(Ok(stream)) => self.converse(stream).await,
+            Ok(Err(_)) => self.failed(Handshake::Transport),
+            Err(_) => self.failed(Handshake::Timeout),
+        }
+    }
+
+    async fn over_tls_websocket(self, stream: TcpStream, tls: TlsAcceptor) {
+        let Some(stream) = self.secured(stream, tls).await else { return };
+        self.over_websocket(stream).await;
+    }
+
+    async fn secured(
+        &self,
+        stream: TcpStream,
+        tls: TlsAcceptor,
+    ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+        match Box::pin(timeout_at(self.deadline(), tls.accept(stream))).await {
+            Ok(Ok(stream)) => return Some(stream),
+            Ok(Err(_)) => self.failed(Handshake::Transport),
+            Err(_) => self.failed(Handshake::Timeout),
+        }
+        None
+    }
+}
+
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// For a handshake permit, in the accept loop.
+const PERMIT_WAIT: Duration = Duration::from_millis(250);

@@ -1,0 +1,301 @@
+//! What a session asks of the business calls, one call at a time.
+//!
+//! It decides nothing that the session could: it reads, compares and reports.
+
+use std::sync::Arc;
+
+use carillon_wire::{
+    digest::{Digest, kind_byte, position_hash},
+    frame, idl,
+};
+
+use super::session::{
+    Answer, Call, Effect,
+    feeds::{Standing, followings},
+    frames::Request,
+    plain::{self, Subscription, Wanted},
+};
+use crate::{
+    base::{
+        ids::{DeviceId, RegId},
+        metrics::ResumeReason,
+    },
+    queue::{
+        plan::Claim,
+        position::{Epoch, Position, Seq},
+    },
+    route::Nudge,
+    service::{
+        Error, Service,
+        bind::By,
+        deliver::{Following, Start},
+        records::Registration,
+    },
+};
+
+/// Whether the heads of the queues are read too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heads {
+    /// They are.
+    Read,
+    /// They are not.
+    Skip,
+}
+
+/// Does what needs no answer.
+pub fn effect(service: &Service, nudge: &Arc<Nudge>, effect: Effect) {
+    match effect {
+        Effect::Acknowledge { regid, queue, position } => {
+            service.acknowledge(&regid, queue, position)
+        }
+        Effect::Follow(queue) => service.follow(queue, nudge),
+        Effect::Unfollow(queue) => service.unfollow(queue, nudge),
+    }
+}
+
+/// Makes one call. What is durable stays done if this is dropped.
+pub async fn call(service: &Service, device: &DeviceId, call: Call, heads: Heads) -> Answer {
+    let answer = match call {
+        Call::Resume(ticket, digest) => {
+            resume(service, device, digest).map(|s| Answer::Resumed(ticket, s))
+        }
+        Call::Positions(ticket, stated) => positions(service, device, &stated)
+            .map(|(s, unknown)| Answer::Positioned(ticket, s, unknown)),
+        Call::Refresh => standings(service, device, Heads::Skip).map(Answer::Refreshed),
+        Call::Subscribe(packet_id, wanted) => {
+            let subscribed = subscribe(service, device, wanted, heads).await;
+            subscribed.map(|(results, standings)| Answer::Subscribed(packet_id, results, standings))
+        }
+        Call::Unsubscribe(packet_id, taken) => {
+            let unsubscribed = unsubscribe(service, device, taken).await;
+            unsubscribed
+                .map(|(results, standings)| Answer::Unsubscribed(packet_id, results, standings))
+        }
+        Call::Request(ticket, request) => {
+            Ok(Answer::Requested(ticket, perform(service, device, request).await))
+        }
+    };
+    answer.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a connection ends because a call failed");
+        Answer::Failed
+    })
+}
+
+/// All registrations of a device, each where its stored pointers are.
+///
+/// # Errors
+/// [`Error::Unavailable`].
+pub fn standings(
+    service: &Service,
+    device: &DeviceId,
+    heads: Heads,
+) -> Result<Vec<Standing>, Error> {
+    let registrations = service.registrations(device)?;
+    registrations.iter().map(|registration| standing(service, registration, heads)).collect()
+}
+
+fn standing(
+    service: &Service,
+    registration: &Registration,
+    heads: Heads,
+) -> Result<Standing, Error> {
+    let followings = followings(registration);
+    let start =
+        |following: &Following| service.stand(&registration.regid, following, Claim::Stored);
+    let starts = followings.iter().map(start).collect::<Result<_, _>>()?;
+    let heads = match heads {
+        Heads::Read => followings.iter().map(|f| service.head(&f.id)).collect::<Result<_, _>>()?,
+        Heads::Skip => Vec::new(),
+    };
+    Ok(with_starts(registration, followings, starts, heads))
+}
+
+fn with_starts(
+    registration: &Registration,
+    followings: Vec<Following>,
+    starts: Vec<Start>,
+    heads: Vec<Position>,
+) -> Standing {
+    Standing {
+        regid: registration.regid,
+        app: registration.app.clone(),
+        control: registration.control,
+        followings,
+        starts,
+        heads,
+    }
+}
+
+/// Compares the device's digest with the stored pointers. `None`: they differ.
+fn resume(
+    service: &Service,
+    device: &DeviceId,
+    digest: i64,
+) -> Result<Option<Vec<Standing>>, Error> {
+    let registrations = service.registrations(device)?;
+    let mut ours = Digest::new();
+    for registration in &registrations {
+        let positions = known_positions(service, registration)?;
+        let regid = registration.regid.to_string();
+        for (following, position) in positions {
+            let (kind, name) = (following.queue.kind(), following.queue.wire_name());
+            ours.add(position_hash(&regid, kind, name, position.epoch.0, position.seq.0));
+        }
+    }
+    if ours != Digest::from_idl(digest) {
+        return Ok(None);
+    }
+    let mut standings = Vec::with_capacity(registrations.len());
+    for registration in &registrations {
+        let mut standing = standing(service, registration, Heads::Skip)?;
+        for start in standing.starts.iter_mut().filter(|start| start.jump.is_none()) {
+            start.reason = ResumeReason::Digest;
+        }
+        standings.push(standing);
+    }
+    Ok(Some(standings))
+}
+
+/// The queues that the device knows it follows, each with its stored position: a control
+/// entry that it has not acknowledged, it has not applied.
+fn known_positions(
+    service: &Service,
+    registration: &Registration,
+) -> Result<Vec<(Following, Position)>, Error> {
+    let followings = followings(registration);
+    let own = service.stored_position(&registration.regid, &followings[0])?;
+    followings
+        .into_iter()
+        .filter(|following| following.control <= own.seq)
+        .map(|following| {
+            let position = service.stored_position(&registration.regid, &following)?;
+            Ok((following, position))
+        })
+        .collect()
+}
+
+/// Takes the device's positions for each queue that it follows. Also returns the regIDs
+/// that it states and does not have.
+fn positions(
+    service: &Service,
+    device: &DeviceId,
+    stated: &[idl::RegistrationPositions],
+) -> Result<(Vec<Standing>, Vec<String>), Error> {
+    let registrations = service.registrations(device)?;
+    let mut standings = Vec::with_capacity(registrations.len());
+    for registration in &registrations {
+        let regid = registration.regid.to_string();
+        let positions = stated.iter().filter(|s| s.regid == regid).flat_map(|s| &s.positions);
+        let positions: Vec<&idl::Position> = positions.collect();
+        standings.push(stated_standing(service, registration, &positions)?);
+    }
+    let is_known = |text: &str| registrations.iter().any(|r| r.regid.to_string() == text);
+    let unknown = stated.iter().map(|s| &s.regid).filter(|regid| !is_known(regid));
+    Ok((standings, unknown.take(UNKNOWN_MAX).cloned().collect()))
+}
+
+fn stated_standing(
+    service: &Service,
+    registration: &Registration,
+    positions: &[&idl::Position],
+) -> Result<Standing, Error> {
+    let followings = followings(registration);
+    let mut starts = Vec::with_capacity(followings.len());
+    for following in &followings {
+        let own = starts.first().map_or(Seq(0), |own: &Start| own.after.seq);
+        let stated = positions.iter().find(|p| names(&p.queue, following));
+        let claim = match stated.and_then(|position| read(service, following, position)) {
+            Some(claim) => claim,
+            // The control entry that is still to come will put the device there.
+            None if following.control > own => {
+                Claim::At { position: following.since, is_genuine: false }
+            }
+            None => Claim::Nothing,
+        };
+        starts.push(service.stand(&registration.regid, following, claim)?);
+    }
+    Ok(with_starts(registration, followings, starts, Vec::new()))
+}
+
+fn names(queue: &idl::Queue, following: &Following) -> bool {
+    let name = queue.name.as_deref().unwrap_or("");
+    kind_byte(queue.kind) == Some(following.queue.kind()) && name == following.queue.wire_name()
+}
+
+/// What a device states of one queue; `None` where it is no position at all.
+fn read(service: &Service, following: &Following, position: &idl::Position) -> Option<Claim> {
+    let epoch = Epoch(frame::epoch_from_idl(position.epoch).ok()?);
+    let seq = Seq(frame::seq_from_idl(position.seq).ok()?);
+    let at = Position { epoch, seq };
+    let tag = position.tag.as_deref().and_then(|tag| frame::tag_from_idl(tag).ok());
+    let is_genuine = tag.is_some_and(|tag| tag == service.tag(&following.id, at));
+    Some(Claim::At { position: at, is_genuine })
+}
+
+async fn subscribe(
+    service: &Service,
+    device: &DeviceId,
+    wanted: Vec<Result<Wanted, u8>>,
+    heads: Heads,
+) -> Result<(Vec<Result<Subscription, u8>>, Vec<Standing>), Error> {
+    let registrations = service.registrations(device)?;
+    let mut results = Vec::with_capacity(wanted.len());
+    for wanted in wanted {
+        let mut result = wanted.and_then(|wanted| plain::resolve(wanted, &registrations));
+        if let Ok(Subscription { regid, topic: Some(topic), .. }) = &result {
+            let topics = [topic.as_str().to_owned()];
+            let by = By::Device { device, token: None };
+            if let Err(error) = service.subscribe(&regid.to_string(), &topics, by).await {
+                result = Err(plain::refusal(&error));
+            }
+        }
+        results.push(result);
+    }
+    Ok((results, standings(service, device, heads)?))
+}
+
+async fn unsubscribe(
+    service: &Service,
+    device: &DeviceId,
+    taken: Vec<Result<Subscription, u8>>,
+) -> Result<(Vec<Result<Subscription, u8>>, Vec<Standing>), Error> {
+    let mut results = Vec::with_capacity(taken.len());
+    for mut result in taken {
+        if let Ok(Subscription { regid, topic: Some(topic), .. }) = &result {
+            let topics = [topic.as_str().to_owned()];
+            let by = By::Device { device, token: None };
+            if let Err(error) = service.unsubscribe(&regid.to_string(), &topics, by).await {
+                result = Err(plain::refusal(&error));
+            }
+        }
+        results.push(result);
+    }
+    Ok((results, standings(service, device, Heads::Skip)?))
+}
+
+async fn perform(
+    service: &Service,
+    device: &DeviceId,
+    request: Request,
+) -> Result<Option<RegId>, Error> {
+    let by = |token| By::Device { device, token };
+    match request {
+        Request::Register(r) => service.register(device, &r.app_id, &r.app_key).await.map(Some),
+        Request::Unregister(r) => service.unregister(&r.regid, by(None)).await.map(|()| None),
+        Request::Bind(r) => {
+            service.bind(&r.regid, &r.alias_name, by(r.token.as_deref())).await.map(|()| None)
+        }
+        Request::Unbind(r) => {
+            service.unbind(&r.regid, &r.alias_name, by(None)).await.map(|()| None)
+        }
+        Request::Subscribe(r) => {
+            service.subscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
+        }
+        Request::Unsubscribe(r) => {
+            service.unsubscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
+        }
+    }
+}
+
+/// Stated regIDs of which the device is told that they are no more, in one answer.
+const UNKNOWN_MAX: usize = 32;

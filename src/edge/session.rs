@@ -1,0 +1,555 @@
+//! The protocol machine of one connection: an input goes in, bytes and effects come out.
+//!
+//! It owns what a connection knows: mode, subscriptions, window, how far each queue is.
+//! It never awaits and never looks at a clock or a socket; `connection.rs` feeds it
+//! and does what it asks for.
+
+pub mod deltas;
+pub mod down;
+pub mod feeds;
+pub mod frames;
+pub mod handshake;
+pub mod plain;
+#[cfg(test)]
+mod tests;
+pub mod window;
+
+use bytes::BytesMut;
+use carillon_wire::{
+    idl,
+    mqtt::{self, Ack, Disconnect, Packet, SubAck, Subscribe, Unsubscribe, Version, reason},
+};
+
+use self::{
+    feeds::{Begin, Feeds, Standing, Use},
+    frames::{Frames, Request, Ticket},
+    handshake::Terms,
+    plain::{Plain, Subscription, Wanted},
+    window::{InFlight, Window},
+};
+use super::close::{CloseReason, Ignored};
+use crate::{
+    base::{
+        ids::{QueueId, RegId},
+        metrics::ResumeReason,
+    },
+    config,
+    queue::position::{Position, Seq, Tag},
+    route::Reasons,
+    service::{
+        self,
+        deliver::{Following, Pulled, Take},
+    },
+};
+
+/// Filters of one SUBSCRIBE or UNSUBSCRIBE that are looked at; further ones are refused.
+pub const FILTERS_MAX: usize = 64;
+
+/// Everything that a step may know of the world, as values.
+pub struct Context<'a> {
+    /// The configured bounds.
+    pub bounds: &'a config::Edge,
+    /// Seconds on a clock that never runs backwards.
+    pub now_s: u64,
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+    /// A random number, for jitter.
+    pub dice: u32,
+    /// The tag of a position.
+    pub tag: &'a dyn Fn(&QueueId, Position) -> Tag,
+}
+
+/// What happens to a connection.
+#[derive(Debug)]
+pub enum Input {
+    /// A whole packet came.
+    Packet(Packet),
+    /// Bytes came that are no packet.
+    Undecodable(mqtt::Error),
+    /// The connection was nudged.
+    Nudged(Reasons),
+    /// A call that the session asked for was answered.
+    Answer(Answer),
+    /// Everything in `Output::bytes` has reached the socket.
+    Written,
+}
+
+/// What is to be done at once, in order, without an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// A pointer moves.
+    Acknowledge {
+        /// Whose.
+        regid: RegId,
+        /// In which queue.
+        queue: QueueId,
+        /// How far.
+        position: Position,
+    },
+    /// Hear of new entries of a queue.
+    Follow(QueueId),
+    /// No longer.
+    Unfollow(QueueId),
+}
+
+/// A business call. Nothing else of the connection is read until it is answered.
+#[derive(Debug)]
+pub enum Call {
+    /// Compare the device's digest.
+    Resume(Ticket, i64),
+    /// Take the device's positions.
+    Positions(Ticket, Vec<idl::RegistrationPositions>),
+    /// Read the device's registrations again.
+    Refresh,
+    /// Plain SUBSCRIBE: resolve the filters, and follow the topics.
+    Subscribe(u16, Vec<Result<Wanted, u8>>),
+    /// Plain UNSUBSCRIBE: unfollow the topics.
+    Unsubscribe(u16, Vec<Result<Subscription, u8>>),
+    /// What an uplink frame asks for.
+    Request(Ticket, Request),
+}
+
+/// The answer to a [`Call`].
+#[derive(Debug)]
+pub enum Answer {
+    /// `None`: the digests differ.
+    Resumed(Ticket, Option<Vec<Standing>>),
+    /// Where the device stands now, and the regIDs that it does not have.
+    Positioned(Ticket, Vec<Standing>, Vec<String>),
+    /// The registrations now.
+    Refreshed(Vec<Standing>),
+    /// What became of each filter, and the registrations now.
+    Subscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
+    /// The same for UNSUBSCRIBE.
+    Unsubscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
+    /// The answer to an uplink frame.
+    Requested(Ticket, Result<Option<RegId>, service::Error>),
+    /// The node cannot do it now.
+    Failed,
+}
+
+/// A look into a queue that the session has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Want {
+    /// Whose.
+    pub regid: RegId,
+    /// The place of the registration's feed: see [`Session::followings`].
+    pub feed: usize,
+    /// The place of the queue in the followings.
+    pub at: usize,
+    /// What comes after this.
+    pub after: Seq,
+    /// How much.
+    pub take: Take,
+    is_resend: bool,
+}
+
+/// What one connection did, for the metrics and its last log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Deltas or messages sent.
+    pub pushes: u64,
+    /// Of these, sent again.
+    pub redeliveries: u64,
+    /// Of these, acknowledged.
+    pub acks: u64,
+    /// Uplink frames.
+    pub uplinks: u64,
+}
+
+/// What came out of one or more steps.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be written.
+    pub bytes: BytesMut,
+    /// To be done, in order.
+    pub effects: Vec<Effect>,
+    /// To be asked, after the effects; its answer is the next input.
+    pub call: Option<Call>,
+    /// The connection ends once the bytes are written.
+    pub close: Option<CloseReason>,
+    /// What was done.
+    pub tally: Tally,
+    /// When the messages that are acknowledged now were accepted.
+    pub acked_at_ms: Vec<u64>,
+    /// Where the device stood in queues that it resumes now.
+    pub resumes: Vec<ResumeReason>,
+    /// What was dropped or skipped.
+    pub ignored: Vec<Ignored>,
+    /// Uplink frames that were none, or of no known kind.
+    pub unknown_ups: u32,
+    scratch: Vec<u8>,
+}
+
+/// What outlives a plain connection with a persistent session.
+#[derive(Clone, Debug)]
+pub struct Parked {
+    /// What was subscribed.
+    pub subscriptions: Vec<Subscription>,
+    /// What was not acknowledged.
+    pub items: Vec<InFlight>,
+    /// The newest packet id given.
+    pub last_id: u16,
+}
+
+#[derive(Debug)]
+enum Mode {
+    Undecided,
+    Plain(Box<Plain>),
+    Frames(Box<Frames>),
+}
+
+/// The protocol state of one connection whose CONNECT was accepted.
+#[derive(Debug)]
+pub struct Session {
+    terms: Terms,
+    last_rx_s: u64,
+    mode: Mode,
+    window: Window,
+    feeds: Feeds,
+}
+
+impl Output {
+    /// Empties it, keeping its buffers.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.effects.clear();
+        (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
+        self.acked_at_ms.clear();
+        self.resumes.clear();
+        self.ignored.clear();
+    }
+
+    fn packet(&mut self, version: Version, packet: &Packet) {
+        let encoded = mqtt::encode(version, packet, &mut self.bytes);
+        assert!(encoded.is_ok(), "our own packets can be encoded");
+    }
+}
+
+impl Session {
+    /// A session without a past.
+    pub fn new(terms: Terms, now_s: u64) -> Self {
+        let (window, feeds) = (Window::default(), Feeds::default());
+        Self { terms, last_rx_s: now_s, mode: Mode::Undecided, window, feeds }
+    }
+
+    /// A session that goes on where a parked one stopped.
+    pub fn restored(
+        terms: Terms,
+        now_s: u64,
+        parked: Parked,
+        standings: Vec<Standing>,
+        out: &mut Output,
+    ) -> Self {
+        let mut session = Self::new(terms, now_s);
+        let mut plain = Plain::restored(parked.subscriptions);
+        plain.retain(&standings);
+        let mut fresh = Window::default();
+        session.feeds.merge(standings, &plain.usage(), Begin::Stored, &mut fresh, out);
+        session.window = Window::restored(parked.items, parked.last_id);
+        session.feeds.restore(&mut session.window);
+        session.mode = Mode::Plain(Box::new(plain));
+        session
+    }
+
+    /// What is parked when the connection ends, if anything is.
+    pub fn into_parked(self) -> Option<Parked> {
+        match self.mode {
+            Mode::Plain(plain) if self.terms.expiry_s > 0 && !plain.is_empty() => {
+                let (items, last_id) = self.window.into_parts();
+                Some(Parked { subscriptions: plain.into_subscriptions(), items, last_id })
+            }
+            Mode::Plain(_) | Mode::Frames(_) | Mode::Undecided => None,
+        }
+    }
+
+    /// What was agreed in the handshake.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// How the connection is used, for its log line.
+    pub fn mode(&self) -> &'static str {
+        match self.mode {
+            Mode::Undecided => "undecided",
+            Mode::Plain(_) => "plain",
+            Mode::Frames(_) => "frames",
+        }
+    }
+
+    /// When the connection ends if nothing comes until then, in seconds.
+    pub fn deadline_s(&self) -> u64 {
+        self.last_rx_s + u64::from(self.terms.silence_max_s)
+    }
+
+    /// The queues of which the connection hears.
+    pub fn heard(&self) -> impl Iterator<Item = QueueId> {
+        self.feeds.heard()
+    }
+
+    /// Everything that a registration follows.
+    pub fn followings(&self, feed: usize) -> &[Following] {
+        &self.feeds.at(feed).followings
+    }
+
+    /// The one door: what happened goes in, what is to be done comes out.
+    pub fn step(&mut self, cx: &Context<'_>, input: Input, out: &mut Output) {
+        // A frame that is being filled names its feed by place: it goes out before places change.
+        self.finish(out);
+        match input {
+            Input::Packet(packet) => {
+                self.last_rx_s = cx.now_s;
+                self.packet(packet, out);
+            }
+            Input::Undecodable(error) => self.close(CloseReason::of_error(&error), out),
+            Input::Nudged(reasons) => self.nudged(cx, reasons, out),
+            Input::Answer(answer) => self.answer(answer, out),
+            Input::Written => {
+                let moved = self.window.written(&mut out.acked_at_ms);
+                self.moved(moved, out);
+            }
+        }
+    }
+
+    /// A queue that there is room for and that may have something new. Ends the frame
+    /// that is being filled when there is none left for it.
+    pub fn want(&mut self, cx: &Context<'_>, out: &mut Output) -> Option<Want> {
+        if out.close.is_some() {
+            return None;
+        }
+        match self.mode {
+            Mode::Undecided => None,
+            Mode::Plain(_) => self.want_plain(cx),
+            Mode::Frames(_) => self.want_frames(cx, out),
+        }
+    }
+
+    /// What the queue had.
+    pub fn fed(&mut self, cx: &Context<'_>, want: Want, pulled: Option<Pulled>, out: &mut Output) {
+        match self.mode {
+            Mode::Undecided => {}
+            Mode::Plain(_) => self.fed_plain(cx, want, pulled, out),
+            Mode::Frames(_) => self.fed_frames(cx, want, pulled, out),
+        }
+    }
+
+    /// The connection ends, and the device is told why where its version can say it.
+    pub fn close(&mut self, reason: CloseReason, out: &mut Output) {
+        if out.close.is_some() {
+            return;
+        }
+        out.close = Some(reason);
+        if let (Version::V5, Some(code)) = (self.terms.version, reason.code()) {
+            let disconnect = Disconnect { reason: code, ..Disconnect::default() };
+            out.packet(Version::V5, &Packet::Disconnect(disconnect));
+        }
+    }
+
+    fn packet(&mut self, packet: Packet, out: &mut Output) {
+        match packet {
+            Packet::Publish(publish) => self.uplink(publish, out),
+            Packet::PubAck(ack) => self.acked(ack.packet_id, out),
+            Packet::PubRel(ack) => self.released(ack.packet_id, out),
+            Packet::Subscribe(subscribe) => self.subscribe(subscribe, out),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, out),
+            Packet::PingReq => {
+                out.packet(self.terms.version, &Packet::PingResp);
+                self.feeds.touch();
+            }
+            Packet::Disconnect(disconnect) => self.disconnected(&disconnect, out),
+            Packet::PubRec(_)
+            | Packet::PubComp(_)
+            | Packet::Auth
+            | Packet::Connect(_)
+            | Packet::ConnAck(_)
+            | Packet::SubAck(_)
+            | Packet::UnsubAck(_)
+            | Packet::PingResp => self.close(CloseReason::ProtocolError, out),
+        }
+    }
+
+    fn nudged(&mut self, cx: &Context<'_>, reasons: Reasons, out: &mut Output) {
+        if reasons.has(Reasons::TAKEN_OVER) {
+            return self.close(CloseReason::TakenOver, out);
+        }
+        if reasons.has(Reasons::DRAIN) {
+            if matches!(self.mode, Mode::Frames(_)) {
+                self.reply(down::advice(i64::from(cx.dice % RECONNECT_SPREAD_MS)), None, out);
+            }
+            return self.close(CloseReason::Draining, out);
+        }
+        if reasons.has(Reasons::TICK) && cx.now_s > self.deadline_s() {
+            return self.close(CloseReason::KeepAliveTimeout, out);
+        }
+        if reasons.has(Reasons::DELIVER) {
+            self.feeds.touch();
+        }
+        let is_attached = match &self.mode {
+            Mode::Undecided => false,
+            Mode::Plain(_) => true,
+            Mode::Frames(frames) => frames.is_attached,
+        };
+        if reasons.has(Reasons::REFRESH) && is_attached {
+            out.call = Some(Call::Refresh);
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, out: &mut Output) {
+        match answer {
+            Answer::Resumed(ticket, standings) => self.resumed(ticket, standings, out),
+            Answer::Positioned(ticket, standings, unknown) => {
+                self.positioned(ticket, standings, unknown, out);
+            }
+            Answer::Refreshed(standings) => self.refreshed(standings, out),
+            Answer::Subscribed(packet_id, results, standings) => {
+                self.subscribed(packet_id, results, standings, out);
+            }
+            Answer::Unsubscribed(packet_id, results, standings) => {
+                self.unsubscribed(packet_id, results, standings, out);
+            }
+            Answer::Requested(ticket, result) => self.requested(ticket, result, out),
+            Answer::Failed => self.close(CloseReason::Unavailable, out),
+        }
+    }
+
+    fn refreshed(&mut self, standings: Vec<Standing>, out: &mut Output) {
+        let is_empty = standings.is_empty();
+        match &mut self.mode {
+            Mode::Undecided => {}
+            Mode::Plain(plain) => {
+                plain.retain(&standings);
+                self.feeds.merge(standings, &plain.usage(), Begin::Stored, &mut self.window, out);
+                if is_empty {
+                    self.close(CloseReason::Unregistered, out);
+                }
+            }
+            Mode::Frames(_) => {
+                let all = |_: &_, _: &_| Use::Deliver;
+                let gone =
+                    self.feeds.merge(standings, &all, Begin::Announced, &mut self.window, out);
+                for regid in gone {
+                    self.reply(down::ended(regid.to_string()), None, out);
+                }
+            }
+        }
+    }
+
+    fn subscribe(&mut self, subscribe: Subscribe, out: &mut Output) {
+        let Subscribe { packet_id, filters, subscription_id } = subscribe;
+        if subscription_id.is_some() {
+            let reasons = vec![reason::SUBSCRIPTION_IDS_NOT_SUPPORTED; filters.len()];
+            return self.suback(packet_id, reasons, out);
+        }
+        let parsed = filters.into_iter().enumerate().map(|(i, (text, qos))| {
+            let filter =
+                if i < FILTERS_MAX { plain::parse(&text) } else { Err(reason::QUOTA_EXCEEDED) };
+            filter.map(|filter| Wanted { filter, text, qos })
+        });
+        let parsed: Vec<Result<Wanted, u8>> = parsed.collect();
+        self.decide(parsed.iter().flatten().next());
+        match &mut self.mode {
+            Mode::Undecided => {
+                let refused = parsed
+                    .into_iter()
+                    .map(|wanted| wanted.err().unwrap_or(reason::TOPIC_FILTER_INVALID));
+                self.suback(packet_id, refused.collect(), out);
+            }
+            Mode::Frames(frames) => {
+                let reasons = parsed.into_iter().map(|wanted| frames.subscribe(wanted)).collect();
+                self.suback(packet_id, reasons, out);
+            }
+            Mode::Plain(_) => {
+                out.call = Some(Call::Subscribe(
+                    packet_id,
+                    parsed.into_iter().map(plain::only_plain).collect(),
+                ));
+            }
+        }
+    }
+
+    /// The first filter that is one of ours decides how the connection is used.
+    fn decide(&mut self, first: Option<&Wanted>) {
+        if let (Mode::Undecided, Some(wanted)) = (&self.mode, first) {
+            self.mode = match wanted.filter {
+                plain::Filter::Down => Mode::Frames(Box::default()),
+                plain::Filter::Push(_) | plain::Filter::Topic(..) => Mode::Plain(Box::default()),
+            };
+        }
+    }
+
+    fn unsubscribe(&mut self, unsubscribe: Unsubscribe, out: &mut Output) {
+        let Unsubscribe { packet_id, filters } = unsubscribe;
+        let count = filters.len();
+        match &mut self.mode {
+            Mode::Undecided => self.unsuback(packet_id, vec![reason::NO_SUBSCRIPTION; count], out),
+            Mode::Frames(frames) => {
+                let reasons = filters.iter().map(|text| frames.unsubscribe(text)).collect();
+                let is_over = !frames.is_subscribed();
+                if is_over {
+                    let all = |_: &_, _: &_| Use::Off;
+                    self.feeds.merge(Vec::new(), &all, Begin::Reset, &mut self.window, out);
+                }
+                self.unsuback(packet_id, reasons, out);
+            }
+            Mode::Plain(plain) => {
+                let results = filters.iter().take(FILTERS_MAX).map(|text| plain.take(text));
+                let mut results: Vec<_> = results.collect();
+                results.resize(count, Err(reason::QUOTA_EXCEEDED));
+                out.call = Some(Call::Unsubscribe(packet_id, results));
+            }
+        }
+    }
+
+    fn acked(&mut self, packet_id: u16, out: &mut Output) {
+        match self.window.ack(packet_id, &mut out.acked_at_ms) {
+            Some(moved) => {
+                out.tally.acks += 1;
+                self.moved(moved, out);
+            }
+            None if self.reply_acked() => {}
+            None => out.ignored.push(Ignored::UnknownAck),
+        }
+        self.flush_replies(out);
+    }
+
+    fn moved(&mut self, moved: Vec<window::Moved>, out: &mut Output) {
+        for window::Moved { regid, queue, to } in moved {
+            self.feeds.acknowledge(&regid, queue, to, out);
+        }
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect, out: &mut Output) {
+        match disconnect.session_expiry_s {
+            Some(1..) if self.terms.expiry_s == 0 => {
+                return self.close(CloseReason::ProtocolError, out);
+            }
+            Some(asked) => self.terms.expiry_s = asked.min(self.terms.expiry_s_max),
+            None => {}
+        }
+        self.close(CloseReason::ClientDisconnect, out);
+    }
+
+    fn suback(&self, packet_id: u16, reasons: Vec<u8>, out: &mut Output) {
+        out.packet(self.terms.version, &Packet::SubAck(SubAck { packet_id, reasons }));
+    }
+
+    fn unsuback(&self, packet_id: u16, reasons: Vec<u8>, out: &mut Output) {
+        out.packet(self.terms.version, &Packet::UnsubAck(SubAck { packet_id, reasons }));
+    }
+
+    fn puback(&self, packet_id: u16, reason: u8, out: &mut Output) {
+        out.packet(self.terms.version, &Packet::PubAck(Ack { packet_id, reason }));
+    }
+
+    /// How many more PUBLISHes of QoS 1 the client takes now.
+    fn credit(&self) -> usize {
+        let replies = match &self.mode {
+            Mode::Frames(frames) => usize::from(frames.unacknowledged),
+            Mode::Plain(_) | Mode::Undecided => 0,
+        };
+        usize::from(self.terms.receive_max).saturating_sub(self.window.unacknowledged() + replies)
+    }
+}
+
+/// Devices that are told to come back do so within this time, spread evenly.
+const RECONNECT_SPREAD_MS: u32 = 5_000;

@@ -1,0 +1,283 @@
+//! Frames of deltas: several queues of one registration in one PUBLISH.
+
+use bytes::Bytes;
+use carillon_wire::{
+    frame::{self, DeltaParts},
+    limits::FRAME_BYTES_MAX,
+    mqtt::Qos,
+};
+
+use super::{
+    Context, Mode, Output, Session, Want, down,
+    frames::HEAD_BYTES,
+    window::{Cover, InFlight, Stage},
+};
+use crate::{
+    base::ids::{QueueName, RegId},
+    edge::close::Ignored,
+    queue::{
+        entry::{Body, Entry},
+        plan::Jump,
+        position::{Position, Seq, Tag},
+    },
+    service::deliver::{Pulled, Take},
+};
+
+/// A frame that is being filled.
+#[derive(Debug)]
+pub struct Draft {
+    feed: usize,
+    regid: RegId,
+    deltas: Vec<DraftDelta>,
+    entries: usize,
+    bytes: usize,
+    is_full: bool,
+}
+
+#[derive(Debug)]
+struct DraftDelta {
+    queue: QueueName,
+    cover: Cover,
+    tag: Tag,
+    jump: Option<Jump>,
+    entries: Vec<Bytes>,
+    at_ms: Vec<u64>,
+}
+
+/// What of a pull fits the frame.
+struct Fitted {
+    entries: Vec<Bytes>,
+    at_ms: Vec<u64>,
+    to: Position,
+    is_cut: bool,
+}
+
+impl Session {
+    pub(super) fn want_frames(&mut self, cx: &Context<'_>, out: &mut Output) -> Option<Want> {
+        loop {
+            let Mode::Frames(frames) = &self.mode else { return None };
+            if !frames.is_flowing() {
+                return None;
+            }
+            let Some(draft) = &frames.draft else {
+                let feed = self.feeds.turns().find(|feed| self.has_room(cx, *feed))?;
+                let regid = self.feeds.at(feed).regid;
+                self.set_draft(Box::new(Draft::new(feed, regid)));
+                continue;
+            };
+            let room = cx.bounds.frame_entries_max.saturating_sub(draft.entries);
+            let bytes = self.budget().saturating_sub(draft.bytes);
+            let lane = self.feeds.at(draft.feed).next_lane(true);
+            match lane {
+                Some(at)
+                    if !draft.is_full && room > 0 && (bytes > 0 || draft.deltas.is_empty()) =>
+                {
+                    let after = self.feeds.at(draft.feed).lanes[at].pointer.sent();
+                    let take = Take { entries: room, bytes: bytes.max(1) };
+                    let (regid, feed) = (draft.regid, draft.feed);
+                    return Some(Want { regid, feed, at, after, take, is_resend: false });
+                }
+                Some(_) | None => self.finish(out),
+            }
+        }
+    }
+
+    pub(super) fn fed_frames(
+        &mut self,
+        cx: &Context<'_>,
+        want: Want,
+        pulled: Option<Pulled>,
+        out: &mut Output,
+    ) {
+        let Some(mut draft) = self.take_draft() else { return };
+        let queue = self.followings(want.feed)[want.at].queue.clone();
+        let budget = self.budget();
+        let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
+        let Some(pulled) = pulled else {
+            lane.is_dirty = false;
+            if let Some(jump) = lane.jump.take() {
+                let at = Position { epoch: lane.epoch, seq: want.after };
+                let fitted =
+                    Fitted { entries: Vec::new(), at_ms: Vec::new(), to: at, is_cut: false };
+                draft.add(cx, queue, want.after, fitted, Some(jump));
+            }
+            return self.set_draft(draft);
+        };
+        let Some(fitted) = draft.fit(&queue, want.after, &pulled, budget, out) else {
+            draft.is_full = true;
+            return self.set_draft(draft);
+        };
+        lane.pointer.send(fitted.to.seq);
+        lane.epoch = fitted.to.epoch;
+        let jump = lane.jump.take();
+        draft.is_full |= fitted.is_cut;
+        let sent = fitted.to.seq;
+        draft.add(cx, queue, want.after, fitted, jump);
+        self.feeds.at_mut(want.feed).rotate(want.at);
+        self.set_draft(draft);
+        for entry in pulled.entries.iter().take_while(|entry| entry.position.seq <= sent) {
+            self.apply(want.feed, entry, out);
+        }
+    }
+
+    /// Sends the frame that is being filled, if it holds anything.
+    pub(super) fn finish(&mut self, out: &mut Output) {
+        let Some(draft) = self.take_draft() else { return };
+        self.feeds.pass(draft.feed);
+        if draft.deltas.is_empty() {
+            return;
+        }
+        let mut frame = std::mem::take(&mut out.scratch);
+        frame.clear();
+        frame::encode_deltas(&draft.regid.to_string(), &draft.parts(), &mut frame);
+        let packet_id = self.next_down_id();
+        let is_sent = self.publish_down(packet_id, &frame, out);
+        out.scratch = frame;
+        if is_sent {
+            out.tally.pushes += 1;
+        }
+        let item = draft.into_item(packet_id);
+        // What is above the client's bound although it was cut to it counts as handled.
+        let is_lost = !is_sent && packet_id != 0;
+        self.window.push(item);
+        if is_lost {
+            let moved = self.window.ack(packet_id, &mut Vec::new()).unwrap_or_default();
+            self.moved(moved, out);
+        }
+    }
+
+    /// Whether a registration has something to look at, and its share of the window room for it.
+    fn has_room(&self, cx: &Context<'_>, feed: usize) -> bool {
+        let feed = self.feeds.at(feed);
+        let Mode::Frames(frames) = &self.mode else { return false };
+        let has_credit = frames.qos() == Some(Qos::AtMostOnce) || self.credit() > 0;
+        has_credit
+            && self.window.len() < usize::from(cx.bounds.window)
+            && self.window.of(&feed.regid) < usize::from(cx.bounds.window_per_registration)
+            && feed.next_lane(true).is_some()
+    }
+
+    /// Bytes that a frame of deltas may have.
+    fn budget(&self) -> usize {
+        (self.terms.max_packet_bytes as usize).saturating_sub(HEAD_BYTES).min(DELTAS_BYTES_MAX)
+    }
+
+    fn take_draft(&mut self) -> Option<Box<Draft>> {
+        match &mut self.mode {
+            Mode::Frames(frames) => frames.draft.take(),
+            Mode::Plain(_) | Mode::Undecided => None,
+        }
+    }
+
+    fn set_draft(&mut self, draft: Box<Draft>) {
+        if let Mode::Frames(frames) = &mut self.mode {
+            frames.draft = Some(draft);
+        }
+    }
+}
+
+impl Draft {
+    fn new(feed: usize, regid: RegId) -> Self {
+        let bytes = frame::frame_overhead_bytes(&regid.to_string());
+        Self { feed, regid, deltas: Vec::new(), entries: 0, bytes, is_full: false }
+    }
+
+    /// As many entries as the frame still takes. `None` if not even the first one fits
+    /// beside what is there already.
+    fn fit(
+        &mut self,
+        queue: &QueueName,
+        after: Seq,
+        pulled: &Pulled,
+        budget: usize,
+        out: &mut Output,
+    ) -> Option<Fitted> {
+        let is_empty = self.deltas.is_empty();
+        let fixed = self.bytes + frame::delta_overhead_bytes(down::queue_name(queue));
+        let mut fitted =
+            Fitted { entries: Vec::new(), at_ms: Vec::new(), to: pulled.to, is_cut: false };
+        let mut bytes = fixed;
+        for entry in &pulled.entries {
+            let encoded = encode(entry);
+            if bytes + encoded.len() > budget {
+                let is_first = is_empty && fitted.entries.is_empty();
+                if !is_first {
+                    fitted.is_cut = true;
+                    fitted.to = Position { epoch: pulled.to.epoch, seq: entry.position.seq.prev() };
+                    break;
+                }
+                let is_over = budget < DELTAS_BYTES_MAX || bytes + encoded.len() > FRAME_BYTES_MAX;
+                if is_over {
+                    out.ignored.push(Ignored::Oversize);
+                    continue;
+                }
+            }
+            bytes += encoded.len();
+            fitted.entries.push(encoded);
+            if let Body::Message(_) = entry.body {
+                fitted.at_ms.push(entry.at_ms);
+            }
+        }
+        if fitted.to.seq <= after {
+            return None;
+        }
+        Some(fitted)
+    }
+
+    fn add(
+        &mut self,
+        cx: &Context<'_>,
+        queue: QueueName,
+        after: Seq,
+        fitted: Fitted,
+        jump: Option<Jump>,
+    ) {
+        let Fitted { entries, at_ms, to, is_cut: _ } = fitted;
+        let id = queue.id();
+        self.bytes += frame::delta_overhead_bytes(down::queue_name(&queue));
+        self.bytes += entries.iter().map(Bytes::len).sum::<usize>();
+        self.entries += entries.len();
+        let cover = Cover { queue: id, after, seq: to.seq, to };
+        self.deltas.push(DraftDelta { queue, cover, tag: (cx.tag)(&id, to), jump, entries, at_ms });
+    }
+
+    fn parts<'a>(&'a self) -> Vec<DeltaParts<'a>> {
+        let part = |delta: &'a DraftDelta| {
+            let DraftDelta { queue, cover, tag, jump, entries, at_ms: _ } = delta;
+            DeltaParts {
+                queue_kind: down::queue_kind(queue),
+                queue_name: down::queue_name(queue),
+                epoch: cover.to.epoch.0,
+                from: cover.after.next().0,
+                to: cover.to.seq.0,
+                tag: *tag,
+                jump: jump.map(down::jump),
+                entries,
+            }
+        };
+        self.deltas.iter().map(part).collect()
+    }
+
+    fn into_item(self, packet_id: u16) -> InFlight {
+        let regid = self.regid;
+        let mut covers = self.deltas.iter().map(|delta| delta.cover);
+        let mut at_ms = self.deltas.iter().flat_map(|delta| delta.at_ms.iter().copied());
+        InFlight {
+            packet_id,
+            regid,
+            stage: Stage::Sent,
+            cover: covers.next(),
+            more: covers.collect(),
+            at_ms: at_ms.next().unwrap_or(0),
+            more_at_ms: at_ms.collect(),
+        }
+    }
+}
+
+/// An entry as it goes into a frame.
+fn encode(entry: &Entry) -> Bytes {
+    frame::encode_entry(&down::entry(entry))
+}
+
+/// A frame of deltas ends before this, unless its first entry alone is larger.
+const DELTAS_BYTES_MAX: usize = 96 << 10;

@@ -1,0 +1,149 @@
+//! Downlink frames as values: our words in the IDL's.
+
+use carillon_wire::{
+    frame::{epoch_to_idl, seq_to_idl},
+    idl,
+};
+
+use crate::{
+    base::{ids::QueueName, ids::RegId, metrics::UpResult},
+    queue::{
+        entry::{Body, Entry},
+        plan::Jump,
+    },
+    service,
+};
+
+fn empty() -> idl::Down {
+    idl::Down {
+        result: None,
+        deltas: None,
+        resumed: None,
+        ask_positions: None,
+        advice: None,
+        ended: None,
+    }
+}
+
+/// The answer to an uplink frame.
+pub fn result(request: i64, result: &Result<Option<RegId>, service::Error>) -> idl::Down {
+    let (code, message, regid) = match result {
+        Ok(regid) => (idl::ResultCode::OK, None, regid.map(|regid| regid.to_string())),
+        Err(error) => (code_of(error), Some(error.to_string()), None),
+    };
+    idl::Down { result: Some(idl::Result { request, code, message, regid }), ..empty() }
+}
+
+/// The answer to what is no frame, or of no known kind.
+pub fn refused(request: i64, code: idl::ResultCode, message: &str) -> idl::Down {
+    let message = Some(message.to_owned());
+    idl::Down { result: Some(idl::Result { request, code, message, regid: None }), ..empty() }
+}
+
+/// Pushing starts now.
+pub fn resumed(regids: Vec<String>) -> idl::Down {
+    idl::Down { resumed: Some(idl::Resumed { regids: Some(regids) }), ..empty() }
+}
+
+/// The digest differs.
+pub fn ask_positions() -> idl::Down {
+    idl::Down { ask_positions: Some(idl::AskPositions {}), ..empty() }
+}
+
+/// Come back later.
+pub fn advice(reconnect_after_ms: i64) -> idl::Down {
+    let advice = idl::Advice { reconnect_after_ms: Some(reconnect_after_ms) };
+    idl::Down { advice: Some(advice), ..empty() }
+}
+
+/// A registration is no more.
+pub fn ended(regid: String) -> idl::Down {
+    idl::Down { ended: Some(idl::Ended { regid }), ..empty() }
+}
+
+/// Whose fault a failed call is.
+pub fn up_result(result: &Result<Option<RegId>, service::Error>) -> UpResult {
+    match result {
+        Ok(_) => UpResult::Ok,
+        Err(service::Error::Unavailable(_)) => UpResult::Failed,
+        Err(
+            service::Error::Invalid { .. }
+            | service::Error::NotFound { .. }
+            | service::Error::Forbidden(_)
+            | service::Error::Limit { .. }
+            | service::Error::Conflict(_),
+        ) => UpResult::Refused,
+    }
+}
+
+/// The IDL's kind of a queue.
+pub fn queue_kind(queue: &QueueName) -> idl::QueueKind {
+    match queue {
+        QueueName::Own(_) => idl::QueueKind::OWN,
+        QueueName::Alias(..) => idl::QueueKind::ALIAS,
+        QueueName::Topic(..) => idl::QueueKind::TOPIC,
+        QueueName::All(_) => idl::QueueKind::ALL,
+    }
+}
+
+/// The IDL's name of a queue, which only some have.
+pub fn queue_name(queue: &QueueName) -> Option<&str> {
+    match queue {
+        QueueName::Alias(..) | QueueName::Topic(..) => Some(queue.wire_name()),
+        QueueName::Own(_) | QueueName::All(_) => None,
+    }
+}
+
+/// The IDL's reason of a jump.
+pub fn jump(jump: Jump) -> idl::JumpReason {
+    match jump {
+        Jump::New => idl::JumpReason::NEW,
+        Jump::EpochChanged => idl::JumpReason::EPOCH_CHANGED,
+        Jump::Overflow => idl::JumpReason::OVERFLOW,
+        Jump::Ahead => idl::JumpReason::AHEAD,
+    }
+}
+
+/// An entry as devices read it.
+pub fn entry(entry: &Entry) -> idl::Entry {
+    let mut idl = idl::Entry {
+        seq: seq_to_idl(entry.position.seq.0),
+        id: None,
+        time_ms: i64::try_from(entry.at_ms).ok(),
+        payload: None,
+        notification: None,
+        follow: None,
+        unfollow: None,
+    };
+    match &entry.body {
+        Body::Message(message) => {
+            idl.id = Some(message.id.as_bytes().to_vec());
+            idl.payload = Some(message.payload.to_vec());
+            idl.notification = message.notification.clone().map(|n| idl::Notification {
+                title: n.title,
+                body: n.body,
+                extra: n.extra,
+            });
+        }
+        Body::Follow { queue, since } => {
+            let (epoch, since) = (epoch_to_idl(since.epoch.0), seq_to_idl(since.seq.0));
+            idl.follow = Some(idl::Follow { queue: queue_of(queue), epoch, since });
+        }
+        Body::Unfollow { queue } => idl.unfollow = Some(idl::Unfollow { queue: queue_of(queue) }),
+    }
+    idl
+}
+
+fn queue_of(queue: &QueueName) -> idl::Queue {
+    idl::Queue { kind: queue_kind(queue), name: queue_name(queue).map(str::to_owned) }
+}
+
+fn code_of(error: &service::Error) -> idl::ResultCode {
+    match error {
+        service::Error::Invalid { .. } | service::Error::Conflict(_) => idl::ResultCode::INVALID,
+        service::Error::NotFound { .. } => idl::ResultCode::NOT_FOUND,
+        service::Error::Forbidden(_) => idl::ResultCode::FORBIDDEN,
+        service::Error::Limit { .. } => idl::ResultCode::LIMIT,
+        service::Error::Unavailable(_) => idl::ResultCode::UNAVAILABLE,
+    }
+}

@@ -1,0 +1,403 @@
+//! The registrations of a connected device and how far each of their queues is.
+//!
+//! A feed is one registration; a lane is one queue that it follows. Feeds take
+//! turns, so that one slow app does not block the others. In a feed the own queue
+//! goes first, then the others in rotation.
+
+use super::{Effect, Output, window::Window};
+use crate::{
+    base::{
+        ids::{AppId, QueueId, QueueName, RegId},
+        metrics::ResumeReason,
+    },
+    queue::{
+        plan::Jump,
+        pointer::Pointer,
+        position::{Epoch, Position, Seq},
+    },
+    service::{
+        deliver::{Following, Start},
+        records::Registration,
+    },
+};
+
+/// A registration as it was read, and where it stands: plain data for the session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// Its name.
+    pub regid: RegId,
+    /// Its app.
+    pub app: AppId,
+    /// The own queue's newest control entry that `followings` contains.
+    pub control: Seq,
+    /// What it follows, its own queue first.
+    pub followings: Vec<Following>,
+    /// Where deltas begin, one for each following.
+    pub starts: Vec<Start>,
+    /// The heads of the queues, where they were asked for.
+    pub heads: Vec<Position>,
+}
+
+/// What is done with a queue on this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Nothing.
+    Off,
+    /// Its control entries are applied; nothing is delivered or acknowledged.
+    Watch,
+    /// It is delivered.
+    Deliver,
+}
+
+/// Where lanes begin that were not delivered before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// Where the stored pointers are; what is delivered already stays.
+    Stored,
+    /// The same, and the device knows nothing yet of a registration that is new.
+    Announced,
+    /// At the heads.
+    Head,
+    /// Everything anew, where the stored pointers are.
+    Reset,
+    /// Everything anew, where the device says that it is: what is stored follows.
+    Stated,
+}
+
+/// One queue of a feed.
+#[derive(Clone, Copy, Debug)]
+pub struct Lane {
+    /// How far it is. Of `Watch`, `sent` alone means something.
+    pub pointer: Pointer,
+    /// The epoch of what was sent last.
+    pub epoch: Epoch,
+    /// To be told with the next delta.
+    pub jump: Option<Jump>,
+    /// What is done with it.
+    pub usage: Use,
+    /// There may be something new.
+    pub is_dirty: bool,
+    /// The stored pointer is elsewhere, so that the first acknowledgement is news in any case.
+    pub is_unstored: bool,
+}
+
+/// One registration.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    /// Its name.
+    pub regid: RegId,
+    /// Its app.
+    pub app: AppId,
+    /// Control entries up to this one are in `followings` already.
+    pub control: Seq,
+    /// Its own queue first.
+    pub followings: Vec<Following>,
+    /// One for each following.
+    pub lanes: Vec<Lane>,
+    rotor: u16,
+}
+
+/// All registrations of the device.
+#[derive(Clone, Debug, Default)]
+pub struct Feeds {
+    list: Vec<Feed>,
+    turn: u16,
+}
+
+/// Everything that a registration follows, its own queue first.
+pub fn followings(registration: &Registration) -> Vec<Following> {
+    let queue = QueueName::Own(registration.regid);
+    let own = Following { id: queue.id(), queue, since: registration.since, control: Seq(0) };
+    std::iter::once(own).chain(registration.follows.iter().map(Following::from)).collect()
+}
+
+impl Lane {
+    fn at(start: Start, usage: Use) -> Self {
+        Self {
+            pointer: Pointer::at(start.after.seq),
+            epoch: start.after.epoch,
+            jump: start.jump,
+            usage,
+            is_dirty: usage != Use::Off,
+            is_unstored: start.jump.is_some(),
+        }
+    }
+
+    fn at_position(at: Position, usage: Use) -> Self {
+        Self::at(Start { after: at, jump: None, reason: ResumeReason::Stored }, usage)
+    }
+}
+
+impl Feed {
+    /// Whether the device knows that it follows this queue, so that it may be sent.
+    fn is_open(&self, lane: usize) -> bool {
+        self.followings[lane].control <= self.lanes[0].pointer.sent()
+    }
+
+    /// The lane to be looked at next. `gated` waits for control entries to be sent first.
+    pub fn next_lane(&self, gated: bool) -> Option<usize> {
+        let ready = |lane: &usize| self.lanes[*lane].is_dirty && (!gated || self.is_open(*lane));
+        if ready(&0) {
+            return Some(0);
+        }
+        let others = self.lanes.len().saturating_sub(1);
+        (0..others).map(|i| 1 + (usize::from(self.rotor) + i) % others).find(ready)
+    }
+
+    /// The next turn begins behind this lane.
+    pub fn rotate(&mut self, lane: usize) {
+        self.rotor = u16::try_from(lane).unwrap_or(0);
+    }
+
+    /// The lane of a queue.
+    pub fn lane_of(&self, queue: &QueueId) -> Option<usize> {
+        self.followings.iter().position(|following| following.id == *queue)
+    }
+}
+
+impl Feeds {
+    /// How many registrations there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// A feed by its place.
+    pub fn at(&self, index: usize) -> &Feed {
+        &self.list[index]
+    }
+
+    /// The same, to be changed.
+    pub fn at_mut(&mut self, index: usize) -> &mut Feed {
+        &mut self.list[index]
+    }
+
+    /// All feeds.
+    pub fn iter(&self) -> impl Iterator<Item = &Feed> {
+        self.list.iter()
+    }
+
+    /// The place of a registration's feed.
+    pub fn index_of(&self, regid: &RegId) -> Option<usize> {
+        self.list.iter().position(|feed| feed.regid == *regid)
+    }
+
+    /// The feeds in the order of their turns.
+    pub fn turns(&self) -> impl Iterator<Item = usize> + use<> {
+        let (turn, count) = (usize::from(self.turn), self.list.len());
+        (0..count).map(move |i| (turn + i) % count)
+    }
+
+    /// A feed had its turn.
+    pub fn pass(&mut self, index: usize) {
+        self.turn = u16::try_from(index + 1).unwrap_or(0);
+    }
+
+    /// Every queue may have something new.
+    pub fn touch(&mut self) {
+        for lane in self.list.iter_mut().flat_map(|feed| &mut feed.lanes) {
+            lane.is_dirty = lane.usage != Use::Off;
+        }
+    }
+
+    /// The queues of which the connection hears.
+    pub fn heard(&self) -> impl Iterator<Item = QueueId> {
+        let heard = |(following, lane): (&Following, &Lane)| {
+            (lane.usage != Use::Off).then_some(following.id)
+        };
+        self.list
+            .iter()
+            .flat_map(move |feed| feed.followings.iter().zip(&feed.lanes).filter_map(heard))
+    }
+
+    /// The acknowledged prefix of a queue reaches `to`.
+    pub fn acknowledge(&mut self, regid: &RegId, queue: QueueId, to: Position, out: &mut Output) {
+        let Some(index) = self.index_of(regid) else { return };
+        let Some(lane) = self.list[index].lane_of(&queue) else { return };
+        let lane = &mut self.list[index].lanes[lane];
+        let is_unstored = std::mem::take(&mut lane.is_unstored);
+        if lane.pointer.ack(to.seq) || is_unstored {
+            out.effects.push(Effect::Acknowledge { regid: *regid, queue, position: to });
+        }
+    }
+
+    /// Takes what was read over. What is delivered already goes on where it is, unless
+    /// everything begins anew. Returns the registrations that are no more.
+    pub fn merge(
+        &mut self,
+        standings: Vec<Standing>,
+        usage: &dyn Fn(&RegId, &QueueName) -> Use,
+        begin: Begin,
+        window: &mut Window,
+        out: &mut Output,
+    ) -> Vec<RegId> {
+        if matches!(begin, Begin::Reset | Begin::Stated) {
+            window.clear();
+        }
+        let mut old = std::mem::take(&mut self.list);
+        for standing in standings {
+            let index = old.iter().position(|feed| feed.regid == standing.regid);
+            let before = index.map(|index| old.swap_remove(index));
+            let merged = merge_one(before, standing, usage, begin, window, out);
+            self.list.push(merged);
+        }
+        let gone = old.iter().map(|feed| feed.regid).collect();
+        for feed in old {
+            window.forget(&feed.regid);
+            feed.followings.iter().for_each(|f| out.effects.push(Effect::Unfollow(f.id)));
+        }
+        gone
+    }
+
+    /// A control entry of the own queue says that one more queue is followed.
+    pub fn follow(
+        &mut self,
+        index: usize,
+        following: Following,
+        usage: Use,
+        window: &mut Window,
+        out: &mut Output,
+    ) {
+        let feed = &mut self.list[index];
+        let lane = Lane::at_position(following.since, usage);
+        if usage != Use::Off {
+            out.effects.push(Effect::Follow(following.id));
+        }
+        match feed.lane_of(&following.id) {
+            Some(at) => {
+                window.forget_queue(&feed.regid, &following.id);
+                feed.followings[at] = following;
+                feed.lanes[at] = lane;
+            }
+            None => {
+                feed.followings.push(following);
+                feed.lanes.push(lane);
+            }
+        }
+    }
+
+    /// A control entry of the own queue says that a queue is no longer followed.
+    pub fn unfollow(
+        &mut self,
+        index: usize,
+        queue: &QueueId,
+        window: &mut Window,
+        out: &mut Output,
+    ) {
+        let feed = &mut self.list[index];
+        let Some(at) = feed.lane_of(queue).filter(|at| *at != 0) else { return };
+        window.forget_queue(&feed.regid, queue);
+        feed.followings.remove(at);
+        feed.lanes.remove(at);
+        out.effects.push(Effect::Unfollow(*queue));
+    }
+
+    /// Goes on with what a parked window holds: those ranges count as sent.
+    pub fn restore(&mut self, window: &mut Window) {
+        for feed in &mut self.list {
+            for (following, lane) in feed.followings.iter().zip(&mut feed.lanes) {
+                let (regid, queue) = (&feed.regid, &following.id);
+                window.drop_up_to(regid, queue, lane.pointer.acked());
+                let fits = lane.usage == Use::Deliver
+                    && lane.jump.is_none()
+                    && window.covers_of(regid, queue).all(|cover| cover.to.epoch == lane.epoch);
+                if !fits {
+                    window.forget_queue(regid, queue);
+                    continue;
+                }
+                if let Some(last) = window.covers_of(regid, queue).last() {
+                    lane.pointer.send(last.to.seq);
+                }
+            }
+        }
+    }
+}
+
+fn merge_one(
+    before: Option<Feed>,
+    standing: Standing,
+    usage: &dyn Fn(&RegId, &QueueName) -> Use,
+    begin: Begin,
+    window: &mut Window,
+    out: &mut Output,
+) -> Feed {
+    let Standing { regid, app, control, followings, starts, heads } = standing;
+    assert_eq!(followings.len(), starts.len(), "a start for each following");
+    let is_new = before.is_none();
+    let mut lanes = Vec::with_capacity(followings.len());
+    for (i, following) in followings.iter().enumerate() {
+        let usage = usage(&regid, &following.queue);
+        let old = before.as_ref().and_then(|feed| {
+            let at = feed.lane_of(&following.id)?;
+            Some((&feed.followings[at], feed.lanes[at]))
+        });
+        if let Some((known, lane)) = old
+            && !matches!(begin, Begin::Reset | Begin::Stated)
+            && lane.usage == usage
+            && (known.since, known.control) == (following.since, following.control)
+        {
+            lanes.push(lane);
+            continue;
+        }
+        window.forget_queue(&regid, &following.id);
+        let lane = match usage {
+            Use::Deliver => delivered(
+                starts[i],
+                heads.get(i),
+                begin,
+                is_new && following.control == Seq(0),
+                out,
+            ),
+            Use::Watch => {
+                Lane::at_position(Position { epoch: following.since.epoch, seq: control }, usage)
+            }
+            Use::Off => Lane::at(starts[i], usage),
+        };
+        let stored = match (usage, begin, heads.get(i)) {
+            (Use::Deliver, Begin::Head, Some(head)) => Some(*head),
+            (Use::Deliver, Begin::Stated, _) if starts[i].jump.is_none() => Some(starts[i].after),
+            _ => None,
+        };
+        if let Some(position) = stored {
+            out.effects.push(Effect::Acknowledge { regid, queue: following.id, position });
+        }
+        match usage {
+            Use::Deliver | Use::Watch => out.effects.push(Effect::Follow(following.id)),
+            Use::Off if old.is_some() => out.effects.push(Effect::Unfollow(following.id)),
+            Use::Off => {}
+        }
+        lanes.push(lane);
+    }
+    for known in before.iter().flat_map(|feed| &feed.followings) {
+        if !followings.iter().any(|following| following.id == known.id) {
+            window.forget_queue(&regid, &known.id);
+            out.effects.push(Effect::Unfollow(known.id));
+        }
+    }
+    Feed { regid, app, control, followings, lanes, rotor: 0 }
+}
+
+/// A lane that is delivered from now on.
+fn delivered(
+    start: Start,
+    head: Option<&Position>,
+    begin: Begin,
+    is_announced: bool,
+    out: &mut Output,
+) -> Lane {
+    out.resumes.push(start.reason);
+    match (begin, head) {
+        (Begin::Head, Some(head)) => Lane::at_position(*head, Use::Deliver),
+        (Begin::Announced, _) if is_announced => {
+            let jump = start.jump.or(Some(Jump::New));
+            Lane::at(Start { jump, ..start }, Use::Deliver)
+        }
+        (Begin::Stored | Begin::Announced | Begin::Head | Begin::Reset | Begin::Stated, _) => {
+            Lane::at(start, Use::Deliver)
+        }
+    }
+}

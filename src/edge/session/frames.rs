@@ -1,0 +1,414 @@
+//! Frames: uplink structs on `up`, their answers on `down`.
+
+use std::collections::VecDeque;
+
+use carillon_wire::{
+    frame, idl,
+    mqtt::{
+        Ack, Packet, Publish, PublishHead, Qos, Version, encode_publish, publish_bytes, reason,
+    },
+};
+
+use super::{
+    Call, Mode, Output, Session,
+    deltas::Draft,
+    down,
+    feeds::{Begin, Standing, Use},
+    plain::{Filter, Wanted},
+};
+use crate::{
+    base::{ids::RegId, metrics::UpKind},
+    edge::close::{CloseReason, Ignored},
+    service,
+};
+
+/// Where answers to an uplink PUBLISH go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// 0 for QoS 0.
+    pub packet_id: u16,
+    /// As published.
+    pub qos: Qos,
+    /// As the device numbered it.
+    pub request: i64,
+    /// For the metric.
+    pub kind: UpKind,
+}
+
+/// What an uplink frame asks for, besides resuming.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Register an app.
+    Register(idl::Register),
+    /// End a registration.
+    Unregister(idl::Unregister),
+    /// Bind an alias.
+    Bind(idl::Bind),
+    /// Unbind an alias.
+    Unbind(idl::Unbind),
+    /// Subscribe to topics.
+    Subscribe(idl::Subscribe),
+    /// Unsubscribe from topics.
+    Unsubscribe(idl::Unsubscribe),
+}
+
+/// A `Down` for which the client has no room yet.
+#[derive(Debug)]
+struct Reply {
+    frame: Vec<u8>,
+    uplink: Option<Ticket>,
+}
+
+/// The state of a connection that uses frames.
+#[derive(Debug)]
+pub struct Frames {
+    /// Of `down`; implied to be 1 by the first `up`.
+    qos: Option<Qos>,
+    /// The device has resumed: deltas flow.
+    pub(super) is_attached: bool,
+    /// Replies of QoS 1 on their way. Their packet ids stand for nothing, so they are only counted.
+    pub(super) unacknowledged: u16,
+    pending: VecDeque<Reply>,
+    /// Uplink packet ids of QoS 2 that are not released.
+    received: Vec<u16>,
+    is_alias_told: bool,
+    pub(super) draft: Option<Box<Draft>>,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self {
+            qos: Some(Qos::AtLeastOnce),
+            is_attached: false,
+            unacknowledged: 0,
+            pending: VecDeque::new(),
+            received: Vec::new(),
+            is_alias_told: false,
+            draft: None,
+        }
+    }
+}
+
+impl Frames {
+    /// Answers one filter of a SUBSCRIBE.
+    pub fn subscribe(&mut self, wanted: Result<Wanted, u8>) -> u8 {
+        match wanted {
+            Ok(Wanted { filter: Filter::Down, qos, .. }) => {
+                let qos = qos.min(Qos::AtLeastOnce);
+                self.qos = Some(qos);
+                qos as u8
+            }
+            Ok(_) => reason::TOPIC_FILTER_INVALID,
+            Err(code) => code,
+        }
+    }
+
+    /// Answers one filter of an UNSUBSCRIBE.
+    pub fn unsubscribe(&mut self, text: &str) -> u8 {
+        if text != DOWN {
+            return reason::NO_SUBSCRIPTION;
+        }
+        (self.is_attached, self.draft) = (false, None);
+        match self.qos.take() {
+            Some(_) => reason::SUCCESS,
+            None => reason::NO_SUBSCRIPTION,
+        }
+    }
+
+    /// Whether anything may be sent on `down`.
+    pub fn is_subscribed(&self) -> bool {
+        self.qos.is_some()
+    }
+
+    /// The QoS of what is sent on `down`, if anything is.
+    pub(super) fn qos(&self) -> Option<Qos> {
+        self.qos
+    }
+
+    /// Whether deltas may be sent now: they never overtake replies.
+    pub(super) fn is_flowing(&self) -> bool {
+        self.is_attached && self.qos.is_some() && self.pending.is_empty()
+    }
+}
+
+impl Session {
+    pub(super) fn uplink(&mut self, publish: Publish, out: &mut Output) {
+        let is_v5 = self.terms.version == Version::V5;
+        if publish.topic_alias.is_some() {
+            return self.close(CloseReason::TopicAliasInvalid, out);
+        }
+        if is_v5 && publish.qos == Qos::ExactlyOnce {
+            return self.close(CloseReason::QosNotSupported, out);
+        }
+        if matches!(self.mode, Mode::Undecided) && publish.topic == UP {
+            self.mode = Mode::Frames(Box::default());
+        }
+        let Mode::Frames(frames) = &mut self.mode else { return self.foreign(&publish, out) };
+        if publish.topic != UP {
+            return self.foreign(&publish, out);
+        }
+        if frames.pending.len() >= PENDING_MAX {
+            return self.close(CloseReason::ReceiveMaxExceeded, out);
+        }
+        if publish.qos == Qos::ExactlyOnce {
+            if frames.received.contains(&publish.packet_id) {
+                return self.received(publish.packet_id, out);
+            }
+            if frames.received.len() >= RECEIVED_MAX {
+                return self.close(CloseReason::QuotaExceeded, out);
+            }
+            frames.received.push(publish.packet_id);
+        }
+        self.frame(&publish, out);
+    }
+
+    /// A PUBLISH to a topic that is not ours, or on a plain connection.
+    fn foreign(&mut self, publish: &Publish, out: &mut Output) {
+        match (self.terms.version, publish.qos) {
+            (Version::V311, _) => self.close(CloseReason::TopicNotAllowed, out),
+            (Version::V5, Qos::AtMostOnce) => out.ignored.push(Ignored::ForeignTopic),
+            (Version::V5, Qos::AtLeastOnce | Qos::ExactlyOnce) => {
+                out.ignored.push(Ignored::ForeignTopic);
+                self.puback(publish.packet_id, reason::NOT_AUTHORIZED, out);
+            }
+        }
+    }
+
+    fn frame(&mut self, publish: &Publish, out: &mut Output) {
+        out.tally.uplinks += 1;
+        let ticket = |request: i64, kind: UpKind| Ticket {
+            packet_id: publish.packet_id,
+            qos: publish.qos,
+            request,
+            kind,
+        };
+        let up = match frame::decode_up(&publish.payload) {
+            Ok(up) => up,
+            Err(error) => {
+                out.unknown_ups += 1;
+                let reply = down::refused(0, idl::ResultCode::MALFORMED, &error.to_string());
+                return self.reply(reply, Some(ticket(0, UpKind::Unknown)), out);
+            }
+        };
+        let request = up.request.unwrap_or(0);
+        match only_kind(up) {
+            Some(Kind::Resume(resume)) => {
+                out.call = Some(Call::Resume(ticket(request, UpKind::Resume), resume.digest));
+            }
+            Some(Kind::Positions(positions)) => {
+                let ticket = ticket(request, UpKind::Positions);
+                out.call = Some(Call::Positions(ticket, positions.registrations));
+            }
+            Some(Kind::Request(kind, asked)) => {
+                out.call = Some(Call::Request(ticket(request, kind), asked));
+            }
+            None => {
+                out.unknown_ups += 1;
+                let reply = down::refused(
+                    request,
+                    idl::ResultCode::UNKNOWN_KIND,
+                    "exactly one known kind must be set",
+                );
+                self.reply(reply, Some(ticket(request, UpKind::Unknown)), out);
+            }
+        }
+    }
+
+    pub(super) fn resumed(
+        &mut self,
+        ticket: Ticket,
+        standings: Option<Vec<Standing>>,
+        out: &mut Output,
+    ) {
+        match standings {
+            None => self.reply(down::ask_positions(), Some(ticket), out),
+            Some(standings) => {
+                let regids = self.attach(standings, Begin::Reset, out);
+                self.reply(down::resumed(regids), Some(ticket), out);
+            }
+        }
+    }
+
+    pub(super) fn positioned(
+        &mut self,
+        ticket: Ticket,
+        standings: Vec<Standing>,
+        unknown: Vec<String>,
+        out: &mut Output,
+    ) {
+        let regids = self.attach(standings, Begin::Stated, out);
+        self.reply(down::resumed(regids), Some(ticket), out);
+        for regid in unknown {
+            self.reply(down::ended(regid), None, out);
+        }
+    }
+
+    fn attach(&mut self, standings: Vec<Standing>, begin: Begin, out: &mut Output) -> Vec<String> {
+        if let Mode::Frames(frames) = &mut self.mode {
+            (frames.is_attached, frames.draft) = (true, None);
+        }
+        let regids = standings.iter().map(|standing| standing.regid.to_string()).collect();
+        self.feeds.merge(standings, &|_, _| Use::Deliver, begin, &mut self.window, out);
+        regids
+    }
+
+    pub(super) fn requested(
+        &mut self,
+        ticket: Ticket,
+        result: Result<Option<RegId>, service::Error>,
+        out: &mut Output,
+    ) {
+        self.reply(down::result(ticket.request, &result), Some(ticket), out);
+        let is_attached = matches!(&self.mode, Mode::Frames(frames) if frames.is_attached);
+        let changes = matches!(ticket.kind, UpKind::Register | UpKind::Unregister);
+        if result.is_ok() && changes && is_attached && out.close.is_none() {
+            out.call = Some(Call::Refresh);
+        }
+    }
+
+    /// The client released an uplink of QoS 2.
+    pub(super) fn released(&mut self, packet_id: u16, out: &mut Output) {
+        if self.terms.version == Version::V5 {
+            return self.close(CloseReason::ProtocolError, out);
+        }
+        if let Mode::Frames(frames) = &mut self.mode {
+            frames.received.retain(|id| *id != packet_id);
+        }
+        let ack = Ack { packet_id, reason: reason::SUCCESS };
+        out.packet(self.terms.version, &Packet::PubComp(ack));
+    }
+
+    fn received(&mut self, packet_id: u16, out: &mut Output) {
+        let ack = Ack { packet_id, reason: reason::SUCCESS };
+        out.packet(self.terms.version, &Packet::PubRec(ack));
+    }
+
+    /// Answers on `down` as soon as the client has room, and then acknowledges the uplink:
+    /// so a client that keeps to our Receive Maximum never fills what is pending.
+    pub(super) fn reply(&mut self, down: idl::Down, uplink: Option<Ticket>, out: &mut Output) {
+        let mut frame = Vec::new();
+        // Our replies hold at most the regIDs of one device: far below a frame's bound.
+        let encoded = frame::encode_down(&down, &mut frame);
+        assert!(encoded.is_ok(), "a reply fits a frame");
+        if let Mode::Frames(frames) = &mut self.mode {
+            frames.pending.push_back(Reply { frame, uplink });
+        }
+        self.flush_replies(out);
+    }
+
+    pub(super) fn flush_replies(&mut self, out: &mut Output) {
+        loop {
+            let credit = self.credit();
+            let Mode::Frames(frames) = &mut self.mode else { return };
+            let Some(reply) = frames.pending.front() else {
+                frames.pending = VecDeque::new();
+                return;
+            };
+            if frames.qos == Some(Qos::AtLeastOnce) && credit == 0 {
+                return;
+            }
+            let uplink = reply.uplink;
+            let frame = frames.pending.pop_front().map(|reply| reply.frame).unwrap_or_default();
+            let packet_id = self.next_down_id();
+            if self.publish_down(packet_id, &frame, out)
+                && packet_id != 0
+                && let Mode::Frames(frames) = &mut self.mode
+            {
+                frames.unacknowledged += 1;
+            }
+            if let Some(ticket) = uplink {
+                self.acknowledge_uplink(ticket, out);
+            }
+        }
+    }
+
+    fn acknowledge_uplink(&mut self, ticket: Ticket, out: &mut Output) {
+        match ticket.qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.puback(ticket.packet_id, reason::SUCCESS, out),
+            Qos::ExactlyOnce => self.received(ticket.packet_id, out),
+        }
+    }
+
+    /// A PUBACK that is not the window's: the one of a reply, if any is on its way.
+    pub(super) fn reply_acked(&mut self) -> bool {
+        match &mut self.mode {
+            Mode::Frames(frames) if frames.unacknowledged > 0 => {
+                frames.unacknowledged -= 1;
+                true
+            }
+            Mode::Frames(_) | Mode::Plain(_) | Mode::Undecided => false,
+        }
+    }
+
+    /// A packet id for the next PUBLISH on `down`; 0 for QoS 0.
+    pub(super) fn next_down_id(&mut self) -> u16 {
+        match &self.mode {
+            Mode::Frames(frames) if frames.qos == Some(Qos::AtLeastOnce) => self.window.next_id(),
+            Mode::Frames(_) | Mode::Plain(_) | Mode::Undecided => 0,
+        }
+    }
+
+    /// Writes a PUBLISH on `down`, unless nothing is subscribed or it is too large for the client.
+    pub(super) fn publish_down(&mut self, packet_id: u16, frame: &[u8], out: &mut Output) -> bool {
+        let Mode::Frames(frames) = &mut self.mode else { return false };
+        let Some(qos) = frames.qos else { return false };
+        let has_alias = self.terms.alias_max > 0;
+        let head = PublishHead {
+            version: self.terms.version,
+            dup: false,
+            qos,
+            retain: false,
+            topic: if has_alias && frames.is_alias_told { "" } else { DOWN },
+            packet_id,
+            topic_alias: has_alias.then_some(1),
+            user: &[],
+            message_expiry_s: None,
+        };
+        if publish_bytes(&head, frame.len()) > self.terms.max_packet_bytes as usize {
+            out.ignored.push(Ignored::Oversize);
+            return false;
+        }
+        encode_publish(&head, frame, &mut out.bytes);
+        frames.is_alias_told = has_alias;
+        true
+    }
+}
+
+enum Kind {
+    Resume(idl::Resume),
+    Positions(idl::Positions),
+    Request(UpKind, Request),
+}
+
+/// The one kind that is set, if exactly one is.
+fn only_kind(up: idl::Up) -> Option<Kind> {
+    let kinds = [
+        up.resume.map(Kind::Resume),
+        up.positions.map(Kind::Positions),
+        up.register_app.map(|r| Kind::Request(UpKind::Register, Request::Register(r))),
+        up.unregister.map(|r| Kind::Request(UpKind::Unregister, Request::Unregister(r))),
+        up.bind.map(|r| Kind::Request(UpKind::Bind, Request::Bind(r))),
+        up.unbind.map(|r| Kind::Request(UpKind::Unbind, Request::Unbind(r))),
+        up.subscribe.map(|r| Kind::Request(UpKind::Subscribe, Request::Subscribe(r))),
+        up.unsubscribe.map(|r| Kind::Request(UpKind::Unsubscribe, Request::Unsubscribe(r))),
+    ];
+    let mut set = kinds.into_iter().flatten();
+    let only = set.next()?;
+    if set.next().is_some() {
+        return None;
+    }
+    Some(only)
+}
+
+/// The uplink topic.
+const UP: &str = "up";
+/// The downlink topic.
+const DOWN: &str = "down";
+/// Replies that may wait for the client before its uplinks are no longer taken.
+const PENDING_MAX: usize = 16;
+/// Uplinks of QoS 2 that may be unreleased.
+const RECEIVED_MAX: usize = 16;
+
+/// What a PUBLISH on `down` costs besides its frame, at most, in bytes.
+pub(super) const HEAD_BYTES: usize = 5 + 2 + DOWN.len() + 2 + 1 + 3;

@@ -1,0 +1,366 @@
+//! What was sent and is not yet acknowledged: packet ids, and the ranges they stand for.
+//!
+//! Acknowledgements may come in any order; a pointer moves over the contiguous
+//! acknowledged prefix of its queue only. Everything that is held, also what was
+//! acknowledged out of order, counts against the window, so it is bounded.
+
+use std::collections::VecDeque;
+
+use crate::{
+    base::ids::{QueueId, RegId},
+    queue::position::{Position, Seq},
+};
+
+/// `(after..to]` of one queue, covered by one PUBLISH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cover {
+    /// The queue.
+    pub queue: QueueId,
+    /// What came before it.
+    pub after: Seq,
+    /// The message itself (plain use): what a resend looks for.
+    pub seq: Seq,
+    /// The position that its acknowledgement reaches.
+    pub to: Position,
+}
+
+/// Where one PUBLISH is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Taken over from a parked session, not yet sent on this connection.
+    Resend,
+    /// On its way.
+    Sent,
+    /// Acknowledged; an older one of the same queue is not.
+    Acked,
+}
+
+/// One PUBLISH in the window.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// 0 for QoS 0, which counts as acknowledged once it was written.
+    pub packet_id: u16,
+    /// Whose entries it carries.
+    pub regid: RegId,
+    /// Where it is.
+    pub stage: Stage,
+    /// The first or only range.
+    pub cover: Option<Cover>,
+    /// The other ranges of a frame.
+    pub more: Vec<Cover>,
+    /// When its (first) message was accepted, in milliseconds since 1970; 0 if there is none.
+    pub at_ms: u64,
+    /// The same for the other messages of a frame.
+    pub more_at_ms: Vec<u64>,
+}
+
+/// How far a pointer moves after an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Whose pointer.
+    pub regid: RegId,
+    /// In which queue.
+    pub queue: QueueId,
+    /// Everything up to here is acknowledged.
+    pub to: Position,
+}
+
+/// All that is in flight on one connection, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    items: VecDeque<InFlight>,
+    last_id: u16,
+}
+
+impl InFlight {
+    fn covers(&self) -> impl Iterator<Item = &Cover> {
+        self.cover.iter().chain(&self.more)
+    }
+
+    fn covers_mut(&mut self) -> impl Iterator<Item = &mut Cover> {
+        self.cover.iter_mut().chain(&mut self.more)
+    }
+
+    fn drop_covers(&mut self, queue: &QueueId) {
+        self.cover.take_if(|cover| cover.queue == *queue);
+        self.more.retain(|cover| cover.queue != *queue);
+    }
+
+    fn has_cover(&self) -> bool {
+        self.cover.is_some() || !self.more.is_empty()
+    }
+}
+
+impl Window {
+    /// A window that goes on where a parked one stopped; everything unacknowledged is to be sent again.
+    pub fn restored(items: Vec<InFlight>, last_id: u16) -> Self {
+        let again = |mut item: InFlight| {
+            if item.stage == Stage::Sent {
+                item.stage = Stage::Resend;
+            }
+            item
+        };
+        Self { items: items.into_iter().map(again).collect(), last_id }
+    }
+
+    /// What must outlive the connection: the items, and the newest packet id given.
+    pub fn into_parts(self) -> (Vec<InFlight>, u16) {
+        let kept = self.items.into_iter().filter(|item| item.packet_id != 0).collect();
+        (kept, self.last_id)
+    }
+
+    /// A packet id that is not in use. They go round, so that a late acknowledgement of a
+    /// forgotten one meets nobody.
+    pub fn next_id(&mut self) -> u16 {
+        loop {
+            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            let id = self.last_id;
+            if id != 0 && !self.items.iter().any(|item| item.packet_id == id) {
+                return id;
+            }
+        }
+    }
+
+    /// Notes a PUBLISH that goes out.
+    pub fn push(&mut self, item: InFlight) {
+        self.items.push_back(item);
+    }
+
+    /// All that is held.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// What is held for one registration.
+    pub fn of(&self, regid: &RegId) -> usize {
+        self.items.iter().filter(|item| item.regid == *regid).count()
+    }
+
+    /// On its way and unacknowledged: what the client's Receive Maximum counts.
+    pub fn unacknowledged(&self) -> usize {
+        self.items.iter().filter(|item| item.stage == Stage::Sent && item.packet_id != 0).count()
+    }
+
+    /// The oldest one that is still to be sent again.
+    pub fn first_resend(&self) -> Option<&InFlight> {
+        self.items.iter().find(|item| item.stage == Stage::Resend)
+    }
+
+    /// The one with this packet id is on its way now.
+    pub fn resent(&mut self, packet_id: u16, at_ms: u64) {
+        if let Some(item) = self.items.iter_mut().find(|item| item.packet_id == packet_id) {
+            item.stage = Stage::Sent;
+            item.at_ms = at_ms;
+        }
+    }
+
+    /// The device acknowledges a packet id. `None` if it is not in use. Acceptance times of
+    /// its messages go to `at_ms`.
+    pub fn ack(&mut self, packet_id: u16, at_ms: &mut Vec<u64>) -> Option<Vec<Moved>> {
+        let sent = |item: &InFlight| item.packet_id == packet_id && item.stage != Stage::Acked;
+        let index = self.items.iter().position(sent)?;
+        Some(self.ack_at(index, at_ms))
+    }
+
+    /// Everything of QoS 0 has reached the socket.
+    pub fn written(&mut self, at_ms: &mut Vec<u64>) -> Vec<Moved> {
+        let mut moved = Vec::new();
+        let unwritten = |item: &InFlight| item.packet_id == 0 && item.stage == Stage::Sent;
+        while let Some(index) = self.items.iter().position(unwritten) {
+            moved.append(&mut self.ack_at(index, at_ms));
+        }
+        moved
+    }
+
+    /// The range behind the newest one of a queue held nothing to send. Returns whether
+    /// that one takes it along; otherwise nothing of the queue is in flight.
+    pub fn extend(&mut self, regid: &RegId, queue: &QueueId, to: Position) -> bool {
+        let newest = self
+            .items
+            .iter_mut()
+            .rev()
+            .filter(|item| item.regid == *regid)
+            .flat_map(InFlight::covers_mut)
+            .find(|cover| cover.queue == *queue);
+        match newest {
+            Some(cover) => {
+                cover.to = to;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Acknowledgements no longer move the pointer of this queue. The packet ids stay in use.
+    pub fn forget_queue(&mut self, regid: &RegId, queue: &QueueId) {
+        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+            item.drop_covers(queue);
+        }
+        self.sweep();
+    }
+
+    /// The same for all queues of a registration.
+    pub fn forget(&mut self, regid: &RegId) {
+        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+            item.cover = None;
+            item.more.clear();
+        }
+        self.sweep();
+    }
+
+    /// Forgets everything, packet ids too.
+    pub fn clear(&mut self) {
+        self.items = VecDeque::new();
+    }
+
+    /// The ranges of one queue that are held, oldest first.
+    pub fn covers_of(&self, regid: &RegId, queue: &QueueId) -> impl Iterator<Item = &Cover> {
+        let (regid, queue) = (*regid, *queue);
+        self.items
+            .iter()
+            .filter(move |item| item.regid == regid)
+            .flat_map(InFlight::covers)
+            .filter(move |cover| cover.queue == queue)
+    }
+
+    /// Drops what a restored window holds of a queue up to `acked`.
+    pub fn drop_up_to(&mut self, regid: &RegId, queue: &QueueId, acked: Seq) {
+        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+            item.cover.take_if(|cover| cover.queue == *queue && cover.to.seq <= acked);
+        }
+        self.sweep();
+    }
+
+    fn ack_at(&mut self, index: usize, at_ms: &mut Vec<u64>) -> Vec<Moved> {
+        let item = &mut self.items[index];
+        item.stage = Stage::Acked;
+        at_ms.extend(Some(item.at_ms).filter(|at| *at != 0));
+        at_ms.append(&mut item.more_at_ms);
+        let regid = item.regid;
+        let queues: Vec<QueueId> = item.covers().map(|cover| cover.queue).collect();
+        let moved = queues
+            .into_iter()
+            .filter_map(|queue| self.settle(&regid, &queue).map(|to| Moved { regid, queue, to }))
+            .collect();
+        self.sweep();
+        moved
+    }
+
+    /// Takes the acknowledged prefix of a queue out and returns where it ends.
+    fn settle(&mut self, regid: &RegId, queue: &QueueId) -> Option<Position> {
+        let mut newest = None;
+        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+            let Some(to) = item.covers().filter(|c| c.queue == *queue).last().map(|c| c.to) else {
+                continue;
+            };
+            if item.stage != Stage::Acked {
+                break;
+            }
+            newest = Some(to);
+            item.drop_covers(queue);
+        }
+        newest
+    }
+
+    /// Removes what stands for nothing more. An unacknowledged packet id stays in use; one
+    /// that was never sent on this connection does not.
+    fn sweep(&mut self) {
+        self.items.retain(|item| match item.stage {
+            Stage::Sent => true,
+            Stage::Acked | Stage::Resend => item.has_cover(),
+        });
+        if self.items.is_empty() {
+            self.items = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::position::Epoch;
+
+    const REG: RegId = RegId([1; 20]);
+    const QUEUE: QueueId = QueueId([1; 20]);
+
+    fn at(seq: u64) -> Position {
+        Position { epoch: Epoch(1), seq: Seq(seq) }
+    }
+
+    fn sent(window: &mut Window, queue: QueueId, after: u64, to: u64) -> u16 {
+        let packet_id = window.next_id();
+        let cover = Cover { queue, after: Seq(after), seq: Seq(to), to: at(to) };
+        window.push(InFlight {
+            packet_id,
+            regid: REG,
+            stage: Stage::Sent,
+            cover: Some(cover),
+            more: Vec::new(),
+            at_ms: to,
+            more_at_ms: Vec::new(),
+        });
+        packet_id
+    }
+
+    #[test]
+    fn a_pointer_moves_over_the_contiguous_acknowledged_prefix_only() {
+        let mut window = Window::default();
+        let ids: Vec<u16> = (0..4).map(|i| sent(&mut window, QUEUE, i, i + 1)).collect();
+        let mut times = Vec::new();
+        assert_eq!(window.ack(ids[2], &mut times), Some(vec![]));
+        assert_eq!(window.ack(ids[1], &mut times), Some(vec![]));
+        assert_eq!((window.len(), window.unacknowledged()), (4, 2));
+        let moved = Moved { regid: REG, queue: QUEUE, to: at(3) };
+        assert_eq!(window.ack(ids[0], &mut times), Some(vec![moved]));
+        assert_eq!(window.len(), 1);
+        assert_eq!(window.ack(ids[0], &mut times), None);
+        let moved = Moved { regid: REG, queue: QUEUE, to: at(4) };
+        assert_eq!(window.ack(ids[3], &mut times), Some(vec![moved]));
+        assert!(window.is_empty());
+        assert_eq!(times, [3, 2, 1, 4]);
+    }
+
+    #[test]
+    fn queues_of_one_window_do_not_wait_for_each_other() {
+        let mut window = Window::default();
+        let other = QueueId([2; 20]);
+        sent(&mut window, QUEUE, 0, 1);
+        let second = sent(&mut window, other, 0, 7);
+        let moved = Moved { regid: REG, queue: other, to: at(7) };
+        assert_eq!(window.ack(second, &mut Vec::new()), Some(vec![moved]));
+    }
+
+    #[test]
+    fn packet_ids_go_round_and_skip_those_in_use() {
+        let mut window = Window { items: VecDeque::new(), last_id: u16::MAX - 1 };
+        assert_eq!(sent(&mut window, QUEUE, 0, 1), u16::MAX);
+        assert_eq!(sent(&mut window, QUEUE, 1, 2), 1);
+        window.last_id = u16::MAX - 1;
+        assert_eq!(window.next_id(), 2);
+    }
+
+    #[test]
+    fn a_skipped_tail_is_acknowledged_with_what_came_before() {
+        let mut window = Window::default();
+        assert!(!window.extend(&REG, &QUEUE, at(9)));
+        let id = sent(&mut window, QUEUE, 0, 1);
+        assert!(window.extend(&REG, &QUEUE, at(9)));
+        let moved = Moved { regid: REG, queue: QUEUE, to: at(9) };
+        assert_eq!(window.ack(id, &mut Vec::new()), Some(vec![moved]));
+    }
+
+    #[test]
+    fn what_was_forgotten_keeps_its_packet_id_and_moves_nothing() {
+        let mut window = Window::default();
+        let id = sent(&mut window, QUEUE, 0, 1);
+        window.forget_queue(&REG, &QUEUE);
+        assert_eq!(window.len(), 1);
+        assert_eq!(window.ack(id, &mut Vec::new()), Some(vec![]));
+        assert!(window.is_empty());
+    }
+}
