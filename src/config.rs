@@ -282,7 +282,10 @@ pub enum LogFormat {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { filter: "info,fjall=warn,lsm_tree=warn".into(), format: LogFormat::Text }
+        Self {
+            filter: "info,fjall=warn,lsm_tree=warn,rustls=error".into(),
+            format: LogFormat::Text,
+        }
     }
 }
 

@@ -82,6 +82,50 @@ async fn rumqttc_5_is_a_complete_device() {
     is_a_complete_device(rumqtt::connect_v5).await;
 }
 
+#[tokio::test]
+async fn mqtt_5_messages_say_where_they_come_from() {
+    let node = Node::start().await;
+    let device = node.create_device().await;
+    node.bind(&device.regid, "user-7").await;
+    let mut client = rumqtt::connect_v5(&node, &device, &["push", "topic/news"]);
+    client.ready().await;
+    for (target, queue) in [
+        (json!({"regids": [device.regid]}), "own"),
+        (json!({"aliases": ["user-7"]}), "alias/user-7"),
+        (json!({"topic": "news"}), "topic/news"),
+        (json!({"all": true}), "all"),
+    ] {
+        let id = node.send(target, json!(queue)).await;
+        let message = client.message().await;
+        let property = |name: &str| {
+            let found = message.properties.iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| value.as_str()).unwrap_or_default()
+        };
+        assert_eq!((property("id"), property("queue")), (id.as_str(), queue));
+        let registration = node.registration(&device.regid).await;
+        let pointers = registration["pointers"].as_array().expect("pointers");
+        let pointer = pointers.iter().find(|p| p["queue"] == queue);
+        assert_eq!(pointer.expect("a pointer")["head"], property("position"), "{registration}");
+    }
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn only_filters_with_an_app_are_valid_with_several_registrations() {
+    let (node, device, second) = frames::device_with_two_registrations().await;
+    let refused = rumqtt::connect_v5(&node, &device, &["push"]).refused().await;
+    assert!(refused.contains("refused"), "{refused}");
+    let filters = ["push/second", "topic/second/sport"];
+    let mut client = rumqtt::connect_v5(&node, &device, &filters);
+    client.ready().await;
+    node.send(json!({"regids": [device.regid]}), json!("of the other app")).await;
+    for target in [json!({"topic": "sport"}), json!({"regids": [second]}), json!({"all": true})] {
+        node.send_for("second", target.clone(), target.clone()).await;
+        assert_eq!(client.message().await.payload, target.to_string());
+    }
+    client.stop().await;
+}
+
 /// An `Up` made by hand: `{2: Resume {1: 0}}`, Thrift compact protocol.
 const RESUME: [u8; 5] = [
     0x2c, // field 2 (0 + 2), a struct

@@ -1,1 +1,63 @@
+//! A device of Carillon: connect, register, follow, receive, resume.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use carillon_sdk::{Credentials, Device, Endpoint, Received};
+//!
+//! let endpoint: Endpoint = "tcp://127.0.0.1:1883".parse()?;
+//! let credentials = Credentials { device_id: "…".into(), secret: "…".into() };
+//! let device = Device::builder(endpoint, credentials, "device.state")
+//!     .connect_with(|received| async move {
+//!         if let Received::Message(message) = received {
+//!             println!("{}: {:?}", message.queue, message.payload);
+//!         }
+//!     })
+//!     .await?;
+//! device.online().await?;
+//! let regid = device.register("demo", "app key").await?;
+//! device.subscribe(&regid, &["news"]).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The map, in reading order:
+//!
+//! - `replica`: pure: which entries are new, what is acknowledged, what must be asked.
+//! - `state`, `store`: what is durable, and where.
+//! - `applier`: the task that owns the three and the app's handler.
+//! - `session`: the pure protocol machine of one connection; `calls`, `heartbeat`, `close` belong to it.
+//! - `connection`, `driver`: the task that owns the stream, and connects again with `backoff`.
+//! - `device`: the app's handle; `transport`: TCP, TLS and what a simulation puts in their place.
 
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod replica;
+mod state;
+mod store;
+
+mod applier;
+
+mod calls;
+mod close;
+mod heartbeat;
+mod session;
+
+mod backoff;
+mod connection;
+mod driver;
+
+mod device;
+mod names;
+mod random;
+mod transport;
+
+pub use applier::Positions;
+pub use calls::{CallError, Refusal};
+pub use close::StopReason;
+pub use device::{Credentials, Device, DeviceBuilder, StartError};
+pub use driver::Status;
+pub use names::{Message, MessageId, NotAName, Notification, Position, QueueName, Received, RegId};
+pub use state::{RECENT_IDS_MAX, StateError};
+pub use store::{BoxFuture, FileStore, MemoryStore, PositionStore};
+pub use transport::{BoxStream, Connector, Endpoint, EndpointError, Stream};

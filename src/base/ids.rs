@@ -286,6 +286,18 @@ impl QueueName {
     }
 }
 
+/// `own`, `alias/NAME`, `topic/NAME`, `all`: how answers and plain messages show it.
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(_) => f.write_str("own"),
+            Self::Alias(_, alias) => write!(f, "alias/{alias}"),
+            Self::Topic(_, topic) => write!(f, "topic/{topic}"),
+            Self::All(_) => f.write_str("all"),
+        }
+    }
+}
+
 fn hashed(kind: u8, app: &AppId, name: &str) -> QueueId {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(&[kind]);

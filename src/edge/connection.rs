@@ -227,7 +227,6 @@ impl<S> Connection<S> {
                 metrics.durable_to_acked_seconds.record(took);
             }
         }
-        out.resumes.drain(..).for_each(|reason| metrics.resumes.of(reason).increment(1));
         out.ignored.drain(..).for_each(|kind| arrival.edge.ends.ignored.of(kind).increment(1));
         for _ in 0..std::mem::take(&mut out.unknown_ups) {
             metrics.up_frame(UpKind::Unknown, UpResult::Refused, Duration::ZERO);

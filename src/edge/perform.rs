@@ -11,24 +11,18 @@ use carillon_wire::{
 
 use super::session::{
     Answer, Call, Effect,
-    feeds::{Standing, followings},
+    feeds::Standing,
+    filter::{self, Subscription, Wanted},
     frames::Request,
-    plain::{self, Subscription, Wanted},
 };
 use crate::{
-    base::{
-        ids::{DeviceId, RegId},
-        metrics::ResumeReason,
-    },
-    queue::{
-        plan::Claim,
-        position::{Epoch, Position, Seq},
-    },
+    base::ids::{DeviceId, RegId},
+    queue::position::{Epoch, Position, Seq},
     route::Nudge,
     service::{
         Error, Service,
         bind::By,
-        deliver::{Following, Start},
+        deliver::{Claim, Following, Start},
         records::Registration,
     },
 };
@@ -43,7 +37,7 @@ pub enum Heads {
 }
 
 /// Does what needs no answer.
-pub fn effect(service: &Service, nudge: &Arc<Nudge>, effect: Effect) {
+pub fn effect(service: &Arc<Service>, nudge: &Arc<Nudge>, effect: Effect) {
     match effect {
         Effect::Acknowledge { regid, queue, position } => {
             service.acknowledge(&regid, queue, position)
@@ -54,7 +48,7 @@ pub fn effect(service: &Service, nudge: &Arc<Nudge>, effect: Effect) {
 }
 
 /// Makes one call. What is durable stays done if this is dropped.
-pub async fn call(service: &Service, device: &DeviceId, call: Call, heads: Heads) -> Answer {
+pub async fn call(service: &Arc<Service>, device: &DeviceId, call: Call, heads: Heads) -> Answer {
     let answer = match call {
         Call::Resume(ticket, digest) => {
             resume(service, device, digest).map(|s| Answer::Resumed(ticket, s))
@@ -86,7 +80,7 @@ pub async fn call(service: &Service, device: &DeviceId, call: Call, heads: Heads
 /// # Errors
 /// [`Error::Unavailable`].
 pub fn standings(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     heads: Heads,
 ) -> Result<Vec<Standing>, Error> {
@@ -95,11 +89,11 @@ pub fn standings(
 }
 
 fn standing(
-    service: &Service,
+    service: &Arc<Service>,
     registration: &Registration,
     heads: Heads,
 ) -> Result<Standing, Error> {
-    let followings = followings(registration);
+    let followings = Following::all_of(registration);
     let start =
         |following: &Following| service.stand(&registration.regid, following, Claim::Stored);
     let starts = followings.iter().map(start).collect::<Result<_, _>>()?;
@@ -128,7 +122,7 @@ fn with_starts(
 
 /// Compares the device's digest with the stored pointers. `None`: they differ.
 fn resume(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     digest: i64,
 ) -> Result<Option<Vec<Standing>>, Error> {
@@ -145,24 +139,17 @@ fn resume(
     if ours != Digest::from_idl(digest) {
         return Ok(None);
     }
-    let mut standings = Vec::with_capacity(registrations.len());
-    for registration in &registrations {
-        let mut standing = standing(service, registration, Heads::Skip)?;
-        for start in standing.starts.iter_mut().filter(|start| start.jump.is_none()) {
-            start.reason = ResumeReason::Digest;
-        }
-        standings.push(standing);
-    }
-    Ok(Some(standings))
+    let standing = |registration| standing(service, registration, Heads::Skip);
+    registrations.iter().map(standing).collect::<Result<_, _>>().map(Some)
 }
 
 /// The queues that the device knows it follows, each with its stored position: a control
 /// entry that it has not acknowledged, it has not applied.
 fn known_positions(
-    service: &Service,
+    service: &Arc<Service>,
     registration: &Registration,
 ) -> Result<Vec<(Following, Position)>, Error> {
-    let followings = followings(registration);
+    let followings = Following::all_of(registration);
     let own = service.stored_position(&registration.regid, &followings[0])?;
     followings
         .into_iter()
@@ -177,7 +164,7 @@ fn known_positions(
 /// Takes the device's positions for each queue that it follows. Also returns the regIDs
 /// that it states and does not have.
 fn positions(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     stated: &[idl::RegistrationPositions],
 ) -> Result<(Vec<Standing>, Vec<String>), Error> {
@@ -195,22 +182,26 @@ fn positions(
 }
 
 fn stated_standing(
-    service: &Service,
+    service: &Arc<Service>,
     registration: &Registration,
     positions: &[&idl::Position],
 ) -> Result<Standing, Error> {
-    let followings = followings(registration);
+    let followings = Following::all_of(registration);
     let mut starts = Vec::with_capacity(followings.len());
     for following in &followings {
-        let own = starts.first().map_or(Seq(0), |own: &Start| own.after.seq);
-        let stated = positions.iter().find(|p| names(&p.queue, following));
-        let claim = match stated.and_then(|position| read(service, following, position)) {
-            Some(claim) => claim,
+        let stated = positions
+            .iter()
+            .find(|p| names(&p.queue, following))
+            .and_then(|p| read(service, following, p));
+        let own = starts.first().map(|own: &Start| own.after.seq);
+        let claim = match (stated, own) {
+            (Some(stated), _) => stated,
+            // Its own queue will tell it of this one, from where the stored pointer is.
             // The control entry that is still to come will put the device there.
-            None if following.control > own => {
+            (None, Some(own)) if own < following.control => {
                 Claim::At { position: following.since, is_genuine: false }
             }
-            None => Claim::Nothing,
+            (None, _) => Claim::Nothing,
         };
         starts.push(service.stand(&registration.regid, following, claim)?);
     }
@@ -223,7 +214,7 @@ fn names(queue: &idl::Queue, following: &Following) -> bool {
 }
 
 /// What a device states of one queue; `None` where it is no position at all.
-fn read(service: &Service, following: &Following, position: &idl::Position) -> Option<Claim> {
+fn read(service: &Arc<Service>, following: &Following, position: &idl::Position) -> Option<Claim> {
     let epoch = Epoch(frame::epoch_from_idl(position.epoch).ok()?);
     let seq = Seq(frame::seq_from_idl(position.seq).ok()?);
     let at = Position { epoch, seq };
@@ -233,7 +224,7 @@ fn read(service: &Service, following: &Following, position: &idl::Position) -> O
 }
 
 async fn subscribe(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     wanted: Vec<Result<Wanted, u8>>,
     heads: Heads,
@@ -241,12 +232,12 @@ async fn subscribe(
     let registrations = service.registrations(device)?;
     let mut results = Vec::with_capacity(wanted.len());
     for wanted in wanted {
-        let mut result = wanted.and_then(|wanted| plain::resolve(wanted, &registrations));
+        let mut result = wanted.and_then(|wanted| filter::resolve(wanted, &registrations));
         if let Ok(Subscription { regid, topic: Some(topic), .. }) = &result {
             let topics = [topic.as_str().to_owned()];
             let by = By::Device { device, token: None };
             if let Err(error) = service.subscribe(&regid.to_string(), &topics, by).await {
-                result = Err(plain::refusal(&error));
+                result = Err(filter::refusal(&error));
             }
         }
         results.push(result);
@@ -255,7 +246,7 @@ async fn subscribe(
 }
 
 async fn unsubscribe(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     taken: Vec<Result<Subscription, u8>>,
 ) -> Result<(Vec<Result<Subscription, u8>>, Vec<Standing>), Error> {
@@ -265,7 +256,7 @@ async fn unsubscribe(
             let topics = [topic.as_str().to_owned()];
             let by = By::Device { device, token: None };
             if let Err(error) = service.unsubscribe(&regid.to_string(), &topics, by).await {
-                result = Err(plain::refusal(&error));
+                result = Err(filter::refusal(&error));
             }
         }
         results.push(result);
@@ -274,7 +265,7 @@ async fn unsubscribe(
 }
 
 async fn perform(
-    service: &Service,
+    service: &Arc<Service>,
     device: &DeviceId,
     request: Request,
 ) -> Result<Option<RegId>, Error> {

@@ -7,9 +7,11 @@
 pub mod deltas;
 pub mod down;
 pub mod feeds;
+pub mod filter;
 pub mod frames;
 pub mod handshake;
 pub mod plain;
+mod subscribe;
 #[cfg(test)]
 mod tests;
 pub mod window;
@@ -17,22 +19,20 @@ pub mod window;
 use bytes::BytesMut;
 use carillon_wire::{
     idl,
-    mqtt::{self, Ack, Disconnect, Packet, SubAck, Subscribe, Unsubscribe, Version, reason},
+    mqtt::{self, Ack, Disconnect, Packet, Version},
 };
 
 use self::{
     feeds::{Begin, Feeds, Standing, Use},
+    filter::{Subscription, Wanted},
     frames::{Frames, Request, Ticket},
     handshake::Terms,
-    plain::{Plain, Subscription, Wanted},
+    plain::Plain,
     window::{InFlight, Window},
 };
 use super::close::{CloseReason, Ignored};
 use crate::{
-    base::{
-        ids::{QueueId, RegId},
-        metrics::ResumeReason,
-    },
+    base::ids::{QueueId, RegId},
     config,
     queue::position::{Position, Seq, Tag},
     route::Reasons,
@@ -41,9 +41,6 @@ use crate::{
         deliver::{Following, Pulled, Take},
     },
 };
-
-/// Filters of one SUBSCRIBE or UNSUBSCRIBE that are looked at; further ones are refused.
-pub const FILTERS_MAX: usize = 64;
 
 /// Everything that a step may know of the world, as values.
 pub struct Context<'a> {
@@ -172,8 +169,6 @@ pub struct Output {
     pub tally: Tally,
     /// When the messages that are acknowledged now were accepted.
     pub acked_at_ms: Vec<u64>,
-    /// Where the device stood in queues that it resumes now.
-    pub resumes: Vec<ResumeReason>,
     /// What was dropped or skipped.
     pub ignored: Vec<Ignored>,
     /// Uplink frames that were none, or of no known kind.
@@ -216,7 +211,6 @@ impl Output {
         self.effects.clear();
         (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
         self.acked_at_ms.clear();
-        self.resumes.clear();
         self.ignored.clear();
     }
 
@@ -434,72 +428,6 @@ impl Session {
         }
     }
 
-    fn subscribe(&mut self, subscribe: Subscribe, out: &mut Output) {
-        let Subscribe { packet_id, filters, subscription_id } = subscribe;
-        if subscription_id.is_some() {
-            let reasons = vec![reason::SUBSCRIPTION_IDS_NOT_SUPPORTED; filters.len()];
-            return self.suback(packet_id, reasons, out);
-        }
-        let parsed = filters.into_iter().enumerate().map(|(i, (text, qos))| {
-            let filter =
-                if i < FILTERS_MAX { plain::parse(&text) } else { Err(reason::QUOTA_EXCEEDED) };
-            filter.map(|filter| Wanted { filter, text, qos })
-        });
-        let parsed: Vec<Result<Wanted, u8>> = parsed.collect();
-        self.decide(parsed.iter().flatten().next());
-        match &mut self.mode {
-            Mode::Undecided => {
-                let refused = parsed
-                    .into_iter()
-                    .map(|wanted| wanted.err().unwrap_or(reason::TOPIC_FILTER_INVALID));
-                self.suback(packet_id, refused.collect(), out);
-            }
-            Mode::Frames(frames) => {
-                let reasons = parsed.into_iter().map(|wanted| frames.subscribe(wanted)).collect();
-                self.suback(packet_id, reasons, out);
-            }
-            Mode::Plain(_) => {
-                out.call = Some(Call::Subscribe(
-                    packet_id,
-                    parsed.into_iter().map(plain::only_plain).collect(),
-                ));
-            }
-        }
-    }
-
-    /// The first filter that is one of ours decides how the connection is used.
-    fn decide(&mut self, first: Option<&Wanted>) {
-        if let (Mode::Undecided, Some(wanted)) = (&self.mode, first) {
-            self.mode = match wanted.filter {
-                plain::Filter::Down => Mode::Frames(Box::default()),
-                plain::Filter::Push(_) | plain::Filter::Topic(..) => Mode::Plain(Box::default()),
-            };
-        }
-    }
-
-    fn unsubscribe(&mut self, unsubscribe: Unsubscribe, out: &mut Output) {
-        let Unsubscribe { packet_id, filters } = unsubscribe;
-        let count = filters.len();
-        match &mut self.mode {
-            Mode::Undecided => self.unsuback(packet_id, vec![reason::NO_SUBSCRIPTION; count], out),
-            Mode::Frames(frames) => {
-                let reasons = filters.iter().map(|text| frames.unsubscribe(text)).collect();
-                let is_over = !frames.is_subscribed();
-                if is_over {
-                    let all = |_: &_, _: &_| Use::Off;
-                    self.feeds.merge(Vec::new(), &all, Begin::Reset, &mut self.window, out);
-                }
-                self.unsuback(packet_id, reasons, out);
-            }
-            Mode::Plain(plain) => {
-                let results = filters.iter().take(FILTERS_MAX).map(|text| plain.take(text));
-                let mut results: Vec<_> = results.collect();
-                results.resize(count, Err(reason::QUOTA_EXCEEDED));
-                out.call = Some(Call::Unsubscribe(packet_id, results));
-            }
-        }
-    }
-
     fn acked(&mut self, packet_id: u16, out: &mut Output) {
         match self.window.ack(packet_id, &mut out.acked_at_ms) {
             Some(moved) => {
@@ -527,14 +455,6 @@ impl Session {
             None => {}
         }
         self.close(CloseReason::ClientDisconnect, out);
-    }
-
-    fn suback(&self, packet_id: u16, reasons: Vec<u8>, out: &mut Output) {
-        out.packet(self.terms.version, &Packet::SubAck(SubAck { packet_id, reasons }));
-    }
-
-    fn unsuback(&self, packet_id: u16, reasons: Vec<u8>, out: &mut Output) {
-        out.packet(self.terms.version, &Packet::UnsubAck(SubAck { packet_id, reasons }));
     }
 
     fn puback(&self, packet_id: u16, reason: u8, out: &mut Output) {

@@ -45,7 +45,8 @@ impl Service {
         self.may_bind(&registration, &alias, by)?;
         let queue = QueueName::Alias(registration.app, alias);
         let max = self.limits.aliases_per_registration;
-        let changes = vec![Change::Follow { since: self.router.head(&queue.id())?, queue, max }];
+        let since = self.router.head(&queue.id())?;
+        let changes = vec![Change::Follow { queue, since, max, again: Again::Anew }];
         self.change(device, registration.regid, changes).await
     }
 
@@ -70,10 +71,8 @@ impl Service {
         let max = self.limits.topics_per_registration;
         let mut changes = Vec::new();
         for queue in self.topics(&registration.app, topics)? {
-            if !registration.follows.iter().any(|follow| follow.queue == queue) {
-                let since = self.router.head(&queue.id())?;
-                changes.push(Change::Follow { queue, since, max });
-            }
+            let since = self.router.head(&queue.id())?;
+            changes.push(Change::Follow { queue, since, max, again: Again::Keep });
         }
         self.change(device, registration.regid, changes).await
     }
@@ -181,8 +180,17 @@ impl<'a> By<'a> {
 
 /// One change of what a registration follows.
 enum Change {
-    Follow { queue: QueueName, since: Position, max: usize },
+    Follow { queue: QueueName, since: Position, max: usize, again: Again },
     Unfollow { queue: QueueName },
+}
+
+/// What to do if the queue is followed already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Nothing.
+    Keep,
+    /// Following begins anew.
+    Anew,
 }
 
 /// What changed for the member count.
@@ -200,8 +208,11 @@ impl Change {
         let regid = registration.regid;
         let own = QueueName::Own(regid).id();
         match self {
-            Self::Follow { queue, since, max } => {
+            Self::Follow { queue, since, max, again } => {
                 let known = registration.follows.iter().position(|one| one.queue == queue);
+                if known.is_some() && again == Again::Keep {
+                    return Ok(None);
+                }
                 let of_kind = |one: &&Follow| one.queue.kind() == queue.kind();
                 if known.is_none() && registration.follows.iter().filter(of_kind).count() >= max {
                     let what = match queue {

@@ -105,7 +105,6 @@ impl Service {
             (_, None, Claim::Stored) => ResumeReason::Stored,
             (_, None, Claim::Nothing | Claim::At { .. }) => ResumeReason::Continued,
         };
-        self.metrics.edge.resumes.of(reason).increment(1);
         let current = self.router.epoch(of.id.shard());
         let after =
             Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };

@@ -161,7 +161,7 @@ impl Service {
             let milestone = |name, position: Option<Position>| Milestone {
                 name,
                 at_ms: None,
-                queue: Some(shown(&follow.queue)),
+                queue: Some(follow.queue.to_string()),
                 position: position.map(|at| at.to_string()),
             };
             let Some(place) = self.place(&id, &record, &follow.queue)? else {
@@ -197,7 +197,7 @@ impl Service {
         let pointer = |follow: &Following| {
             let acked = self.stored_position(&registration.regid, follow)?;
             let head = self.head(&follow.id)?;
-            let queue = shown(&follow.queue);
+            let queue = follow.queue.to_string();
             Ok(PointerView { queue, acked: acked.to_string(), head: head.to_string() })
         };
         let pointers: Result<_, Error> =
@@ -246,16 +246,6 @@ impl Service {
                 self.members_after(&queue.id(), None, limit)
             }
         }
-    }
-}
-
-/// A queue's name in answers.
-fn shown(queue: &QueueName) -> String {
-    match queue {
-        QueueName::Own(_) => "own".into(),
-        QueueName::Alias(_, alias) => format!("alias/{alias}"),
-        QueueName::Topic(_, topic) => format!("topic/{topic}"),
-        QueueName::All(_) => "all".into(),
     }
 }
 

@@ -128,7 +128,9 @@ def name_of(key):
 
 
 def say(event, **fields):
-    print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+    # One write for a line: two threads speak.
+    sys.stdout.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 class Device:
@@ -352,12 +354,14 @@ def main():
     say("started")
     for line in sys.stdin:
         with device.lock:
-            # Joining paho's thread while holding the lock that it waits for would never end.
             command = json.loads(line)
             if command["do"] != "disconnect":
                 device.obey(command)
+                say("obeyed")
                 continue
+        # Without the lock: paho's thread, which is waited for, may be waiting for it.
         device.obey(command)
+        say("obeyed")
 
 
 main()

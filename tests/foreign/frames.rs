@@ -34,8 +34,8 @@ async fn a_python_device_that_lost_positions_states_what_it_has() {
     scene.goes_offline().await;
 
     let regid = scene.regid.clone();
-    scene.device.tell(json!({"do": "lose", "regid": regid, "queue": "topic/news"})).await;
-    scene.device.tell(json!({"do": "move", "regid": regid, "queue": "alias/ann", "by": -2})).await;
+    scene.device.obey(json!({"do": "lose", "regid": regid, "queue": "topic/news"})).await;
+    scene.device.obey(json!({"do": "move", "regid": regid, "queue": "alias/ann", "by": -2})).await;
     scene.send_to_all_targets(1).await;
     let before = scene.comes_back().await;
     assert!(told(&before, "asked"), "the digests differ: {before:#?}");
@@ -55,13 +55,15 @@ async fn a_python_device_that_lost_positions_states_what_it_has() {
 #[tokio::test]
 async fn a_python_device_meets_an_overlap_and_a_gap() {
     let mut scene = Scene::set().await;
+    scene.node.send(json!({"all": true}), json!({"target": "of the other registration"})).await;
+    scene.device.until("message").await;
     scene.send_to_all_targets(3).await;
     scene.receives_what_was_sent().await;
     scene.node.wait_until_acknowledged_for(SECOND, &scene.regid).await;
     let regid = scene.regid.clone();
 
     // It states less than it has: the delta overlaps, and nothing is applied twice.
-    scene.device.tell(json!({"do": "state", "regid": regid, "queue": "alias/ann", "by": -2})).await;
+    scene.device.obey(json!({"do": "state", "regid": regid, "queue": "alias/ann", "by": -2})).await;
     scene.device.until("resumed").await;
     let events = scene.device.until("delta").await;
     let overlap = deltas(&events).pop().expect("a delta");
@@ -69,35 +71,45 @@ async fn a_python_device_meets_an_overlap_and_a_gap() {
     assert!(!told(&events, "message"), "{events:#?}");
 
     // It has less than it states: the next delta has a gap, and it states what it has.
-    scene.device.tell(json!({"do": "move", "regid": regid, "queue": "alias/ann", "by": -2})).await;
+    scene.device.obey(json!({"do": "move", "regid": regid, "queue": "alias/ann", "by": -2})).await;
     scene.node.send_for(SECOND, json!({"aliases": [ALIAS]}), json!({"n": "next"})).await;
     let events = scene.device.until("resumed").await;
     let gap = deltas(&events).pop().expect("a delta");
     assert_eq!((gap.queue.as_str(), gap.rule), ("alias/ann", 4), "{events:#?}");
     assert!(!told(&events, "message"), "{events:#?}");
     let events = scene.device.until_count("message", 3).await;
+    // The other registration's positions were not stated, and nothing of it comes again.
     assert!(deltas(&events).iter().all(|d| d.rule == 2), "{events:#?}");
     assert_eq!(payloads(&events, true), [json!({"n": "next"}).to_string()]);
+    assert!(events.iter().all(|event| event["regid"] == regid), "{events:#?}");
     scene.goes_offline().await;
 }
 
 #[tokio::test]
 async fn a_python_device_acknowledges_only_what_it_has_handled() {
     let mut scene = Scene::set().await;
-    scene.device.tell(json!({"do": "hold"})).await;
+    scene.device.obey(json!({"do": "hold"})).await;
     scene.send_to_all_targets(1).await;
     scene.receives_what_was_sent().await;
     let pending = scene.node.registration_for(SECOND, &scene.regid).await;
     let behind = |p: &&Value| p["acked"] != p["head"];
     let behind = pending["pointers"].as_array().expect("pointers").iter().filter(behind).count();
     assert_eq!(behind, 4, "no pointer moves without a PUBACK: {pending}");
-    scene.device.tell(json!({"do": "release"})).await;
+    scene.device.obey(json!({"do": "release"})).await;
     scene.node.wait_until_acknowledged_for(SECOND, &scene.regid).await;
+}
+
+/// A node, and a device that is offline: its registration of the demo app, and the regID of another.
+pub async fn device_with_two_registrations() -> (Node, Device, String) {
+    let mut scene = Scene::set().await;
+    scene.goes_offline().await;
+    (scene.node, scene.account, scene.regid)
 }
 
 /// A node with two apps, and a device with a registration of each: the second by a frame.
 struct Scene {
     node: Node,
+    account: Device,
     device: Dialogue,
     regid: String,
     sent: Vec<String>,
@@ -112,18 +124,18 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let mut device = start(&node, &account, folder.path());
         device.until("started").await;
-        device.tell(json!({"do": "know", "regid": account.regid})).await;
-        device.tell(json!({"do": "connect"})).await;
+        device.obey(json!({"do": "know", "regid": account.regid})).await;
+        device.obey(json!({"do": "connect"})).await;
         device.until("resumed").await;
         let regid = register(&mut device, &second).await;
-        device.tell(json!({"do": "bind", "request": 2, "regid": regid, "alias": ALIAS})).await;
+        device.obey(json!({"do": "bind", "request": 2, "regid": regid, "alias": ALIAS})).await;
         ok(&mut device, 2).await;
         let subscribe = json!({"do": "subscribe", "request": 3, "regid": regid, "topics": [TOPIC]});
-        device.tell(subscribe).await;
+        device.obey(subscribe).await;
         ok(&mut device, 3).await;
         node.wait_until_acknowledged_for(SECOND, &regid).await;
         node.wait_until_acknowledged(&account.regid).await;
-        Self { node, device, regid, sent: Vec::new(), _folder: folder }
+        Self { node, account, device, regid, sent: Vec::new(), _folder: folder }
     }
 
     async fn send_to_all_targets(&mut self, rounds: usize) {
@@ -156,13 +168,13 @@ impl Scene {
 
     async fn goes_offline(&mut self) {
         self.node.wait_until_acknowledged_for(SECOND, &self.regid).await;
-        self.device.tell(json!({"do": "disconnect"})).await;
+        self.device.obey(json!({"do": "disconnect"})).await;
         self.device.until("offline").await;
     }
 
     /// Connects and gives everything that happened until the gateway pushes.
     async fn comes_back(&mut self) -> Vec<Value> {
-        self.device.tell(json!({"do": "connect"})).await;
+        self.device.obey(json!({"do": "connect"})).await;
         self.device.until("resumed").await
     }
 }
@@ -186,7 +198,7 @@ fn start(node: &Node, account: &Device, folder: &Path) -> Dialogue {
 
 async fn register(device: &mut Dialogue, app: &AppCredentials) -> String {
     let (id, key) = (&app.app_id, &app.app_key);
-    device.tell(json!({"do": "register", "request": 1, "app_id": id, "app_key": key})).await;
+    device.obey(json!({"do": "register", "request": 1, "app_id": id, "app_key": key})).await;
     let result = ok(device, 1).await;
     result["regid"].as_str().expect("a regid").to_owned()
 }

@@ -23,6 +23,8 @@ pub struct World {
     certain: HashMap<QueueName, HashSet<RegId>>,
     /// Which registrations ever began to follow a queue.
     possible: HashMap<QueueName, HashSet<RegId>>,
+    /// How often somebody began to unbind.
+    unbindings: HashMap<(RegId, QueueName), u64>,
     /// Accepted messages that a registration must still get.
     owed: HashMap<RegId, HashMap<u64, Vec<QueueName>>>,
     /// Every number that was sent, with its queues.
@@ -66,36 +68,37 @@ impl World {
             if self.got.get(&regid).is_some_and(|got| got.contains(&number)) {
                 continue;
             }
-            // Who began to unbind meanwhile may or may not get it.
-            let still: Vec<QueueName> = queues
-                .into_iter()
-                .filter(|queue| self.certain.get(queue).is_some_and(|f| f.contains(&regid)))
-                .collect();
-            if !still.is_empty() {
-                self.owed.entry(regid).or_default().insert(number, still);
+            // Who began to unbind one of them meanwhile may or may not get it.
+            let is_certain =
+                |queue: &QueueName| self.certain.get(queue).is_some_and(|f| f.contains(&regid));
+            if queues.iter().all(is_certain) {
+                self.owed.entry(regid).or_default().insert(number, queues);
             }
         }
     }
 
-    /// A registration begins to follow a queue.
-    pub fn binding(&mut self, regid: RegId, queue: &QueueName) {
+    /// A registration begins to follow a queue. Returns what `bound` wants back.
+    pub fn binding(&mut self, regid: RegId, queue: &QueueName) -> u64 {
         self.possible.entry(queue.clone()).or_default().insert(regid);
+        self.unbindings.get(&(regid, queue.clone())).copied().unwrap_or(0)
     }
 
-    /// It follows it now, for certain.
-    pub fn bound(&mut self, regid: RegId, queue: &QueueName) {
-        self.binding(regid, queue);
-        self.certain.entry(queue.clone()).or_default().insert(regid);
+    /// It follows it now, for certain, unless somebody began to unbind meanwhile.
+    pub fn bound(&mut self, regid: RegId, queue: &QueueName, since: u64) {
+        if self.binding(regid, queue) == since {
+            self.certain.entry(queue.clone()).or_default().insert(regid);
+        }
     }
 
-    /// It may or may not follow it from now on: nothing more is owed from there.
+    /// It may or may not follow it from now on: nothing more is owed from there, nor
+    /// what was sent there and elsewhere (decision 7).
     pub fn unbinding(&mut self, regid: RegId, queue: &QueueName) {
         self.certain.entry(queue.clone()).or_default().remove(&regid);
+        *self.unbindings.entry((regid, queue.clone())).or_default() += 1;
+        let is_elsewhere =
+            |number: &u64| self.sent.get(number).is_some_and(|queues| !queues.contains(queue));
         if let Some(owed) = self.owed.get_mut(&regid) {
-            owed.retain(|_, queues| {
-                queues.retain(|one| one != queue);
-                !queues.is_empty()
-            });
+            owed.retain(|number, _| is_elsewhere(number));
         }
     }
 
@@ -105,9 +108,16 @@ impl World {
         let Some(queues) = self.sent.get(&one.number) else {
             return self.violate(format!("{one:?} was never sent"));
         };
-        let Some(queue) = queues.iter().find(|queue| shown(queue) == one.queue).cloned() else {
+        let is_it = |queue: &&QueueName| match queue {
+            QueueName::Own(regid) => one.queue == "own" && *regid == one.regid,
+            shared => shared.to_string() == one.queue,
+        };
+        let Some(queue) = queues.iter().find(is_it).cloned() else {
             return self.violate(format!("{one:?} came from a queue that it was not sent to"));
         };
+        // A registration that unbinds one of several aliases may get the other's copy late
+        // (decision 7).
+        let has_other_ways = queues.len() > 1 && matches!(queue, QueueName::Alias(..));
         let is_own = matches!(&queue, QueueName::Own(regid) if *regid == one.regid);
         let may = self.possible.get(&queue).is_some_and(|may| may.contains(&one.regid));
         if !is_own && !may {
@@ -124,11 +134,11 @@ impl World {
         } else {
             got.push(one.number);
             let newest = self.newest.entry((one.regid, queue)).or_insert(0);
-            if one.seq <= *newest {
+            if one.seq <= *newest && !has_other_ways {
                 let newest = *newest;
                 self.violate(format!("{one:?} came after {newest} for the first time"));
             } else {
-                *newest = one.seq;
+                *newest = one.seq.max(*newest);
             }
         }
         if let Some(owed) = self.owed.get_mut(&one.regid) {
@@ -179,15 +189,5 @@ impl World {
         for one in owed.into_iter().take(3) {
             self.violate(format!("an accepted message never came: {one}"));
         }
-    }
-}
-
-/// A queue's name on the wire.
-pub fn shown(queue: &QueueName) -> String {
-    match queue {
-        QueueName::Own(_) => "own".into(),
-        QueueName::Alias(_, alias) => format!("alias/{alias}"),
-        QueueName::Topic(_, topic) => format!("topic/{topic}"),
-        QueueName::All(_) => "all".into(),
     }
 }

@@ -69,6 +69,15 @@ impl Client {
         }
     }
 
+    /// Waits until the client gives up, and says why.
+    pub async fn refused(mut self) -> String {
+        let ended = timeout(EVENT_DEADLINE, &mut self.work).await;
+        match ended {
+            Ok(Ok(Err(why))) => why,
+            other => panic!("{}: was not refused: {other:?}", self.name),
+        }
+    }
+
     /// The next message.
     pub async fn message(&mut self) -> Message {
         if let Some(message) = self.early.pop_front() {

@@ -1,6 +1,6 @@
 //! A process that obeys JSON lines on stdin and tells what happens as JSON lines on stdout.
 
-use std::{process::Stdio, time::Duration};
+use std::{collections::VecDeque, process::Stdio, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -17,6 +17,7 @@ pub struct Dialogue {
     child: Child,
     commands: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
+    unread: VecDeque<Value>,
 }
 
 impl Dialogue {
@@ -26,13 +27,22 @@ impl Dialogue {
         let mut child = command.kill_on_drop(true).spawn().expect("the process starts");
         let commands = child.stdin.take().expect("a pipe");
         let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        Self { child, commands, lines }
+        Self { child, commands, lines, unread: VecDeque::new() }
     }
 
-    /// Gives a command.
-    pub async fn tell(&mut self, command: Value) {
+    /// Gives a command and waits until it was obeyed; what happens meanwhile is not lost.
+    pub async fn obey(&mut self, command: Value) {
         let line = format!("{command}\n");
         self.commands.write_all(line.as_bytes()).await.expect("the process listens");
+        let mut before = Vec::new();
+        loop {
+            let event = self.read(&line, &before).await;
+            if event["event"] == "obeyed" {
+                break;
+            }
+            before.push(event);
+        }
+        self.unread.extend(before);
     }
 
     /// Everything up to and with the next event of this kind.
@@ -54,7 +64,10 @@ impl Dialogue {
     async fn until_that(&mut self, what: &str, mut is: impl FnMut(&Value) -> bool) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
-            let event = self.read(what, &events).await;
+            let event = match self.unread.pop_front() {
+                Some(event) => event,
+                None => self.read(what, &events).await,
+            };
             let last = is(&event);
             events.push(event);
             if last {

@@ -15,10 +15,7 @@ use crate::{
         pointer::Pointer,
         position::{Epoch, Position, Seq},
     },
-    service::{
-        deliver::{Following, Start},
-        records::Registration,
-    },
+    service::deliver::{Following, Start},
 };
 
 /// A registration as it was read, and where it stands: plain data for the session.
@@ -102,13 +99,6 @@ pub struct Feed {
 pub struct Feeds {
     list: Vec<Feed>,
     turn: u16,
-}
-
-/// Everything that a registration follows, its own queue first.
-pub fn followings(registration: &Registration) -> Vec<Following> {
-    let queue = QueueName::Own(registration.regid);
-    let own = Following { id: queue.id(), queue, since: registration.since, control: Seq(0) };
-    std::iter::once(own).chain(registration.follows.iter().map(Following::from)).collect()
 }
 
 impl Lane {
@@ -345,13 +335,9 @@ fn merge_one(
         }
         window.forget_queue(&regid, &following.id);
         let lane = match usage {
-            Use::Deliver => delivered(
-                starts[i],
-                heads.get(i),
-                begin,
-                is_new && following.control == Seq(0),
-                out,
-            ),
+            Use::Deliver => {
+                delivered(starts[i], heads.get(i), begin, is_new && following.control == Seq(0))
+            }
             Use::Watch => {
                 Lane::at_position(Position { epoch: following.since.epoch, seq: control }, usage)
             }
@@ -382,14 +368,7 @@ fn merge_one(
 }
 
 /// A lane that is delivered from now on.
-fn delivered(
-    start: Start,
-    head: Option<&Position>,
-    begin: Begin,
-    is_announced: bool,
-    out: &mut Output,
-) -> Lane {
-    out.resumes.push(start.reason);
+fn delivered(start: Start, head: Option<&Position>, begin: Begin, is_announced: bool) -> Lane {
     match (begin, head) {
         (Begin::Head, Some(head)) => Lane::at_position(*head, Use::Deliver),
         (Begin::Announced, _) if is_announced => {

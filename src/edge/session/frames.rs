@@ -14,7 +14,7 @@ use super::{
     deltas::Draft,
     down,
     feeds::{Begin, Standing, Use},
-    plain::{Filter, Wanted},
+    filter::{Filter, Wanted},
 };
 use crate::{
     base::{ids::RegId, metrics::UpKind},

@@ -1,0 +1,156 @@
+//! The task that owns the replica, its store and the app's handler: one frame after the other, in order.
+//!
+//! For each frame: apply, give the messages to the app and wait for its handler, make the positions durable, and only
+//! then hand back what is to be sent and acknowledged. Frames that wait are taken together under one save. Work is
+//! never cancelled: what a dead connection left here is finished, so that the app is given nothing twice.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use carillon_wire::idl;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::names::{Position, QueueName, Received, RegId};
+use crate::replica::{Fault, Outcome, Replica};
+use crate::store::{BoxFuture, PositionStore};
+
+/// The app's code.
+pub type Handler = Box<dyn FnMut(Received) -> BoxFuture<'static, ()> + Send>;
+
+/// All positions, by registration and queue.
+pub type Positions = BTreeMap<RegId, BTreeMap<QueueName, Position>>;
+
+/// What the applier is given.
+pub enum Work {
+    /// A new connection: answers its first frame once all is durable.
+    Begin(oneshot::Sender<Result<idl::Up, Failure>>),
+    /// A frame that concerns positions, from the connection that owns `done`.
+    Frame { frame: Frame, packet_id: Option<u16>, done: mpsc::Sender<Done> },
+    /// A call gave us this registration.
+    Registered(RegId),
+    /// A call ended this registration.
+    Unregistered(RegId),
+    /// Where the device stands.
+    Positions(oneshot::Sender<Positions>),
+}
+
+/// The kinds of `Down` that concern positions.
+pub enum Frame {
+    Deltas(idl::Deltas),
+    Resumed(idl::Resumed),
+    AskPositions,
+    Ended(RegId),
+}
+
+/// One [`Work::Frame`] is finished: first send, then acknowledge.
+pub type Done = Result<Finished, Failure>;
+
+/// What the connection is to do.
+#[derive(Debug, Default)]
+pub struct Finished {
+    pub send: Vec<idl::Up>,
+    pub ack: Option<u16>,
+}
+
+/// Why the connection cannot go on.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// It cannot be trusted.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The positions could not be made durable; nothing was acknowledged.
+    #[error("cannot save positions: {0}")]
+    Store(Arc<std::io::Error>),
+}
+
+/// See the module.
+pub struct Applier<S> {
+    pub device_id: String,
+    pub replica: Replica,
+    pub store: S,
+    pub handler: Handler,
+    pub inbox: mpsc::Receiver<Work>,
+}
+
+/// Answers that wait for the save.
+#[derive(Default)]
+struct Held {
+    begun: Option<(oneshot::Sender<Result<idl::Up, Failure>>, idl::Up)>,
+    done: Vec<(mpsc::Sender<Done>, Done)>,
+}
+
+impl<S: PositionStore> Applier<S> {
+    /// Runs until nobody can send work any more and all of it is done.
+    pub async fn run(mut self) {
+        while let Some(work) = self.inbox.recv().await {
+            let mut held = Held::default();
+            self.step(work, &mut held).await;
+            while held.done.len() < TOGETHER_MAX
+                && let Ok(work) = self.inbox.try_recv()
+            {
+                self.step(work, &mut held).await;
+            }
+            self.finish(held).await;
+        }
+    }
+
+    async fn step(&mut self, work: Work, held: &mut Held) {
+        match work {
+            Work::Begin(reply) => held.begun = Some((reply, self.replica.begin())),
+            Work::Frame { frame, packet_id, done } => {
+                let result = self.frame(frame).await;
+                let result = result.map(|send| Finished { send, ack: packet_id });
+                held.done.push((done, result.map_err(Failure::from)));
+            }
+            Work::Registered(regid) => self.replica.registered(regid),
+            Work::Unregistered(regid) => self.replica.unregistered(&regid),
+            // The caller may have gone; then nobody wants to know.
+            Work::Positions(reply) => drop(reply.send(self.replica.positions())),
+        }
+    }
+
+    async fn frame(&mut self, frame: Frame) -> Result<Vec<idl::Up>, Fault> {
+        let Outcome { deliver, send } = match frame {
+            Frame::Deltas(deltas) => self.replica.deltas(deltas)?,
+            Frame::Resumed(resumed) => self.replica.resumed(resumed)?,
+            Frame::AskPositions => self.replica.ask_positions()?,
+            Frame::Ended(regid) => self.replica.ended(regid),
+        };
+        for received in deliver {
+            (self.handler)(received).await;
+        }
+        Ok(send)
+    }
+
+    /// Saves, then answers. A connection that is gone is not told.
+    async fn finish(&mut self, held: Held) {
+        let saved = self.save().await;
+        for (reply, done) in held.done {
+            let done = saved.clone().and(done);
+            let _ = reply.send(done).await;
+        }
+        if let Some((reply, up)) = held.begun {
+            let _ = reply.send(saved.map(|()| up));
+        }
+    }
+
+    async fn save(&mut self) -> Result<(), Failure> {
+        let Some(state) = self.replica.unsaved() else {
+            return Ok(());
+        };
+        let value = state.to_bytes(&self.device_id);
+        match self.store.save(value).await {
+            Ok(()) => {
+                self.replica.saved();
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "positions cannot be saved, nothing is acknowledged");
+                Err(Failure::Store(Arc::new(error)))
+            }
+        }
+    }
+}
+
+/// Frames that are taken under one save.
+const TOGETHER_MAX: usize = 16;

@@ -1,0 +1,304 @@
+//! The app's handle of a device, and how one is built.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use carillon_wire::idl;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::applier::{Applier, Positions, Work};
+use crate::calls::{Call, CallError, Request};
+use crate::close::StopReason;
+use crate::connection::{Command, IN_HAND_MAX};
+use crate::driver::{Driver, Status};
+use crate::names::{Received, RegId};
+use crate::random::Random;
+use crate::replica::Replica;
+use crate::session::Terms;
+use crate::state::{State, StateError};
+use crate::store::{FileStore, PositionStore};
+use crate::transport::Connector;
+
+/// Who the device is: what `POST /v1/devices` answered, kept for the life of the installation.
+#[derive(Clone)]
+pub struct Credentials {
+    /// MQTT client id and user name.
+    pub device_id: String,
+    /// MQTT password.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({})", self.device_id)
+    }
+}
+
+/// Why a device cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The stored state cannot be read.
+    #[error("cannot read the stored state")]
+    Store(#[source] std::io::Error),
+    /// The stored state is not one of this device. Nothing is overwritten; the app decides.
+    #[error("cannot use the stored state")]
+    State(#[source] StateError),
+}
+
+/// Everything that a device needs to start.
+#[derive(Debug)]
+pub struct DeviceBuilder<C, S> {
+    connector: C,
+    credentials: Credentials,
+    store: S,
+    keep_alive: Duration,
+    random: Random,
+}
+
+/// A device that runs in the background. Clones are handles of the same one; it stops when none is left.
+#[derive(Clone, Debug)]
+pub struct Device {
+    commands: mpsc::Sender<Command>,
+    applier: mpsc::WeakSender<Work>,
+    status: watch::Receiver<Status>,
+}
+
+impl Device {
+    /// Begins to build a device; it keeps its positions in the file `state`.
+    pub fn builder<C: Connector>(
+        connector: C,
+        credentials: Credentials,
+        state: impl Into<PathBuf>,
+    ) -> DeviceBuilder<C, FileStore> {
+        Self::builder_with_store(connector, credentials, FileStore::new(state))
+    }
+
+    /// The same with any store.
+    pub fn builder_with_store<C: Connector, S: PositionStore>(
+        connector: C,
+        credentials: Credentials,
+        store: S,
+    ) -> DeviceBuilder<C, S> {
+        DeviceBuilder {
+            connector,
+            credentials,
+            store,
+            keep_alive: KEEP_ALIVE,
+            random: Random::from_system(),
+        }
+    }
+
+    /// Registers an app on this device; the same app gets the same regID.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn register(&self, app_id: &str, app_key: &str) -> Result<RegId, CallError> {
+        let register = idl::Register { app_id: app_id.to_owned(), app_key: app_key.to_owned() };
+        let answer = self.call(Request::Register(register)).await?;
+        answer.ok_or(CallError::Incomplete)
+    }
+
+    /// Gives a registration back; the handler is not told.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn unregister(&self, regid: &RegId) -> Result<(), CallError> {
+        self.call(Request::Unregister(regid.clone())).await.map(drop)
+    }
+
+    /// Puts an alias on a registration. `token` is needed where the app's policy is `signed`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn bind(
+        &self,
+        regid: &RegId,
+        alias: &str,
+        token: Option<&str>,
+    ) -> Result<(), CallError> {
+        let bind = idl::Bind {
+            regid: regid.to_string(),
+            alias_name: alias.to_owned(),
+            token: token.map(str::to_owned),
+        };
+        self.call(Request::Bind(bind)).await.map(drop)
+    }
+
+    /// Takes an alias off a registration.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn unbind(&self, regid: &RegId, alias: &str) -> Result<(), CallError> {
+        let unbind = idl::Unbind { regid: regid.to_string(), alias_name: alias.to_owned() };
+        self.call(Request::Unbind(unbind)).await.map(drop)
+    }
+
+    /// Subscribes a registration to topics.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn subscribe(&self, regid: &RegId, topics: &[&str]) -> Result<(), CallError> {
+        let subscribe = idl::Subscribe {
+            regid: regid.to_string(),
+            topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
+        };
+        self.call(Request::Subscribe(subscribe)).await.map(drop)
+    }
+
+    /// Ends subscriptions of a registration.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn unsubscribe(&self, regid: &RegId, topics: &[&str]) -> Result<(), CallError> {
+        let unsubscribe = idl::Unsubscribe {
+            regid: regid.to_string(),
+            topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
+        };
+        self.call(Request::Unsubscribe(unsubscribe)).await.map(drop)
+    }
+
+    /// Where the device stands in every queue of every registration, as soon as the handler is not busy. `None` if
+    /// the device has stopped.
+    pub async fn positions(&self) -> Option<Positions> {
+        let (reply, positions) = oneshot::channel();
+        let applier = self.applier.upgrade()?;
+        applier.send(Work::Positions(reply)).await.ok()?;
+        drop(applier);
+        positions.await.ok()
+    }
+
+    /// What the device is doing now.
+    pub fn status(&self) -> Status {
+        *self.status.borrow()
+    }
+
+    /// Waits until the gateway pushes.
+    ///
+    /// # Errors
+    /// The device has stopped.
+    pub async fn online(&self) -> Result<(), StopReason> {
+        let mut status = self.status.clone();
+        let settled = |status: &Status| matches!(status, Status::Online | Status::Stopped(_));
+        match status.wait_for(settled).await.as_deref() {
+            Ok(Status::Stopped(reason)) => Err(*reason),
+            Ok(Status::Online | Status::Connecting | Status::Waiting(_)) => Ok(()),
+            Err(_) => Err(StopReason::HandlerPanicked),
+        }
+    }
+
+    /// Waits until the device has stopped for good, its handler has returned, and its positions are saved.
+    pub async fn stopped(&self) -> StopReason {
+        let mut status = self.status.clone();
+        // The sender is dropped when all is done; the last status stays.
+        while status.changed().await.is_ok() {}
+        match *status.borrow() {
+            Status::Stopped(reason) => reason,
+            Status::Online | Status::Connecting | Status::Waiting(_) => StopReason::HandlerPanicked,
+        }
+    }
+
+    /// Finishes what has been received, says goodbye, and waits until all is done.
+    pub async fn shutdown(&self) -> StopReason {
+        // If the task is gone already, that is what was wanted.
+        let _ = self.commands.send(Command::Shutdown).await;
+        self.stopped().await
+    }
+
+    async fn call(&self, request: Request) -> Result<Option<RegId>, CallError> {
+        if self.status() != Status::Online {
+            return Err(CallError::Offline);
+        }
+        let (reply, answer) = oneshot::channel();
+        let call = Command::Call(Call { request, reply });
+        let asked = async {
+            let sent = self.commands.send(call).await;
+            sent.map_err(|_| CallError::Offline)?;
+            // A connection that ends drops its calls.
+            answer.await.map_err(|_| CallError::Offline)?
+        };
+        timeout(CALL_WITHIN, asked).await.unwrap_or(Err(CallError::Timeout))
+    }
+}
+
+impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
+    /// The longest silence that the network survives: what CONNECT states. 240 s unless set; at least 1 s.
+    #[must_use]
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = interval.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Makes the jitter repeatable, for simulations.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.random = Random::seeded(seed);
+        self
+    }
+
+    /// Reads the stored state and starts the device in the background of the current runtime.
+    ///
+    /// `handler` is called with one message after the other. A message is acknowledged when the handler has returned
+    /// and the position behind it is durable; if the process dies in between, the message comes again at the next
+    /// start, and in no other case.
+    ///
+    /// # Errors
+    /// The stored state cannot be used. That the gateway cannot be reached is not an error: the device keeps trying.
+    pub async fn connect_with<H, F>(mut self, mut handler: H) -> Result<Device, StartError>
+    where
+        H: FnMut(Received) -> F + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stored = self.store.load().await.map_err(StartError::Store)?;
+        let Credentials { device_id, secret } = self.credentials;
+        let state = match stored {
+            Some(bytes) => State::from_bytes(&device_id, &bytes).map_err(StartError::State)?,
+            None => State::default(),
+        };
+        let (work, inbox) = mpsc::channel(usize::from(IN_HAND_MAX));
+        let (commands, commands_from) = mpsc::channel(COMMANDS_MAX);
+        let (status, status_of) = watch::channel(Status::Connecting);
+        let applier = Applier {
+            device_id: device_id.clone(),
+            replica: Replica::new(state),
+            store: self.store,
+            handler: Box::new(move |received| Box::pin(handler(received))),
+            inbox,
+        };
+        let device = Device { commands, applier: work.downgrade(), status: status_of };
+        let terms =
+            Terms { device_id, secret, keep_alive: self.keep_alive, receive_max: RECEIVE_MAX };
+        let driver = Driver {
+            connector: self.connector,
+            terms,
+            commands: commands_from,
+            applier: work,
+            status,
+            random: self.random,
+        };
+        let applying = tokio::spawn(applier.run());
+        tokio::spawn(supervise(driver, applying));
+        Ok(device)
+    }
+}
+
+/// The device's life: the driver ends first, and with it the applier's work; the status is closed when both are done.
+async fn supervise<C: Connector>(driver: Driver<C>, applying: JoinHandle<()>) {
+    let status = driver.status.clone();
+    driver.run().await;
+    if applying.await.is_err() {
+        status.send_replace(Status::Stopped(StopReason::HandlerPanicked));
+    }
+}
+
+/// CONNECT's keep-alive unless the app sets one.
+const KEEP_ALIVE: Duration = Duration::from_secs(240);
+/// Frames that the gateway may have sent and we not acknowledged.
+const RECEIVE_MAX: u16 = 32;
+/// For the answer to a call.
+const CALL_WITHIN: Duration = Duration::from_secs(15);
+/// Calls that wait to be sent.
+const COMMANDS_MAX: usize = 64;

@@ -1,0 +1,304 @@
+//! The device's copy of where it stands: which entries are new, what is acknowledged, what must be asked.
+//!
+//! Pure: frames go in, what to give to the app and what to send come out. It owns the durable [`State`] and the few
+//! facts that live as long as one connection. It must never know sockets, files or clocks; whoever calls it gives the
+//! messages to the app, makes the state durable, and only then acknowledges.
+
+mod delta;
+#[cfg(test)]
+mod model;
+mod stated;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use carillon_wire::idl;
+
+use crate::names::{Position, QueueName, Received, RegId};
+use crate::state::{Registration, State};
+use delta::{Delta, Fit};
+pub use stated::empty as empty_up;
+
+/// The gateway broke the protocol; the connection must end. The text names the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the gateway broke the protocol: {0}")]
+pub struct Fault(pub &'static str);
+
+/// What follows from one frame.
+#[derive(Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// To be given to the app, in this order.
+    pub deliver: Vec<Received>,
+    /// To be sent before the frame is acknowledged.
+    pub send: Vec<idl::Up>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Replica {
+    state: State,
+    /// The state has changed since it was last saved.
+    is_dirty: bool,
+    link: Link,
+}
+
+/// What is true of the present connection only.
+#[derive(Debug, Default)]
+struct Link {
+    /// What the gateway has been told and has not answered by `Resumed` or `AskPositions`, oldest first.
+    unanswered: VecDeque<Stated>,
+    /// Registrations whose positions are among them: their gaps need no second question.
+    asked: BTreeSet<RegId>,
+    /// Questions about a queue in a row without any progress in it.
+    gaps: BTreeMap<(RegId, QueueName), u32>,
+    /// Queues that a control entry ended: their late deltas are dropped.
+    unfollowed: BTreeSet<(RegId, QueueName)>,
+    /// Registrations that ended: their late deltas are dropped.
+    ended: BTreeSet<RegId>,
+}
+
+/// What the gateway was told.
+#[derive(Debug)]
+enum Stated {
+    /// The digest of everything, or all positions in one frame: the answer lists all registrations.
+    Everything,
+    /// Positions of these.
+    Some(Vec<RegId>),
+}
+
+impl Replica {
+    /// With the state that was stored.
+    pub fn new(state: State) -> Self {
+        Self { state, ..Self::default() }
+    }
+
+    /// A new connection begins: its first frame.
+    pub fn begin(&mut self) -> idl::Up {
+        self.link = Link::default();
+        self.link.unanswered.push_back(Stated::Everything);
+        let digest = self.state.digest().to_idl();
+        stated::up_resume(digest)
+    }
+
+    /// Applies a frame of deltas: all that fit, and a question for the others.
+    ///
+    /// # Errors
+    /// A frame that cannot be, of which nothing is applied; or no progress although the gateway was told where we
+    /// stand.
+    pub fn deltas(&mut self, frame: idl::Deltas) -> Result<Outcome, Fault> {
+        let regid = RegId::from(frame.regid);
+        let deltas = frame.deltas.into_iter().filter_map(Delta::from_idl);
+        let deltas = deltas.collect::<Result<Vec<_>, Fault>>()?;
+        if self.link.ended.contains(&regid) {
+            return Ok(Outcome::default());
+        }
+        let mut outcome = Outcome::default();
+        let mut has_gap = false;
+        self.is_dirty = true;
+        let registration = self.state.registrations.entry(regid.clone()).or_default();
+        for delta in deltas {
+            let key = (regid.clone(), delta.queue.clone());
+            match delta.fit(registration, self.link.unfollowed.contains(&key)) {
+                Fit::After(last) => {
+                    self.link.gaps.remove(&key);
+                    apply(&mut self.link, registration, &regid, delta, last, &mut outcome);
+                }
+                Fit::Late => {}
+                Fit::Gap => {
+                    has_gap = true;
+                    self.link.count_gap(key)?;
+                }
+            }
+        }
+        if has_gap {
+            outcome.send.extend(self.ask(&regid));
+        }
+        Ok(outcome)
+    }
+
+    /// The gateway agrees; it may name all registrations that it holds for this device.
+    ///
+    /// # Errors
+    /// It answers what was not asked.
+    pub fn resumed(&mut self, frame: idl::Resumed) -> Result<Outcome, Fault> {
+        let mut outcome = Outcome::default();
+        let listed = frame.regids.map(|regids| {
+            let regids = regids.into_iter().map(RegId::from);
+            regids.collect::<BTreeSet<RegId>>()
+        });
+        match (self.link.answered()?, listed) {
+            (Stated::Everything, Some(listed)) => self.keep_only(&listed, &mut outcome),
+            (Stated::Everything | Stated::Some(_), _) => {}
+        }
+        Ok(outcome)
+    }
+
+    /// The digests differ: states everything.
+    ///
+    /// # Errors
+    /// It answers what was not asked.
+    pub fn ask_positions(&mut self) -> Result<Outcome, Fault> {
+        self.link.answered()?;
+        let mut outcome = Outcome::default();
+        let frames = stated::everything(&self.state);
+        let is_one = frames.len() == 1;
+        for regids in frames {
+            self.link.asked.extend(regids.iter().cloned());
+            outcome.send.push(stated::up_positions(&self.state, &regids));
+            self.link.unanswered.push_back(match is_one {
+                true => Stated::Everything,
+                false => Stated::Some(regids),
+            });
+        }
+        Ok(outcome)
+    }
+
+    /// A registration is no more.
+    pub fn ended(&mut self, regid: RegId) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.forget(&regid) {
+            outcome.deliver.push(Received::Ended { regid });
+        }
+        outcome
+    }
+
+    /// The gateway gave this device a registration.
+    pub fn registered(&mut self, regid: RegId) {
+        self.link.ended.remove(&regid);
+        if !self.state.registrations.contains_key(&regid) {
+            self.is_dirty = true;
+            self.state.registrations.insert(regid, Registration::default());
+        }
+    }
+
+    /// The app gave a registration back; it need not be told.
+    pub fn unregistered(&mut self, regid: &RegId) {
+        self.forget(regid);
+    }
+
+    /// Where the device stands in all queues of all registrations.
+    pub fn positions(&self) -> BTreeMap<RegId, BTreeMap<QueueName, Position>> {
+        let registrations = self.state.registrations.iter();
+        registrations
+            .map(|(regid, registration)| (regid.clone(), registration.positions.clone()))
+            .collect()
+    }
+
+    /// The state, if it has changed since it was last saved.
+    pub fn unsaved(&self) -> Option<&State> {
+        self.is_dirty.then_some(&self.state)
+    }
+
+    /// The state as it is now is durable.
+    pub fn saved(&mut self) {
+        self.is_dirty = false;
+    }
+
+    fn keep_only(&mut self, listed: &BTreeSet<RegId>, outcome: &mut Outcome) {
+        let known = self.state.registrations.keys().cloned();
+        let known: BTreeSet<RegId> = known.collect();
+        for regid in known.difference(listed) {
+            self.forget(regid);
+            let regid = regid.clone();
+            outcome.deliver.push(Received::Ended { regid });
+        }
+        for regid in listed.difference(&known) {
+            self.registered(regid.clone());
+        }
+    }
+
+    /// False if it was not known.
+    fn forget(&mut self, regid: &RegId) -> bool {
+        if self.link.ended.len() < ENDED_MAX {
+            self.link.ended.insert(regid.clone());
+        }
+        let is_known = self.state.registrations.remove(regid).is_some();
+        self.is_dirty |= is_known;
+        is_known
+    }
+
+    /// States the positions of one registration, unless they are on their way.
+    fn ask(&mut self, regid: &RegId) -> Option<idl::Up> {
+        if !self.link.asked.insert(regid.clone()) {
+            return None;
+        }
+        let regids = vec![regid.clone()];
+        let up = stated::up_positions(&self.state, &regids);
+        self.link.unanswered.push_back(Stated::Some(regids));
+        Some(up)
+    }
+}
+
+impl Link {
+    /// Takes what `Resumed` or `AskPositions` answers.
+    fn answered(&mut self) -> Result<Stated, Fault> {
+        let stated = self.unanswered.pop_front();
+        let stated = stated.ok_or(Fault("an answer without a question"))?;
+        match &stated {
+            Stated::Everything => self.asked.clear(),
+            Stated::Some(regids) => self.asked.retain(|regid| !regids.contains(regid)),
+        }
+        Ok(stated)
+    }
+
+    fn count_gap(&mut self, key: (RegId, QueueName)) -> Result<(), Fault> {
+        if self.asked.contains(&key.0) {
+            return Ok(());
+        }
+        let gaps = self.gaps.entry(key).or_default();
+        *gaps += 1;
+        match *gaps {
+            ..=GAPS_MAX => Ok(()),
+            _ => Err(Fault("gaps again and again although positions were stated")),
+        }
+    }
+
+    fn remember_unfollowed(&mut self, regid: &RegId, queue: QueueName) {
+        if self.unfollowed.len() < UNFOLLOWED_MAX {
+            self.unfollowed.insert((regid.clone(), queue));
+        }
+    }
+}
+
+/// Takes the entries behind `last`, all of them if there is none, and moves the position.
+fn apply(
+    link: &mut Link,
+    registration: &mut Registration,
+    regid: &RegId,
+    delta: Delta,
+    last: Option<Position>,
+    outcome: &mut Outcome,
+) {
+    let is_own = delta.queue == QueueName::Own;
+    let next = delta.position_after(last);
+    for entry in delta.entries {
+        if last.is_some_and(|last| entry.seq <= last.seq) {
+            continue;
+        }
+        match entry.body {
+            delta::Body::Message(body) if registration.recent.insert(&body.id) => {
+                let message = body.into_message(regid, &delta.queue, entry.seq);
+                outcome.deliver.push(Received::Message(message));
+            }
+            delta::Body::Follow { queue, at } if is_own => {
+                link.unfollowed.remove(&(regid.clone(), queue.clone()));
+                registration.positions.insert(queue, at);
+            }
+            delta::Body::Unfollow { queue } if is_own => {
+                registration.positions.remove(&queue);
+                link.remember_unfollowed(regid, queue);
+            }
+            delta::Body::Message(_) | delta::Body::Follow { .. } | delta::Body::Unfollow { .. } => {
+            }
+        }
+    }
+    registration.positions.insert(delta.queue, next);
+}
+
+/// Questions about one queue without progress before the connection is given up.
+const GAPS_MAX: u32 = 3;
+/// Unfollowed queues that one connection remembers.
+const UNFOLLOWED_MAX: usize = 4096;
+/// Ended registrations that one connection remembers.
+const ENDED_MAX: usize = 1024;
