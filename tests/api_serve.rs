@@ -1,5 +1,7 @@
 //! The loop that serves HTTP: TLS and its protocols, bounds, slow clients, drain.
 
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read their settings")]
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Extension, routing::get};

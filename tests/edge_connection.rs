@@ -1,5 +1,7 @@
 //! Whole connections over in-memory streams: the real service over the memory store.
 
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read their settings")]
+
 mod edge_support;
 
 use std::time::Duration;

@@ -3,6 +3,8 @@
 //! Each seed runs owners, writer and reader over the memory store on paused
 //! time. `CARILLON_SEED=n` repeats one, `CARILLON_SEEDS=n` runs more.
 
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read their settings")]
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

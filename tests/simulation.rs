@@ -6,6 +6,8 @@
 //! reached everybody who followed. `CARILLON_SEED=n` repeats one seed,
 //! `CARILLON_SEEDS=n` runs more.
 
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read their settings")]
+
 #[path = "simulation/device.rs"]
 mod device;
 #[path = "simulation/random.rs"]

@@ -30,6 +30,7 @@
 //! - `device`: the app's handle; `transport`: TCP, TLS and what a simulation puts in their place.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "the bans are the gateway's")]
 #![warn(missing_docs)]
 
 mod replica;

@@ -1,5 +1,7 @@
 //! A device against a gateway that is played by hand, over memory and in paused time.
 
+#![allow(clippy::disallowed_methods, reason = "tests start tasks and read their settings")]
+
 mod support;
 
 use std::sync::Arc;

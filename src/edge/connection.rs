@@ -455,3 +455,14 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 const DEVICE_CHARS: usize = 6;
 /// Spreads consecutive serials evenly (Knuth's multiplicative hash).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        let bytes = size_of::<Connection<tokio::net::TcpStream>>();
+        assert!(bytes <= 512, "{bytes} bytes, without what the session boxes");
+    }
+}

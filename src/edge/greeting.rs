@@ -168,6 +168,9 @@ fn establish<S>(
     let id = arrival.device();
     let restored = parked.and_then(|parked| {
         let standings = perform::standings(&edge.service, &id, Heads::Skip).ok()?;
+        if standings.is_empty() {
+            return None;
+        }
         Some(Session::restored(terms, edge.now_s(), *parked, standings, &mut out))
     });
     connack.session_present = restored.is_some();

@@ -102,6 +102,16 @@ impl Service {
         Ok(())
     }
 
+    /// Writes all that is written lazily: before the node stops.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn settle(&self) -> Result<(), Error> {
+        self.flush_pointers().await?;
+        self.router.mark().await;
+        Ok(())
+    }
+
     /// Flushes at a period until it is aborted.
     pub async fn flush_periodically(self: Arc<Self>, period: Duration) {
         let mut tick = tokio::time::interval(period);

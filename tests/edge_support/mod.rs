@@ -1,5 +1,7 @@
 //! A node without sockets, and a client that speaks its bytes.
 
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};

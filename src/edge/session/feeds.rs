@@ -335,9 +335,13 @@ fn merge_one(
         }
         window.forget_queue(&regid, &following.id);
         let lane = match usage {
-            Use::Deliver => {
-                delivered(starts[i], heads.get(i), begin, is_new && following.control == Seq(0))
-            }
+            Use::Deliver => delivered(
+                starts[i],
+                heads.get(i),
+                begin,
+                is_new && following.control == Seq(0),
+                out,
+            ),
             Use::Watch => {
                 Lane::at_position(Position { epoch: following.since.epoch, seq: control }, usage)
             }
@@ -368,7 +372,14 @@ fn merge_one(
 }
 
 /// A lane that is delivered from now on.
-fn delivered(start: Start, head: Option<&Position>, begin: Begin, is_announced: bool) -> Lane {
+fn delivered(
+    start: Start,
+    head: Option<&Position>,
+    begin: Begin,
+    is_announced: bool,
+    out: &mut Output,
+) -> Lane {
+    out.effects.push(Effect::Stands(start.reason));
     match (begin, head) {
         (Begin::Head, Some(head)) => Lane::at_position(*head, Use::Deliver),
         (Begin::Announced, _) if is_announced => {
