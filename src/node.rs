@@ -30,7 +30,7 @@ use crate::{
         clock::Clock,
         http::{Ready, Token},
         keys::{NodeKeys, Secret, write_private},
-        metrics::{self, Metrics, Transport},
+        metrics::{self, Metrics, RuntimeMetrics, Transport},
         net, tasks,
         tls::{Identity, Inside},
     },
@@ -59,7 +59,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _lock = lock(&data)?;
     forget_admin_file(&data)?;
     let recorder = metrics::install().context("cannot start the metrics")?;
-    let upkeep = tasks::spawn("metrics", keep_metrics_small(recorder.clone()));
+    let upkeep = tasks::spawn("metrics", keep_metrics(recorder.clone()));
     let metrics = Arc::new(Metrics::new());
     let clock = Clock::system();
     // Sockets first: a port in use is told before anything is written.
@@ -111,11 +111,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     outcome
 }
 
-/// Folds histogram samples that nobody has scraped.
-async fn keep_metrics_small(recorder: PrometheusHandle) {
+/// Samples the runtime, and folds histogram samples that nobody has scraped.
+async fn keep_metrics(recorder: PrometheusHandle) {
+    let runtime = RuntimeMetrics::new();
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     loop {
         tick.tick().await;
+        runtime.sample();
         recorder.run_upkeep();
     }
 }

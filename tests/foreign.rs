@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use serde_json::{Value, json};
 use support::{
-    Device, Node,
+    Device, Node, Options,
     client::{Client, Message},
     rumqtt,
     script::{self, Script, Transport, Version},
@@ -80,6 +80,30 @@ async fn rumqttc_3_1_1_is_a_complete_device() {
 #[tokio::test]
 async fn rumqttc_5_is_a_complete_device() {
     is_a_complete_device(rumqtt::connect_v5).await;
+}
+
+#[tokio::test]
+async fn a_stock_client_receives_what_was_accepted_before_the_node_was_killed() {
+    // Pointers of the last moment may be lost in a crash: this makes it a short one.
+    let config = Some("[store]\npointer_flush_ms = 1\n".to_owned());
+    let mut scene = Scene::on(Options { config, ..Options::default() }).await;
+    let script =
+        Script { file: "mosquitto_sub.sh", transport: Transport::Tcp, version: Version::V311 };
+    let mut client = script.connect(&scene.node, &scene.device, &["push", "topic/news"]);
+    client.ready().await;
+    scene.send_to_all_targets(1).await;
+    scene.receives_what_was_sent(&mut client).await;
+    scene.goes_offline(client).await;
+
+    scene.send_to_all_targets(3).await;
+    scene.node.kill9();
+    scene.node.restart().await;
+    let mut client = script.connect(&scene.node, &scene.device, &["push", "topic/news"]);
+    client.ready().await;
+    scene.receives_what_was_sent(&mut client).await;
+    scene.goes_offline(client).await;
+    let ended = scene.node.terminate().await;
+    assert!(ended.success(), "{}", support::how_ended(ended));
 }
 
 #[tokio::test]
@@ -229,7 +253,11 @@ const QUEUES: [(&str, &str); 5] = [
 
 impl Scene {
     async fn set() -> Self {
-        let node = Node::start().await;
+        Self::on(Options::default()).await
+    }
+
+    async fn on(options: Options) -> Self {
+        let node = Node::start_with(options).await;
         let device = node.create_device().await;
         node.bind(&device.regid, "user-7").await;
         node.subscribe(&device.regid, "weather").await;

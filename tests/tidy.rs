@@ -21,8 +21,8 @@ const FLOORS: &[(&str, &[&str])] = &[
 
 /// What only one door may name.
 const DOORS: &[(&str, &str)] = &[
-    ("fjall", "src/queue/store/embedded.rs"),
-    ("rmqtt_codec", "wire/src/mqtt"),
+    ("fjall::", "src/queue/store/embedded.rs"),
+    ("rmqtt_codec::", "wire/src/mqtt"),
     ("tokio::spawn(", "src/base/tasks.rs"),
     ("SystemTime::now", "src/base/clock.rs"),
 ];

@@ -29,6 +29,9 @@ pub const ALL: &[&str] = &[
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub fn reached(name: &'static str) {
+    static ARMED: std::sync::Once = std::sync::Once::new();
+    // Reads FAILPOINTS; forgotten, because dropping it would disarm them.
+    ARMED.call_once(|| std::mem::forget(fail::FailScenario::setup()));
     fail::fail_point!(name, |_| {
         eprintln!("crash point {name}");
         std::process::abort()

@@ -250,6 +250,47 @@ impl ApiMetrics {
     }
 }
 
+/// The process and its runtime, sampled.
+pub struct RuntimeMetrics {
+    /// Threads that run tasks.
+    workers: Gauge,
+    /// Tasks that have not ended.
+    tasks: Gauge,
+    /// Tasks that wait for any worker: more than a few means that the node is overloaded.
+    waiting_tasks: Gauge,
+    /// CPU, memory, descriptors and threads, under Prometheus's standard names.
+    process: metrics_process::Collector,
+}
+
+impl RuntimeMetrics {
+    /// The gauges, described.
+    pub fn new() -> Self {
+        let process = metrics_process::Collector::default();
+        process.describe();
+        Self {
+            workers: gauge!("carillon_runtime_workers"),
+            tasks: gauge!("carillon_runtime_tasks"),
+            waiting_tasks: gauge!("carillon_runtime_waiting_tasks"),
+            process,
+        }
+    }
+
+    /// Reads the current values; on a runtime.
+    pub fn sample(&self) {
+        let runtime = tokio::runtime::Handle::current().metrics();
+        self.workers.set(runtime.num_workers() as f64);
+        self.tasks.set(runtime.num_alive_tasks() as f64);
+        self.waiting_tasks.set(runtime.global_queue_depth() as f64);
+        self.process.collect();
+    }
+}
+
+impl Default for RuntimeMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     /// The edge.

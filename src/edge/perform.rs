@@ -16,7 +16,10 @@ use super::session::{
     frames::Request,
 };
 use crate::{
-    base::ids::{DeviceId, RegId},
+    base::{
+        ids::{DeviceId, RegId},
+        metrics::ResumeReason,
+    },
     queue::position::{Epoch, Position, Seq},
     route::Nudge,
     service::{
@@ -44,6 +47,7 @@ pub fn effect(service: &Arc<Service>, nudge: &Arc<Nudge>, effect: Effect) {
         }
         Effect::Follow(queue) => service.follow(queue, nudge),
         Effect::Unfollow(queue) => service.unfollow(queue, nudge),
+        Effect::Stands(reason) => service.metrics().edge.resumes.of(reason).increment(1),
     }
 }
 
@@ -117,6 +121,7 @@ fn with_starts(
         followings,
         starts,
         heads,
+        is_named: false,
     }
 }
 
@@ -139,8 +144,14 @@ fn resume(
     if ours != Digest::from_idl(digest) {
         return Ok(None);
     }
-    let standing = |registration| standing(service, registration, Heads::Skip);
-    registrations.iter().map(standing).collect::<Result<_, _>>().map(Some)
+    let by_digest = |registration| {
+        let mut standing = standing(service, registration, Heads::Skip)?;
+        for start in standing.starts.iter_mut().filter(|start| start.jump.is_none()) {
+            start.reason = ResumeReason::Digest;
+        }
+        Ok(standing)
+    };
+    registrations.iter().map(by_digest).collect::<Result<_, _>>().map(Some)
 }
 
 /// The queues that the device knows it follows, each with its stored position: a control
@@ -174,7 +185,8 @@ fn positions(
         let regid = registration.regid.to_string();
         let positions = stated.iter().filter(|s| s.regid == regid).flat_map(|s| &s.positions);
         let positions: Vec<&idl::Position> = positions.collect();
-        standings.push(stated_standing(service, registration, &positions)?);
+        let standing = stated_standing(service, registration, &positions)?;
+        standings.push(Standing { is_named: stated.iter().any(|s| s.regid == regid), ..standing });
     }
     let is_known = |text: &str| registrations.iter().any(|r| r.regid.to_string() == text);
     let unknown = stated.iter().map(|s| &s.regid).filter(|regid| !is_known(regid));

@@ -32,7 +32,10 @@ use self::{
 };
 use super::close::{CloseReason, Ignored};
 use crate::{
-    base::ids::{QueueId, RegId},
+    base::{
+        ids::{QueueId, RegId},
+        metrics::ResumeReason,
+    },
     config,
     queue::position::{Position, Seq, Tag},
     route::Reasons,
@@ -87,6 +90,8 @@ pub enum Effect {
     Follow(QueueId),
     /// No longer.
     Unfollow(QueueId),
+    /// Delivery of a queue begins: where the device stood, for the metric.
+    Stands(ResumeReason),
 }
 
 /// A business call. Nothing else of the connection is read until it is answered.

@@ -114,7 +114,7 @@ impl Core {
         for task in &self.background {
             task.abort();
         }
-        if let Err(error) = self.service.flush_pointers().await {
+        if let Err(error) = self.service.settle().await {
             tracing::warn!(%error, "cannot flush the last pointers");
         }
     }

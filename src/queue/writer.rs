@@ -32,7 +32,10 @@ pub type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
 
 enum Job {
     Commit(Batch, Done),
-    Mark,
+    /// The mark may be due.
+    Tick,
+    /// The mark is due: the node stops.
+    Mark(Done),
 }
 
 /// How others reach the writer. Cheap to clone.
@@ -58,6 +61,15 @@ impl Handle {
         let (tell, told) = oneshot::channel();
         self.submit(batch, Box::new(|result| drop(tell.send(result)))).await;
         told.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Writes the mark for all that is durable now: before the node stops.
+    pub async fn mark(&self) {
+        let (tell, told) = oneshot::channel();
+        let done: Done = Box::new(|result| drop(tell.send(result)));
+        if self.0.send(Job::Mark(done)).await.is_ok() {
+            let _ = told.await;
+        }
     }
 }
 
@@ -102,10 +114,11 @@ impl Writer {
         tasks::spawn("writer", async move {
             let mut state = State { writer: self, failing, marked: None };
             while let Some(first) = jobs.recv().await {
-                let (batch, done) = collect(first, &mut jobs);
-                let written = state.write(batch);
+                let gathered = collect(first, &mut jobs);
+                let written = state.write(gathered.batch);
                 tokio::time::sleep(pace()).await;
-                state.sync(written, done);
+                state.sync(written, gathered.done);
+                gathered.marked.into_iter().for_each(|done| done(Ok(())));
             }
         });
         (handle, failed)
@@ -126,24 +139,47 @@ async fn tick_marks(handle: Handle) {
     loop {
         tick.tick().await;
         let Some(jobs) = jobs.upgrade() else { return };
-        if jobs.send(Job::Mark).await.is_err() {
+        if jobs.send(Job::Tick).await.is_err() {
             return;
         }
     }
 }
 
 /// The first job and all that wait behind it, up to the bound of one commit.
-fn collect(first: Job, jobs: &mut mpsc::Receiver<Job>) -> (Batch, Vec<Done>) {
-    let (mut batch, mut done) = (Batch::default(), Vec::new());
+fn collect(first: Job, jobs: &mut mpsc::Receiver<Job>) -> Gathered {
+    let mut gathered = Gathered::default();
     let mut next = Some(first);
     while let Some(job) = next {
-        if let Job::Commit(writes, tell) = job {
-            batch.extend(writes);
-            done.push(tell);
+        match job {
+            Job::Commit(writes, done) => {
+                gathered.batch.extend(writes);
+                gathered.done.push(done);
+            }
+            Job::Tick => {}
+            Job::Mark(done) => gathered.marked.push(done),
         }
-        next = if batch.writes.len() < COMMIT_WRITES { jobs.try_recv().ok() } else { None };
+        let has_room = gathered.batch.writes.len() < COMMIT_WRITES;
+        next = if has_room { jobs.try_recv().ok() } else { None };
     }
-    (batch, done)
+    gathered
+}
+
+/// One turn's work.
+#[derive(Default)]
+struct Gathered {
+    batch: Batch,
+    done: Vec<Done>,
+    /// Who waits for the mark behind it.
+    marked: Vec<Done>,
+}
+
+/// When the mark is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// At most once a second.
+    EachSecond,
+    /// Now.
+    Now,
 }
 
 struct State {
@@ -162,12 +198,13 @@ struct Written {
 
 impl State {
     fn turn(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
-        let (batch, done) = collect(first, jobs);
+        let Gathered { batch, done, marked } = collect(first, jobs);
         if !done.is_empty() {
             let written = self.write(batch);
             self.sync(written, done);
         }
-        self.mark();
+        self.mark(if marked.is_empty() { Due::EachSecond } else { Due::Now });
+        marked.into_iter().for_each(|done| done(Ok(())));
     }
 
     fn write(&mut self, mut batch: Batch) -> Written {
@@ -210,12 +247,12 @@ impl State {
         }
     }
 
-    /// Writes the mark if it is a second old and says too little.
-    fn mark(&mut self) {
+    /// Writes the mark if it is due and says too little.
+    fn mark(&mut self, due: Due) {
         let stamp = self.writer.stamp;
-        let is_due = self
-            .marked
-            .is_none_or(|(at, said)| said < stamp && at.elapsed() >= Duration::from_secs(1));
+        let is_due = self.marked.is_none_or(|(at, said)| {
+            said < stamp && (due == Due::Now || at.elapsed() >= Duration::from_secs(1))
+        });
         if !is_due || *self.failing.borrow() || !self.writer.fsync {
             return;
         }

@@ -102,6 +102,11 @@ impl Router {
         self.writer.commit(batch).await
     }
 
+    /// Marks what is durable now, before the node stops.
+    pub async fn mark(&self) {
+        self.writer.mark().await;
+    }
+
     /// A stored record.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ pub fn parse(text: &str) -> Result<Filter, u8> {
 /// The filters that a plain connection may have: frames do not mix in.
 pub fn only_plain(wanted: Result<Wanted, u8>) -> Result<Wanted, u8> {
     wanted.and_then(|wanted| match wanted.filter {
-        Filter::Down => Err(reason::TOPIC_FILTER_INVALID),
+        Filter::Down => Err(reason::NOT_AUTHORIZED),
         Filter::Push(_) | Filter::Topic(..) => Ok(wanted),
     })
 }
@@ -80,7 +80,7 @@ pub fn only_plain(wanted: Result<Wanted, u8>) -> Result<Wanted, u8> {
 /// The reason code for SUBACK.
 pub fn resolve(wanted: Wanted, registrations: &[Registration]) -> Result<Subscription, u8> {
     let (app, topic) = match wanted.filter {
-        Filter::Down => return Err(reason::TOPIC_FILTER_INVALID),
+        Filter::Down => return Err(reason::NOT_AUTHORIZED),
         Filter::Push(app) => (app, None),
         Filter::Topic(app, topic) => (app, Some(topic)),
     };

@@ -98,7 +98,7 @@ impl Frames {
                 self.qos = Some(qos);
                 qos as u8
             }
-            Ok(_) => reason::TOPIC_FILTER_INVALID,
+            Ok(_) => reason::NOT_AUTHORIZED,
             Err(code) => code,
         }
     }
@@ -143,10 +143,12 @@ impl Session {
         if matches!(self.mode, Mode::Undecided) && publish.topic == UP {
             self.mode = Mode::Frames(Box::default());
         }
-        let Mode::Frames(frames) = &mut self.mode else { return self.foreign(&publish, out) };
         if publish.topic != UP {
             return self.foreign(&publish, out);
         }
+        let Mode::Frames(frames) = &mut self.mode else {
+            return self.close(CloseReason::ProtocolError, out);
+        };
         if frames.pending.len() >= PENDING_MAX {
             return self.close(CloseReason::ReceiveMaxExceeded, out);
         }
@@ -162,7 +164,7 @@ impl Session {
         self.frame(&publish, out);
     }
 
-    /// A PUBLISH to a topic that is not ours, or on a plain connection.
+    /// A PUBLISH to a topic that is not ours.
     fn foreign(&mut self, publish: &Publish, out: &mut Output) {
         match (self.terms.version, publish.qos) {
             (Version::V311, _) => self.close(CloseReason::TopicNotAllowed, out),
@@ -236,7 +238,10 @@ impl Session {
         unknown: Vec<String>,
         out: &mut Output,
     ) {
-        let regids = self.attach(standings, Begin::Stated, out);
+        // The first answers `AskPositions` and speaks of all; later ones mend a part.
+        let is_attached = matches!(&self.mode, Mode::Frames(frames) if frames.is_attached);
+        let begin = if is_attached { Begin::Restated } else { Begin::Stated };
+        let regids = self.attach(standings, begin, out);
         self.reply(down::resumed(regids), Some(ticket), out);
         for regid in unknown {
             self.reply(down::ended(regid), None, out);

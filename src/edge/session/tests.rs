@@ -135,6 +135,7 @@ impl Rig {
             starts: followings.iter().map(start).collect(),
             heads: followings.iter().map(head).collect(),
             followings,
+            is_named: true,
         }
     }
 
@@ -278,18 +279,18 @@ fn the_first_use_decides_and_the_other_is_refused() {
     assert_eq!(rig.session.mode(), "undecided");
     assert_eq!(
         rig.subscribe(&[("push", Qos::ExactlyOnce), ("down", Qos::AtLeastOnce)], &one),
-        [1, 0x8F]
+        [1, 0x87]
     );
     assert_eq!(rig.session.mode(), "plain");
     let up =
         Publish { qos: Qos::AtLeastOnce, topic: "up".into(), packet_id: 5, ..Publish::default() };
     rig.packet(Packet::Publish(up));
-    assert_eq!(rig.read(), [Packet::PubAck(Ack { packet_id: 5, reason: 0x87 })]);
+    assert_eq!(rig.out.close, Some(CloseReason::ProtocolError));
 
     let mut rig = Rig::v5();
     assert_eq!(
         rig.subscribe(&[("down", Qos::ExactlyOnce), ("push", Qos::AtLeastOnce)], &one),
-        [1, 0x8F]
+        [1, 0x87]
     );
     assert_eq!(rig.session.mode(), "frames");
 }
