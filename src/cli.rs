@@ -6,6 +6,7 @@
 
 mod check;
 mod client;
+mod demo;
 mod operate;
 mod serve;
 
@@ -38,6 +39,8 @@ enum Command {
     Device(operate::Device),
     /// Send a message
     Send(operate::Send),
+    /// Tell the whole story on this machine, in under a minute
+    Demo(demo::Demo),
     /// Show a message's state, or its way to one registration
     Trace(operate::Trace),
 }
@@ -59,6 +62,7 @@ impl Cli {
             Command::App(app) => app.run(),
             Command::Device(device) => device.run(),
             Command::Send(send) => send.run(),
+            Command::Demo(demo) => demo.run(),
             Command::Trace(trace) => trace.run(),
         }
     }

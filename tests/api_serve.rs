@@ -48,7 +48,12 @@ fn open(tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Door {
     let router = Router::new()
         .route("/peer", get(|Extension(Peer(ip)): Extension<Peer>| async move { ip.to_string() }))
         .route("/held", get(|| async move { held.notified().await }));
-    let router = Envelope { request_timeout: Duration::from_secs(5), metrics: None }.around(router);
+    let envelope = Envelope {
+        request_timeout: Duration::from_secs(5),
+        body_bytes_max: 1 << 20,
+        metrics: None,
+    };
+    let router = envelope.around(router);
     let (stop, told) = watch::channel(false);
     let served = tasks::spawn("door", serve(listener, tls, router, bounds, told));
     Door { at, stop, served, release }

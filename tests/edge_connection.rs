@@ -211,7 +211,7 @@ async fn a_topic_is_followed_by_subscribing_to_it() {
     node.send_to_topic("news", "after").await;
     let publish: Publish = client.publish().await;
     assert_eq!((publish.topic.as_str(), &publish.payload[..]), ("topic/news", &b"after"[..]));
-    assert!(publish.user.contains(&("queue".into(), "topic:news".into())));
+    assert!(publish.user.contains(&("queue".into(), "topic/news".into())));
     client.ack(publish.packet_id).await;
     assert_eq!(client.unsubscribe(&["topic/news", "topic/none"]).await, [0, 0x11]);
     node.send_to_topic("news", "late").await;

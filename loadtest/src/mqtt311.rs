@@ -122,9 +122,7 @@ fn text(text: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
-    use carillon_wire::mqtt::{
-        Ack, ConnAck, Decoder, Packet, Publish, Qos, SubAck, Version, encode,
-    };
+    use carillon_wire::mqtt::{Ack, Decoder, Packet, Publish, Qos, SubAck, Version, encode};
 
     use super::*;
 

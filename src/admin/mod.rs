@@ -52,7 +52,8 @@ pub fn router(admin: Admin, config: &config::Api) -> Router {
         .route("/admin/v1/apps/{app}/secrets", post(apps::rotate))
         .route("/admin/v1/apps/{app}/devices", post(devices::create))
         .with_state(Arc::new(admin));
-    Envelope { request_timeout, metrics: None }.around(router)
+    let body_bytes_max = config.body_bytes_max;
+    Envelope { request_timeout, body_bytes_max, metrics: None }.around(router)
 }
 
 async fn metrics(State(admin): State<Shared>) -> Response {

@@ -10,7 +10,7 @@ use axum::{
 use super::{Authority, Shared};
 use crate::{
     base::{
-        http::{Problem, bearer},
+        http::{Code, Problem, bearer},
         ids::AppId,
     },
     service::Error,
@@ -43,9 +43,9 @@ impl FromRequestParts<Shared> for Caller {
 }
 
 async fn stated_app(parts: &mut Parts, api: &Shared) -> Result<String, Problem> {
-    // A path that cannot be read names no app.
-    let params =
-        RawPathParams::from_request_parts(parts, api).await.map_err(|_| Problem::unauthorized())?;
+    let params = RawPathParams::from_request_parts(parts, api).await;
+    let params = params
+        .map_err(|_| Problem::new(Code::InvalidRequest, "the path is not UTF-8 behind its %XX"))?;
     let app = params.iter().find(|(name, _)| *name == "app");
     app.map(|(_, value)| value.to_owned()).ok_or_else(Problem::unauthorized)
 }

@@ -161,6 +161,7 @@ pub fn router(
 ) -> Router {
     let envelope = Envelope {
         request_timeout: Duration::from_millis(config.request_timeout_ms),
+        body_bytes_max: config.body_bytes_max,
         metrics: Some(service.metrics().clone()),
     };
     let is_public = matches!(authority, Authority::AppSecrets);

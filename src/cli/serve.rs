@@ -1,6 +1,6 @@
 //! `carillon serve`: the configuration, the log, the runtime, the node.
 
-use std::path::PathBuf;
+use std::{io::IsTerminal, path::PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -80,6 +80,7 @@ pub(super) fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
 fn start_log(config: &Config) -> anyhow::Result<()> {
     let log =
         tracing_subscriber::fmt().with_env_filter(filter(config)?).with_writer(std::io::stderr);
+    let log = log.with_ansi(std::io::stderr().is_terminal());
     let started = match config.log.format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),

@@ -121,6 +121,7 @@ fn with_starts(
         followings,
         starts,
         heads,
+        is_named: false,
     }
 }
 
@@ -184,7 +185,8 @@ fn positions(
         let regid = registration.regid.to_string();
         let positions = stated.iter().filter(|s| s.regid == regid).flat_map(|s| &s.positions);
         let positions: Vec<&idl::Position> = positions.collect();
-        standings.push(stated_standing(service, registration, &positions)?);
+        let standing = stated_standing(service, registration, &positions)?;
+        standings.push(Standing { is_named: stated.iter().any(|s| s.regid == regid), ..standing });
     }
     let is_known = |text: &str| registrations.iter().any(|r| r.regid.to_string() == text);
     let unknown = stated.iter().map(|s| &s.regid).filter(|regid| !is_known(regid));

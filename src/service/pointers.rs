@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use dashmap::DashMap;
+use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use super::{Error, Service, records::Positions};
 use crate::{
@@ -17,11 +18,15 @@ use crate::{
 
 /// Records of one flush's batch.
 const FLUSH_RECORDS: usize = 1_024;
+/// From a device's leaving to the flush.
+const SOON: Duration = Duration::from_millis(20);
 
 /// The changed pointers.
 #[derive(Default)]
 pub struct Pointers {
     changed: DashMap<RegId, Changed>,
+    /// Somebody wants a flush before the period is over.
+    is_wanted: Notify,
 }
 
 struct Changed {
@@ -41,6 +46,10 @@ impl Service {
         if let Some(changed) = self.pointers.changed.get(regid) {
             return Ok(changed.positions.clone());
         }
+        self.stored_positions(regid)
+    }
+
+    fn stored_positions(&self, regid: &RegId) -> Result<Positions, Error> {
         match self.router.get(Space::Pointers, regid.as_bytes())? {
             Some(bytes) => Ok(decode(&bytes)?),
             None => Ok(Positions::default()),
@@ -58,20 +67,13 @@ impl Service {
     }
 
     fn change_positions(&self, regid: &RegId, change: impl FnOnce(&mut Positions)) {
-        // Outside the map's lock, as it may read the store.
-        let stored = match self.pointers.changed.contains_key(regid) {
-            true => Ok(Positions::default()),
-            false => self.positions(regid),
-        };
-        let stored = stored.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot read pointers, some entries will be redelivered");
-            Positions::default()
+        let mut changed = self.pointers.changed.entry(*regid).or_insert_with(|| {
+            let stored = self.stored_positions(regid).unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot read pointers, some entries will be redelivered");
+                Positions::default()
+            });
+            Changed { positions: stored, version: 0 }
         });
-        let mut changed = self
-            .pointers
-            .changed
-            .entry(*regid)
-            .or_insert_with(|| Changed { positions: stored, version: 0 });
         change(&mut changed.positions);
         changed.version += 1;
     }
@@ -81,12 +83,9 @@ impl Service {
     /// # Errors
     /// [`Error::Unavailable`]; they stay changed then.
     pub async fn flush_pointers(&self) -> Result<(), Error> {
-        let changed: Vec<(RegId, u64, Vec<u8>)> = self
-            .pointers
-            .changed
-            .iter()
-            .map(|one| (*one.key(), one.version, encode(&one.positions)))
-            .collect();
+        let changed = self.pointers.changed.iter();
+        let changed = changed.map(|one| (*one.key(), one.version, encode(&one.positions)));
+        let changed: Vec<(RegId, u64, Vec<u8>)> = changed.collect();
         for chunk in changed.chunks(FLUSH_RECORDS) {
             let mut batch = Batch::default();
             for (regid, _, record) in chunk {
@@ -112,11 +111,25 @@ impl Service {
         Ok(())
     }
 
-    /// Flushes at a period until it is aborted.
+    /// A device leaves: what it acknowledged is written soon.
+    pub fn flush_soon(&self) {
+        self.pointers.is_wanted.notify_one();
+    }
+
+    /// Flushes at a period, and soon where that is wanted, until it is aborted. It
+    /// alone flushes, so that an older record never overwrites a newer one.
     pub async fn flush_periodically(self: Arc<Self>, period: Duration) {
         let mut tick = tokio::time::interval(period);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
+            tokio::select! {
+                biased;
+                _ = tick.tick() => {}
+                () = self.pointers.is_wanted.notified() => {
+                    // A storm of leaving devices is a few flushes, not one each.
+                    tokio::time::sleep(SOON.min(period)).await;
+                }
+            }
             if let Err(error) = self.flush_pointers().await {
                 tracing::warn!(%error, "cannot flush pointers");
             }

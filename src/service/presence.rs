@@ -24,6 +24,7 @@ impl Service {
 
     /// A connection is over. A newer one of the same device stays.
     pub fn leave(&self, device: &DeviceId, nudge: &Arc<Nudge>) {
+        self.flush_soon();
         self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
     }
 

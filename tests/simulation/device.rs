@@ -260,12 +260,16 @@ impl Dialogue<'_> {
     fn apply(&mut self, regid: &str, delta: idl::Delta) -> bool {
         let name = delta.queue.name.clone().unwrap_or_default();
         let place = (regid.to_owned(), delta.queue.kind.0, name);
-        let known = self.device.positions.get(&place).map(|(_, seq, _)| *seq);
+        let known = self.device.positions.get(&place).map(|(epoch, seq, _)| (*epoch, *seq));
         let to = (delta.epoch, delta.to_seq, Some(delta.tag.clone()));
         let first = match (delta.jump, known) {
             (Some(_), _) => delta.from_seq,
-            (None, Some(last)) if delta.to_seq <= last => return true,
-            (None, Some(last)) if delta.from_seq <= last + 1 => last + 1,
+            (None, Some((epoch, last))) if epoch == delta.epoch && delta.to_seq <= last => {
+                return true;
+            }
+            (None, Some((epoch, last))) if epoch == delta.epoch && delta.from_seq <= last + 1 => {
+                last + 1
+            }
             (None, _) => {
                 // TCP keeps the order, so a gap is the gateway's fault.
                 self.violate(format!("{place:?}: a gap from {known:?} to {}", delta.from_seq));

@@ -5,8 +5,12 @@ use std::fs;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{bytes::Version, wire::Wire};
-use crate::support::{APP, Device, Node};
+use super::{
+    bytes::Version,
+    seen::Seen,
+    wire::{DEADLINE, Wire},
+};
+use crate::support::{APP, Device, Node, Options, poll_until};
 
 /// A device that has done nothing wrong and is connected all the time.
 pub struct Witness {
@@ -81,4 +85,72 @@ pub fn memory_kib(node: &Node) -> usize {
 /// How many files and sockets the node holds.
 pub fn open_files(node: &Node) -> usize {
     fs::read_dir(format!("/proc/{}/fd", node.pid())).expect("it runs").count()
+}
+
+/// A node under abuse: somebody misbehaves, and a witness must not notice.
+pub struct Patient {
+    pub node: Node,
+    pub device: Device,
+    witness: Witness,
+}
+
+impl Patient {
+    pub async fn new() -> Self {
+        Self::with("").await
+    }
+
+    /// With this text as its configuration.
+    pub async fn with(config: &str) -> Self {
+        let options = Options { config: Some(config.to_owned()), ..Options::default() };
+        let node = Node::start_with(options).await;
+        let witness = Witness::new(&node).await;
+        let device = node.create_device().await;
+        Self { node, device, witness }
+    }
+
+    /// A connection that has said nothing.
+    pub async fn open(&self, version: Version) -> Wire {
+        Wire::open(self.node.listen().mqtt, version).await
+    }
+
+    /// The misbehaving device, connected.
+    pub async fn clean(&self, version: Version) -> Wire {
+        Wire::clean(&self.node, &self.device, version).await
+    }
+
+    /// Says this on a connection of its own, which must end with one of these codes.
+    pub async fn ends(&self, version: Version, bytes: &[u8], codes: &[u8]) {
+        let mut wire = self.clean(version).await;
+        wire.send(bytes).await;
+        let all = wire.until_closed().await;
+        if version == Version::V5 {
+            let is_named =
+                matches!(all.last(), Some(Seen::Disconnect { code }) if codes.contains(code));
+            assert!(is_named, "{bytes:02x?} was answered by {all:02x?}, not one of {codes:02x?}");
+        }
+    }
+
+    /// Waits until the witness alone is connected.
+    pub async fn until_gone(&self) {
+        let is_alone = async || (self.metric("carillon_connections").await == 1.0).then_some(());
+        assert!(poll_until(DEADLINE, is_alone).await.is_some(), "connections are left");
+    }
+
+    /// The sum of a metric over its labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.node.metrics().await;
+        let samples = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let matches = series == name || series.starts_with(&format!("{name}{{"));
+            matches.then(|| value.parse::<f64>().expect("a number"))
+        });
+        samples.sum()
+    }
+
+    /// The witness is served, the node is ready and nothing panicked.
+    pub async fn is_well(&mut self) {
+        self.witness.is_served(&self.node).await;
+        let log = self.node.log();
+        assert!(!log.contains("panicked"), "{log}");
+    }
 }

@@ -8,12 +8,19 @@ use std::error::Error;
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    http::{
+        HeaderMap, StatusCode,
+        header::{CONTENT_LENGTH, CONTENT_TYPE},
+        request::Parts,
+    },
 };
 use serde::de::DeserializeOwned;
 use tokio::time::timeout_at;
 
-use super::{Code, Problem, envelope::Deadline};
+use super::{
+    Code, Problem,
+    envelope::{BodyMax, Deadline},
+};
 
 /// A JSON body of a known shape.
 #[derive(Debug)]
@@ -73,6 +80,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
 
 async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     let deadline = request.extensions().get::<Deadline>().copied();
+    let announced = request.headers().get(CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if let Some(BodyMax(max)) = request.extensions().get()
+        && announced.is_some_and(|bytes| bytes > *max as u64)
+    {
+        // Before the body is asked for with 100 Continue.
+        return Err(Problem::new(Code::BodyTooLarge, ""));
+    }
     let reading = Bytes::from_request(request, state);
     let read = match deadline {
         Some(Deadline(at)) => timeout_at(at, reading)

@@ -28,6 +28,8 @@ use crate::base::{metrics::Metrics, tasks};
 pub struct Envelope {
     /// From the head of a request to the end of its body; the answer may take as long again.
     pub request_timeout: Duration,
+    /// The largest body, in bytes.
+    pub body_bytes_max: usize,
     /// Where answers are counted.
     pub metrics: Option<Arc<Metrics>>,
 }
@@ -35,6 +37,10 @@ pub struct Envelope {
 /// Until when the body must have arrived, as an extension of each request.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
+
+/// The largest body, in bytes, as an extension of each request.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyMax(pub usize);
 
 impl Envelope {
     /// Puts every route of the router, and its answers to unknown ones, into the envelope.
@@ -49,6 +55,7 @@ async fn call(State(envelope): State<Arc<Envelope>>, mut request: Request, next:
     let body_by = started + envelope.request_timeout;
     request.extensions_mut().insert(trace_id.clone());
     request.extensions_mut().insert(Deadline(body_by));
+    request.extensions_mut().insert(BodyMax(envelope.body_bytes_max));
     // The slot of the connection outlives it until the call has ended: this bounds the calls too.
     let slot = request.extensions_mut().remove::<Slot>();
     let running = tasks::spawn("request", async move {
@@ -177,7 +184,11 @@ mod tests {
             )
             .layer(DefaultBodyLimit::max(64));
         let other = Router::new().route("/other", get(|| async { "other" }));
-        let envelope = Envelope { request_timeout: Duration::from_secs(5), metrics: None };
+        let envelope = Envelope {
+            request_timeout: Duration::from_secs(5),
+            body_bytes_max: 1 << 20,
+            metrics: None,
+        };
         // As the admin door does it: two enveloped routers become one.
         envelope.clone().around(router).merge(envelope.around(other))
     }

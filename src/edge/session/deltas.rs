@@ -107,9 +107,11 @@ impl Session {
             draft.is_full = true;
             return self.set_draft(draft);
         };
+        // A device takes a new epoch only where it is told to.
+        let turn = (lane.epoch != fitted.to.epoch).then_some(Jump::EpochChanged);
+        let jump = lane.jump.take().or(turn);
         lane.pointer.send(fitted.to.seq);
         lane.epoch = fitted.to.epoch;
-        let jump = lane.jump.take();
         draft.is_full |= fitted.is_cut;
         let sent = fitted.to.seq;
         draft.add(cx, queue, want.after, fitted, jump);

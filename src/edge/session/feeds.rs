@@ -33,6 +33,8 @@ pub struct Standing {
     pub starts: Vec<Start>,
     /// The heads of the queues, where they were asked for.
     pub heads: Vec<Position>,
+    /// The device named it in what this answers.
+    pub is_named: bool,
 }
 
 /// What is done with a queue on this connection.
@@ -59,6 +61,8 @@ pub enum Begin {
     Reset,
     /// Everything anew, where the device says that it is: what is stored follows.
     Stated,
+    /// The same for the registrations that the device names; the others stay.
+    Restated,
 }
 
 /// One queue of a feed.
@@ -230,6 +234,14 @@ impl Feeds {
         }
         let mut old = std::mem::take(&mut self.list);
         for standing in standings {
+            let begin = match (begin, standing.is_named) {
+                (Begin::Restated, true) => {
+                    window.forget(&standing.regid);
+                    Begin::Stated
+                }
+                (Begin::Restated, false) => Begin::Stored,
+                (other, _) => other,
+            };
             let index = old.iter().position(|feed| feed.regid == standing.regid);
             let before = index.map(|index| old.swap_remove(index));
             let merged = merge_one(before, standing, usage, begin, window, out);
@@ -317,7 +329,7 @@ fn merge_one(
     window: &mut Window,
     out: &mut Output,
 ) -> Feed {
-    let Standing { regid, app, control, followings, starts, heads } = standing;
+    let Standing { regid, app, control, followings, starts, heads, is_named: _ } = standing;
     assert_eq!(followings.len(), starts.len(), "a start for each following");
     let is_new = before.is_none();
     let mut lanes = Vec::with_capacity(followings.len());
@@ -388,8 +400,6 @@ fn delivered(
             let jump = start.jump.or(Some(Jump::New));
             Lane::at(Start { jump, ..start }, Use::Deliver)
         }
-        (Begin::Stored | Begin::Announced | Begin::Head | Begin::Reset | Begin::Stated, _) => {
-            Lane::at(start, Use::Deliver)
-        }
+        (_, _) => Lane::at(start, Use::Deliver),
     }
 }

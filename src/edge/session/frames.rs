@@ -238,7 +238,10 @@ impl Session {
         unknown: Vec<String>,
         out: &mut Output,
     ) {
-        let regids = self.attach(standings, Begin::Stated, out);
+        // The first answers `AskPositions` and speaks of all; later ones mend a part.
+        let is_attached = matches!(&self.mode, Mode::Frames(frames) if frames.is_attached);
+        let begin = if is_attached { Begin::Restated } else { Begin::Stated };
+        let regids = self.attach(standings, begin, out);
         self.reply(down::resumed(regids), Some(ticket), out);
         for regid in unknown {
             self.reply(down::ended(regid), None, out);

@@ -135,6 +135,7 @@ impl Rig {
             starts: followings.iter().map(start).collect(),
             heads: followings.iter().map(head).collect(),
             followings,
+            is_named: true,
         }
     }
 

@@ -294,6 +294,31 @@ fn positions_at_any_time_reset_window_and_pointers() {
 }
 
 #[test]
+fn positions_of_one_registration_leave_the_others_alone() {
+    let mut rig = Rig::v5();
+    rig.own(1, "a");
+    rig.own(2, "b");
+    let records = [registration(1, "demo", &[]), registration(2, "other", &[])];
+    resume(&mut rig, &records);
+    let first = downs(rig.pump());
+    let ticket = Ticket { packet_id: 0, qos: Qos::AtMostOnce, request: 0, kind: UpKind::Positions };
+    let mut standings = vec![rig.standing(&records[0]), rig.standing(&records[1])];
+    standings[1].is_named = false;
+    rig.input(Input::Answer(Answer::Positioned(ticket, standings, Vec::new())));
+    let second = downs(rig.pump());
+    let named = |downs: &[(u16, idl::Down)]| -> Vec<String> {
+        downs.iter().filter_map(|(_, down)| down.deltas.as_ref().map(|d| d.regid.clone())).collect()
+    };
+    assert_eq!(named(&first).len(), 2);
+    assert_eq!(named(&second), [records[0].regid.to_string()]);
+    let other = first.iter().find(|(_, down)| {
+        down.deltas.as_ref().is_some_and(|deltas| deltas.regid == records[1].regid.to_string())
+    });
+    rig.ack(other.unwrap().0);
+    assert_eq!(rig.stored(&own(2)), 1, "what was on its way to the other still counts");
+}
+
+#[test]
 fn a_draining_node_advises_before_it_says_goodbye() {
     let mut rig = Rig::v5();
     resume(&mut rig, &[]);
