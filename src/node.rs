@@ -52,6 +52,7 @@ const DEMO_APP: &str = "demo";
 /// acknowledging, and a restart decides.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     config.check()?;
+    check_open_files()?;
     let data = config.store.data.clone();
     let mut private = fs::DirBuilder::new();
     private.recursive(true).mode(0o700);
@@ -142,6 +143,14 @@ async fn stop_signal() -> io::Result<&'static str> {
         _ = term.recv() => "SIGTERM",
         _ = int.recv() => "SIGINT",
     })
+}
+
+fn check_open_files() -> anyhow::Result<()> {
+    let (max, needed) = (net::open_files_max(), net::OPEN_FILES_MIN);
+    if max < needed {
+        bail!("only {max} files may be open, at least {needed} are needed: raise `ulimit -n`");
+    }
+    Ok(())
 }
 
 /// Holds the data directory for this process.
