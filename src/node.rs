@@ -66,7 +66,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Sockets first: a port in use is told before anything is written.
     let doors = Doors::bind(&config)?;
 
-    let keys = Arc::new(NodeKeys::load_or_create(&data.join("keys"))?);
+    let keys = Arc::new(load_keys(&data)?);
+    private.create(data.join("store")).context("store")?;
     let store = EmbeddedStore::open(&data.join("store"), config.store.cache_bytes)
         .with_context(|| format!("{}", data.join("store").display()))?;
     let mark = Mark::open(&data.join("commit-mark")).context("commit-mark")?;
@@ -170,6 +171,15 @@ fn lock(data: &Path) -> anyhow::Result<File> {
         ),
         Err(TryLockError::Error(error)) => Err(error).context(path.display().to_string()),
     }
+}
+
+/// The keys are made at the first start only: with new ones no device would be known.
+fn load_keys(data: &Path) -> anyhow::Result<NodeKeys> {
+    let path = data.join("keys");
+    if data.join("store").exists() && !path.exists() {
+        bail!("{}: missing beside the store, restore it from a backup", path.display());
+    }
+    Ok(NodeKeys::load_or_create(&path)?)
 }
 
 fn forget_admin_file(data: &Path) -> anyhow::Result<()> {
