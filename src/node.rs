@@ -5,7 +5,7 @@ pub mod core;
 use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
-    io,
+    io::{self, Write},
     net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt,
     path::Path,
@@ -52,6 +52,7 @@ const DEMO_APP: &str = "demo";
 /// acknowledging, and a restart decides.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     config.check()?;
+    check_open_files()?;
     let data = config.store.data.clone();
     let mut private = fs::DirBuilder::new();
     private.recursive(true).mode(0o700);
@@ -65,7 +66,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Sockets first: a port in use is told before anything is written.
     let doors = Doors::bind(&config)?;
 
-    let keys = Arc::new(NodeKeys::load_or_create(&data.join("keys"))?);
+    let keys = Arc::new(load_keys(&data)?);
+    private.create(data.join("store")).context("store")?;
     let store = EmbeddedStore::open(&data.join("store"), config.store.cache_bytes)
         .with_context(|| format!("{}", data.join("store").display()))?;
     let mark = Mark::open(&data.join("commit-mark")).context("commit-mark")?;
@@ -87,8 +89,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (addresses, serving) = open.all(doors, &core.service, recorder, clock)?;
     ready.set(true);
     tracing::info!(?addresses, data = %data.display(), "the node is ready");
-    if let Some(demo) = &demo {
-        print_first_steps(&data, &addresses, demo);
+    if demo.is_some() {
+        print_first_steps(&data, &addresses);
     }
 
     let mut failed = core.failed.clone();
@@ -144,6 +146,14 @@ async fn stop_signal() -> io::Result<&'static str> {
     })
 }
 
+fn check_open_files() -> anyhow::Result<()> {
+    let (max, needed) = (net::open_files_max(), net::OPEN_FILES_MIN);
+    if max < needed {
+        bail!("only {max} files may be open, at least {needed} are needed: raise `ulimit -n`");
+    }
+    Ok(())
+}
+
 /// Holds the data directory for this process.
 fn lock(data: &Path) -> anyhow::Result<File> {
     let path = data.join("lock");
@@ -161,6 +171,15 @@ fn lock(data: &Path) -> anyhow::Result<File> {
         ),
         Err(TryLockError::Error(error)) => Err(error).context(path.display().to_string()),
     }
+}
+
+/// The keys are made at the first start only: with new ones no device would be known.
+fn load_keys(data: &Path) -> anyhow::Result<NodeKeys> {
+    let path = data.join("keys");
+    if data.join("store").exists() && !path.exists() {
+        bail!("{}: missing beside the store, restore it from a backup", path.display());
+    }
+    Ok(NodeKeys::load_or_create(&path)?)
 }
 
 fn forget_admin_file(data: &Path) -> anyhow::Result<()> {
@@ -318,23 +337,26 @@ fn operator_token() -> (Token, Secret) {
     (Token::from(&secret), secret)
 }
 
-/// Three lines that can be pasted, for whoever starts a node by hand.
-fn print_first_steps(data: &Path, addresses: &Addresses, demo: &service::apps::NewApp) {
+/// Three lines that can be pasted, for whoever starts a node by hand. They read the secrets
+/// from their file, because what is printed may end in a log.
+fn print_first_steps(data: &Path, addresses: &Addresses) {
     let (Some(mqtt), Some(https)) = (addresses.get("mqtt"), addresses.get("https")) else { return };
     let (data, port) = (data.display(), mqtt.port());
     let host = mqtt.ip();
     let curl = format!("curl -sS --cacert {data}/tls/ca.pem");
-    let (key, secret) = (demo.app_key.reveal(), demo.app_secret.reveal());
-    println!("Try it, in another terminal in this directory:");
-    println!();
-    println!(
-        "D=$({curl} https://{https}/v1/devices -H 'content-type: application/json' -d '{{\"app_id\":\"demo\",\"app_key\":\"{key}\",\"register\":true}}'); f() {{ echo \"$D\" | sed \"s/.*\\\"$1\\\":\\\"\\([^\\\"]*\\)\\\".*/\\1/\"; }}; echo \"$D\""
+    let demo = format!("{data}/demo-app.json");
+    let create = format!(
+        "f() {{ sed \"s/.*\\\"$1\\\":\\\"\\([^\\\"]*\\)\\\".*/\\1/\"; }}; D=$({curl} https://{https}/v1/devices -H 'content-type: application/json' -d '{{\"app_id\":\"demo\",\"app_key\":\"'\"$(f app_key <{demo})\"'\",\"register\":true}}'); d() {{ echo \"$D\" | f $1; }}; echo \"$D\""
     );
-    println!(
-        "mosquitto_sub -h {host} -p {port} -V mqttv5 -i \"$(f device_id)\" -u \"$(f device_id)\" -P \"$(f secret)\" -c -x 86400 -q 1 -t push &"
+    let receive = format!(
+        "mosquitto_sub -h {host} -p {port} -V mqttv5 -i \"$(d device_id)\" -u \"$(d device_id)\" -P \"$(d secret)\" -c -x 86400 -q 1 -t push &"
     );
-    println!(
-        "{curl} https://{https}/v1/apps/demo/messages -H 'authorization: Bearer {secret}' -H 'content-type: application/json' -d '{{\"target\":{{\"regids\":[\"'\"$(f regid)\"'\"]}},\"payload\":{{\"hello\":\"world\"}}}}'"
+    let send = format!(
+        "{curl} https://{https}/v1/apps/demo/messages -H \"authorization: Bearer $(f app_secret <{demo})\" -H 'content-type: application/json' -d '{{\"target\":{{\"regids\":[\"'\"$(d regid)\"'\"]}},\"payload\":{{\"hello\":\"world\"}}}}'"
     );
-    println!();
+    let text = format!(
+        "Try it, in another terminal in this directory:\n\n{create}\n{receive}\n{send}\n\n"
+    );
+    // Nobody may listen, and the node runs all the same.
+    drop(io::stdout().write_all(text.as_bytes()));
 }

@@ -3,7 +3,12 @@
 //! A secret leaves the gateway once, when it is made; what stays is a keyed
 //! hash. The secrets are 256 random bits, so a fast hash is enough.
 
-use std::{fmt, fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{
+    fmt, fs,
+    io::{self, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+};
 
 use aws_lc_rs::{constant_time, hmac};
 use serde::{Deserialize, Serialize};
@@ -66,11 +71,13 @@ impl NodeKeys {
     /// # Errors
     /// If the file cannot be read, written or understood, or others may read it.
     pub fn load_or_create(path: &Path) -> io::Result<Self> {
-        match fs::read_to_string(path) {
-            Ok(text) => Self::parse(text.trim()).ok_or_else(|| {
-                let text = format!("{}: not a key file; restore it from a backup", path.display());
-                io::Error::new(io::ErrorKind::InvalidData, text)
-            }),
+        let refused = |why: &str| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
+        };
+        match read_private(path) {
+            Ok(None) => Err(refused("others may read it; make sure nobody did, then chmod 600")),
+            Ok(Some(text)) => Self::parse(text.trim())
+                .ok_or_else(|| refused("not a key file; restore it from a backup")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let text = base32(&random_bytes::<48>());
                 write_private(path, text.as_bytes())?;
@@ -111,6 +118,17 @@ impl NodeKeys {
     pub fn tag_key(&self) -> &[u8; 16] {
         &self.tags
     }
+}
+
+/// The text of a file, or `None` if others than its owner may read or write it.
+fn read_private(path: &Path) -> io::Result<Option<String>> {
+    let mut file = fs::File::open(path)?;
+    if file.metadata()?.permissions().mode() & 0o077 != 0 {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(Some(text))
 }
 
 /// Writes a new file that only its owner may read, durably and all or nothing.

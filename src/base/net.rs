@@ -1,6 +1,6 @@
 //! The only door to sockets: how they are bound and tuned.
 
-use std::{io, net::SocketAddr};
+use std::{fs, io, net::SocketAddr, os::fd::AsRawFd, sync::LazyLock};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -20,7 +20,67 @@ pub fn listen(addr: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     bound().map_err(|error| io::Error::new(error.kind(), format!("{addr}: {error}")))
 }
 
+/// Whom a connection serves: the fewer files are left, the fewer are let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// Devices, and strangers.
+    Devices,
+    /// App servers and operators: they get in a little longer.
+    Calls,
+}
+
+impl Peers {
+    /// Open files that are left for others.
+    fn files_kept(self) -> usize {
+        match self {
+            Self::Devices => 384,
+            Self::Calls => 320,
+        }
+    }
+}
+
 /// Sets what every accepted connection wants: no delay on small writes.
-pub fn tune(stream: &TcpStream) -> io::Result<()> {
+///
+/// # Errors
+/// Whatever the operating system says, or that too few files would be left: a store that
+/// cannot open its own stops the node, and no stranger may cause that.
+pub fn tune(stream: &TcpStream, peers: Peers) -> io::Result<()> {
+    // The operating system gives the lowest free number.
+    let number = usize::try_from(stream.as_raw_fd()).unwrap_or(0);
+    if number + peers.files_kept() > open_files_max() {
+        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too few open files are left"));
+    }
     stream.set_nodelay(true)
+}
+
+/// How many files this process may have open.
+pub fn open_files_max() -> usize {
+    static MAX: LazyLock<usize> = LazyLock::new(|| {
+        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        stated_max(&limits).unwrap_or(usize::MAX)
+    });
+    *MAX
+}
+
+/// The soft limit, as Linux states it; `None` for `unlimited` and where nothing is stated.
+fn stated_max(limits: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// With less a node does not start.
+pub const OPEN_FILES_MIN: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_is_read() {
+        let limits = "Max processes  7  7  processes\nMax open files   1024   20000   files\n";
+        assert_eq!(stated_max(limits), Some(1_024));
+        assert_eq!(stated_max("Max open files  unlimited  unlimited  files"), None);
+        assert_eq!(stated_max(""), None);
+        assert!(Peers::Devices.files_kept() < OPEN_FILES_MIN);
+    }
 }

@@ -56,8 +56,8 @@ impl Edge {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
             return;
         };
-        if net::tune(&stream).is_err() {
-            self.metrics.edge.handshakes.of(Handshake::Transport).increment(1);
+        if net::tune(&stream, net::Peers::Devices).is_err() {
+            self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
             return;
         }
         let handshaking = Handshaking::new(self, permit);

@@ -10,7 +10,7 @@ use super::{
     seen::Seen,
     wire::{DEADLINE, Wire},
 };
-use crate::support::{APP, Device, Node, Options, poll_until};
+use crate::support::{APP, AppCredentials, Device, Node, Options, poll_until};
 
 /// A device that has done nothing wrong and is connected all the time.
 pub struct Witness {
@@ -20,9 +20,10 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Connects it.
+    /// Connects it, as a device of an app of its own.
     pub async fn new(node: &Node) -> Self {
-        let device = node.create_device().await;
+        create_app(node, WITNESS).await;
+        let device = devices_of(node, WITNESS, 1).await.remove(0);
         let mut wire = Wire::clean(node, &device, Version::V5).await;
         assert_eq!(wire.subscribe(&["push"], 1).await, [1]);
         Self { device, wire, count: 0 }
@@ -32,7 +33,8 @@ impl Witness {
     pub async fn is_served(&mut self, node: &Node) {
         self.count += 1;
         let text = format!("witness {}", self.count);
-        node.send(json!({"regids": [self.device.regid]}), json!(text)).await;
+        let target = json!({"regids": [self.device.regid]});
+        node.send_for(WITNESS, target, json!(text)).await;
         let push = self.wire.push().await;
         assert_eq!(push.text(), json!(text).to_string());
         self.wire.ack(push.id).await;
@@ -40,6 +42,16 @@ impl Witness {
         let health = node.call(Method::GET, "/readyz", None).await;
         assert_eq!(health.status, 200, "{}", health.body);
     }
+}
+
+const WITNESS: &str = "witness";
+
+/// Creates an app whose devices may bind aliases by themselves.
+pub async fn create_app(node: &Node, app: &str) -> AppCredentials {
+    let body = Some(json!({"app_id": app}));
+    let made = node.call(Method::POST, "/admin/v1/apps", body).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    serde_json::from_value(made.body).expect("an app's credentials")
 }
 
 /// Many devices of the demo app at once.
@@ -102,6 +114,11 @@ impl Patient {
     /// With this text as its configuration.
     pub async fn with(config: &str) -> Self {
         let options = Options { config: Some(config.to_owned()), ..Options::default() };
+        Self::with_options(options).await
+    }
+
+    /// Started like this.
+    pub async fn with_options(options: Options) -> Self {
         let node = Node::start_with(options).await;
         let witness = Witness::new(&node).await;
         let device = node.create_device().await;
@@ -132,7 +149,13 @@ impl Patient {
 
     /// Waits until the witness alone is connected.
     pub async fn until_gone(&self) {
-        let is_alone = async || (self.metric("carillon_connections").await == 1.0).then_some(());
+        self.until_gone_but(1).await;
+    }
+
+    /// Waits until no more than so many are connected.
+    pub async fn until_gone_but(&self, count: usize) {
+        let left = async || self.metric("carillon_connections").await as usize;
+        let is_alone = async || (left().await == count).then_some(());
         assert!(poll_until(DEADLINE, is_alone).await.is_some(), "connections are left");
     }
 

@@ -120,7 +120,7 @@ enum Version {
 }
 
 async fn open(stream: TcpStream, acceptor: Option<TlsAcceptor>, conversation: Conversation) {
-    if net::tune(&stream).is_err() {
+    if net::tune(&stream, net::Peers::Calls).is_err() {
         return;
     }
     let Some(acceptor) = acceptor else {

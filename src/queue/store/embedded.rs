@@ -22,6 +22,8 @@ use super::{Batch, Error, Range, Record, Space, Store};
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// All journals together; tables are written early enough to stay below.
 const JOURNAL_BYTES: u64 = 128 << 20;
+/// Tables that are kept open: fewer than the files that sockets leave (`base::net`).
+const CACHED_FILES: usize = 192;
 
 /// A fjall database in one directory.
 pub struct EmbeddedStore {
@@ -41,6 +43,7 @@ impl EmbeddedStore {
             .journal_compression(CompressionType::None)
             .max_journaling_size(JOURNAL_BYTES)
             .worker_threads(2)
+            .max_cached_files(Some(CACHED_FILES))
             .open()
             .map_err(|error| failed("open its files", &error))?;
         let store = Self { database, keyspaces: RwLock::default() };

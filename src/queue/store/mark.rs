@@ -40,7 +40,8 @@ impl Mark {
     /// Opens the file, or creates it.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// Whatever the file system says, or that it is damaged: taken for a new one, it would
+    /// hide what the store lost.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -51,6 +52,10 @@ impl Mark {
             .open(path)?;
         sync_dir(path)?;
         let slots = [read_slot(&file, 0)?, read_slot(&file, 1)?];
+        if slots == [None, None] && !(is_blank(&file, 0)? || is_blank(&file, 1)?) {
+            let why = "both slots are damaged: restore the file, or remove it and lose its proof";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         let newest = slots.into_iter().flatten().max_by_key(|(turn, _)| *turn);
         Ok(Self {
             file,
@@ -102,6 +107,13 @@ fn read_slot(file: &File, slot: u64) -> io::Result<Option<(u64, Facts)>> {
     Ok(Some((number(8), Facts { stamp: number(16), epoch })))
 }
 
+/// Whether a slot was never written. The first write may have been torn: that damages one only.
+fn is_blank(file: &File, slot: u64) -> io::Result<bool> {
+    let mut bytes = [0; 36];
+    let count = file.read_at(&mut bytes, slot * SLOT_BYTES)?;
+    Ok(bytes[..count].iter().all(|byte| *byte == 0))
+}
+
 fn checksum(bytes: &[u8]) -> [u8; 8] {
     let mut hasher = SipHasher24::new();
     hasher.write(bytes);
@@ -125,5 +137,17 @@ mod tests {
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(b"torn", 16).unwrap();
         assert_eq!(Mark::open(&path).unwrap().facts(), Some(Facts { stamp: 1, epoch: 1 }));
+        file.write_all_at(b"torn", SLOT_BYTES + 16).unwrap();
+        assert!(Mark::open(&path).is_err(), "damage never looks like a first start");
+    }
+
+    #[test]
+    fn a_first_write_may_be_torn() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mark");
+        Mark::open(&path).unwrap().write(Facts { stamp: 1, epoch: 1 }).unwrap();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(b"torn", SLOT_BYTES + 16).unwrap();
+        assert_eq!(Mark::open(&path).unwrap().facts(), None);
     }
 }
