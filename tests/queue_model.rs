@@ -17,6 +17,7 @@ use carillon::{
         clock::{Clock, DAY_MS},
         ids::{AppId, MessageId, QueueId, QueueName, Shard, Topic},
         metrics::Metrics,
+        tasks::Alarm,
     },
     queue::{
         entry::{Body, Message},
@@ -64,6 +65,7 @@ struct Node {
 
 async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node {
     let metrics = Arc::new(Metrics::new());
+    let (alarm, _) = Alarm::new();
     let clock = Clock::starting_at(unix_ms);
     let (epochs, recovered) = Epochs::open(store.as_ref(), None).unwrap();
     let (epochs, views) = (Arc::new(epochs), Arc::new(Views::default()));
@@ -74,8 +76,9 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         fsync: true,
         metrics: metrics.clone(),
         stamp: recovered.stamp,
+        alarm: alarm.clone(),
     };
-    let (writer, _) = writer.start_paced(|| Duration::from_millis(1));
+    let writer = writer.start_paced(|| Duration::from_millis(1));
     let retention = Retention {
         store: store.clone(),
         writer: writer.clone(),
@@ -93,6 +96,7 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         tail_bytes,
         grown: Arc::new(|_| {}),
         metrics,
+        alarm,
     };
     let reader = Reader::new(store.clone(), views.clone(), epochs);
     Node { owner: shard::start(parts, writer), reader, views, retention }
