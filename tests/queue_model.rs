@@ -250,9 +250,12 @@ fn run(seed: u64) {
         drop(runtime);
         let unsynced = store.unsynced() as u64;
         store.crash(random.below(unsynced + 1) as usize);
-        if random.below(4) == 0 {
-            // Somebody set the clock back.
-            now_ms -= random.below(2 * DAY_MS);
+        // Somebody sets the clock, by more than what is kept.
+        match random.below(6) {
+            0 => now_ms -= random.below(2 * DAY_MS),
+            1 => now_ms -= random.below(10 * DAY_MS),
+            2 => now_ms += random.below(10 * DAY_MS),
+            _ => {}
         }
     }
     assert!(!store.days().is_empty());
