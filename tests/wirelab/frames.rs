@@ -202,3 +202,13 @@ pub fn unsubscribe(regid: &str, topics: &[&str]) -> Up {
     let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
     Up { unsubscribe: Some(idl::Unsubscribe { regid: regid.to_owned(), topics }), ..nothing() }
 }
+
+impl Framed {
+    /// Deltas that came before an answer, acknowledged; other frames stay.
+    pub async fn early_deltas(&mut self) -> Option<idl::Deltas> {
+        let at = self.early.iter().position(|(_, down)| down.deltas.is_some())?;
+        let (id, down) = self.early.remove(at)?;
+        self.wire.ack(id).await;
+        down.deltas
+    }
+}

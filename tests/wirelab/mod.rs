@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "every test crate uses its own part of it")]
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+pub mod acl;
 pub mod bytes;
 pub mod frames;
 pub mod lab;

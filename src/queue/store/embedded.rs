@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{PoisonError, RwLock},
 };
@@ -38,13 +39,15 @@ impl EmbeddedStore {
     /// If another process holds it, or its files are damaged: then nothing is
     /// changed, and an operator decides.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
-        let database = Database::builder(dir)
+        let builder = Database::builder(dir)
             .cache_size(cache_bytes)
             .journal_compression(CompressionType::None)
             .max_journaling_size(JOURNAL_BYTES)
             .worker_threads(2)
-            .max_cached_files(Some(CACHED_FILES))
-            .open()
+            .max_cached_files(Some(CACHED_FILES));
+        // Some damage of a journal is met by an assertion of the library's.
+        let database = catch_unwind(AssertUnwindSafe(|| builder.open()))
+            .map_err(|_| Error::Damaged("its files cannot be read".into()))?
             .map_err(|error| failed("open its files", &error))?;
         let store = Self { database, keyspaces: RwLock::default() };
         for space in Space::FIXED {
