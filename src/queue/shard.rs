@@ -2,7 +2,7 @@
 //!
 //! A change is a closure that runs on the owner with a [`Txn`]; its writes are
 //! durable together, and only then is it answered and are its entries visible.
-//! [`Owner`] is the deciding part without tasks or awaits; [`start`] runs it.
+//! `Owner` is the deciding part without tasks or awaits; [`start`] runs it.
 
 use std::{
     collections::{HashMap, VecDeque},
