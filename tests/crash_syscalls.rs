@@ -211,7 +211,9 @@ async fn a_first_start_that_dies_anywhere_leaves_a_directory_that_starts() {
     let mut dice = Dice::of_this_run("first start");
     for _ in 0..times {
         let (call, numbers) =
-            [("fsync", 1..100), ("renameat", 1..12), ("write", 1..300)][dice.index(3)].clone();
+            [("fsync", 1..100), ("rename", 1..7), ("renameat", 1..12), ("write", 1..300)]
+                [dice.index(4)]
+            .clone();
         let number = dice.of(numbers);
         let home = tempfile::tempdir().unwrap();
         let trace = home.path().join("trace");
