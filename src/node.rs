@@ -37,7 +37,7 @@ use crate::{
     config::{Bind, Config},
     edge::Edge,
     queue::store::{embedded::EmbeddedStore, mark::Mark},
-    service::{self, Service, records::AliasPolicy},
+    service::{Service, apps::NewApp, records::AliasPolicy},
 };
 
 /// Connections may take this long to end at a drain.
@@ -100,7 +100,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Ok(())
         }
         _ = failed.wait_for(|failed| *failed) => {
-            Err(anyhow::anyhow!("the store failed; see the log, mend the disk and start again"))
+            Err(anyhow::anyhow!("the node cannot go on; the log says why: mend it and start again"))
         }
     };
     ready.set(false);
@@ -193,21 +193,27 @@ fn forget_admin_file(data: &Path) -> anyhow::Result<()> {
 }
 
 /// Makes the demo app at the first start and reads its credentials later.
-async fn demo_app(
-    service: &Arc<Service>,
-    data: &Path,
-) -> anyhow::Result<Option<service::apps::NewApp>> {
+async fn demo_app(service: &Arc<Service>, data: &Path) -> anyhow::Result<Option<NewApp>> {
     let path = data.join("demo-app.json");
-    if service.apps()?.is_empty() {
-        let demo = service.create_app(DEMO_APP, AliasPolicy::Open).await?;
-        write_private(&path, &serde_json::to_vec(&demo)?)?;
-        return Ok(Some(demo));
+    let written = match fs::read(&path) {
+        Ok(text) => Some(serde_json::from_slice(&text).context(path.display().to_string())?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).context(path.display().to_string()),
+    };
+    if !service.apps()?.is_empty() {
+        return Ok(written);
     }
-    match fs::read(&path) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text).context(path.display().to_string())?)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context(path.display().to_string()),
-    }
+    // The file first: a crash between the two leaves credentials that the next start uses.
+    let demo = match written {
+        Some(demo) => demo,
+        None => {
+            let demo = NewApp::random(DEMO_APP.parse()?);
+            write_private(&path, &serde_json::to_vec(&demo)?)?;
+            demo
+        }
+    };
+    service.create_app_as(&demo, AliasPolicy::Open).await?;
+    Ok(Some(demo))
 }
 
 /// The listening sockets, by the name that the configuration gives them.

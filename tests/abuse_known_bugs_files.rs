@@ -69,7 +69,7 @@ async fn nobody_else_may_read_what_is_secret() {
         let text = fs::read(&file).expect("our own file");
         let secrets = [&node.app().app_key, &node.app().app_secret, &node.admin().token];
         let holds = |secret: &&String| text.windows(secret.len()).any(|w| w == secret.as_bytes());
-        let is_shown = secrets.iter().any(|secret| holds(secret));
+        let is_shown = secrets.iter().any(holds);
         let is_handed_out = file.ends_with("admin.json") || file.ends_with("demo-app.json");
         assert_eq!(is_shown, is_handed_out, "{} holds a secret in clear", file.display());
     }
@@ -108,7 +108,8 @@ async fn gets_all(node: &Node, device: &Device) -> Vec<String> {
 async fn what_guards_the_doors_fails_closed() {
     let (mut node, device) = ended_node().await;
     let data = node.data();
-    let cases: [(&str, &[(&str, &[u8])]); 3] = [
+    type Patches = &'static [(&'static str, &'static [u8])];
+    let cases: [(&str, Patches); 3] = [
         ("keys", &[("is empty", b""), ("is garbage", b"\xFF\0\n#"), ("is cut", b"abcdefgh")]),
         ("server.pem", &[("is garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n")]),
         ("demo-app.json", &[("is empty", b""), ("is garbage", b"{}")]),

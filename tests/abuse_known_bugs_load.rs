@@ -58,9 +58,9 @@ async fn drip(mut stream: TcpStream, bytes: Vec<u8>) -> bool {
                 return;
             }
             let mut answer = [0; 512];
-            match timeout(Duration::from_millis(1), stream.read(&mut answer)).await {
-                Ok(Ok(0) | Err(_)) => return,
-                Ok(Ok(_)) | Err(_) => {}
+            let read = timeout(Duration::from_millis(1), stream.read(&mut answer)).await;
+            if let Ok(Ok(0) | Err(_)) = read {
+                return;
             }
         }
     };

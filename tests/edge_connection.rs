@@ -140,7 +140,7 @@ async fn a_wrong_digest_is_settled_by_positions() {
     client.resume(12_345).await;
     client.next().await;
     assert!(client.down().await.ask_positions.is_some());
-    let positions = idl::Positions { registrations: vec![] };
+    let positions = idl::Positions { registrations: vec![], more: None };
     client.up(idl::Up { positions: Some(positions), ..edge_support::up(0) }).await;
     assert!(client.down().await.resumed.is_some());
     client.entries_until("one").await;

@@ -17,6 +17,7 @@ use carillon::{
         clock::{Clock, DAY_MS},
         ids::{AppId, MessageId, QueueId, QueueName, Shard, Topic},
         metrics::Metrics,
+        tasks::Alarm,
     },
     queue::{
         entry::{Body, Message},
@@ -31,7 +32,10 @@ use carillon::{
     },
 };
 
-const QUEUES: usize = 4;
+/// Queues that every life of the node uses, and one that each life begins.
+const OLD: usize = 4;
+const LIVES: usize = 6;
+const QUEUES: usize = OLD + LIVES;
 const DAYS_KEPT: u32 = 3;
 
 /// xorshift64*: small, seeded, good enough to choose operations.
@@ -53,6 +57,7 @@ struct Model {
     acked: HashMap<Position, u64>,
     /// What any reader ever saw at a position.
     seen: HashMap<Position, u64>,
+    violations: Vec<String>,
 }
 
 struct Node {
@@ -64,6 +69,7 @@ struct Node {
 
 async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node {
     let metrics = Arc::new(Metrics::new());
+    let (alarm, _) = Alarm::new();
     let clock = Clock::starting_at(unix_ms);
     let (epochs, recovered) = Epochs::open(store.as_ref(), None).unwrap();
     let (epochs, views) = (Arc::new(epochs), Arc::new(Views::default()));
@@ -74,8 +80,9 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         fsync: true,
         metrics: metrics.clone(),
         stamp: recovered.stamp,
+        alarm: alarm.clone(),
     };
-    let (writer, _) = writer.start_paced(|| Duration::from_millis(1));
+    let writer = writer.start_paced(|| Duration::from_millis(1));
     let retention = Retention {
         store: store.clone(),
         writer: writer.clone(),
@@ -93,6 +100,7 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         tail_bytes,
         grown: Arc::new(|_| {}),
         metrics,
+        alarm,
     };
     let reader = Reader::new(store.clone(), views.clone(), epochs);
     Node { owner: shard::start(parts, writer), reader, views, retention }
@@ -124,16 +132,21 @@ type Models = Arc<Mutex<Vec<Model>>>;
 /// Appends 1 to 3 entries to a queue in one change; the model learns what was answered.
 fn append(node: &Node, models: &Models, n: usize, first: u64, count: u64) {
     let (owner, models) = (node.owner.clone(), models.clone());
+    let (reader, views) = (node.reader.clone(), node.views.clone());
     tokio::task::spawn(async move {
         let change = move |txn: &mut carillon::queue::txn::Txn<'_>| {
             let append = |i| Ok((txn.append(queue(n), message(first + i))?, first + i));
             (0..count).map(append).collect::<Result<Vec<_>, shard::Error>>()
         };
         if let Ok(places) = owner.run(change).await {
+            let floor = reader.log(&queue(n)).unwrap().floor(views.oldest_day());
             let mut models = models.lock().unwrap();
             for (position, value) in places {
                 let twice = models[n].acked.insert(position, value);
                 assert_eq!(twice, None, "a place was given twice: {position}");
+                if position.seq <= floor {
+                    models[n].violations.push(format!("{position} was never held"));
+                }
             }
         }
     });
@@ -188,13 +201,19 @@ async fn settle() {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-async fn life(random: &mut Random, store: &Arc<MemoryStore>, models: &Models, now_ms: &mut u64) {
+async fn life(
+    random: &mut Random,
+    store: &Arc<MemoryStore>,
+    models: &Models,
+    now_ms: &mut u64,
+    fresh: usize,
+) {
     let tail_bytes = [0, 2_000, 1 << 20][random.below(3) as usize];
     let node = start(store, *now_ms, tail_bytes).await;
     check_nothing_lost(&node, models);
     let began = tokio::time::Instant::now();
     for _ in 0..40 {
-        let n = random.below(QUEUES as u64) as usize;
+        let n = if random.below(8) == 0 { fresh } else { random.below(OLD as u64) as usize };
         match random.below(12) {
             0..=5 => append(&node, models, n, random.below(1 << 40), 1 + random.below(3)),
             6..=8 => check(&node, models, n, Seq(random.below(60)), 1 + random.below(20) as usize),
@@ -221,7 +240,7 @@ async fn life(random: &mut Random, store: &Arc<MemoryStore>, models: &Models, no
         check_nothing_lost(&node, models);
     }
     // The crash comes between a write and its sync: nobody may have seen it.
-    (0..QUEUES).for_each(|n| append(&node, models, n, random.below(1 << 40), 1));
+    (0..OLD).for_each(|n| append(&node, models, n, random.below(1 << 40), 1));
     tokio::time::sleep(Duration::from_micros(random.below(1_500))).await;
     for n in 0..QUEUES {
         let head = node.reader.log(&queue(n)).unwrap().head();
@@ -235,23 +254,29 @@ fn run(seed: u64) {
     let store = Arc::new(MemoryStore::default());
     let models: Models = Arc::new(Mutex::new((0..QUEUES).map(|_| Model::default()).collect()));
     let mut now_ms = 20_000 * DAY_MS;
-    for _ in 0..6 {
+    for fresh in OLD..QUEUES {
         // Dropping the runtime is the crash: every task stops where it is.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(life(&mut random, &store, &models, &mut now_ms));
+        runtime.block_on(life(&mut random, &store, &models, &mut now_ms, fresh));
         drop(runtime);
         let unsynced = store.unsynced() as u64;
         store.crash(random.below(unsynced + 1) as usize);
-        if random.below(4) == 0 {
-            // Somebody set the clock back.
-            now_ms -= random.below(2 * DAY_MS);
+        // Somebody sets the clock, by more than what is kept.
+        match random.below(6) {
+            0 => now_ms -= random.below(2 * DAY_MS),
+            1 => now_ms -= random.below(10 * DAY_MS),
+            2 => now_ms += random.below(10 * DAY_MS),
+            _ => {}
         }
     }
     assert!(!store.days().is_empty());
+    let violations: Vec<String> =
+        models.lock().unwrap().iter().flat_map(|model| model.violations.clone()).collect();
+    assert!(violations.is_empty(), "{violations:?}");
 }
 
 #[test]

@@ -300,8 +300,6 @@ impl Server {
             0 => {
                 let alias = self.alias();
                 let queue = QueueName::Alias(app(), alias.parse().unwrap());
-                // Binding again begins anew, so nothing older is owed.
-                world.lock().unwrap().unbinding(regid, &queue);
                 let since = world.lock().unwrap().binding(regid, &queue);
                 if self.service.bind(&text, &alias, by).await.is_ok() {
                     world.lock().unwrap().bound(regid, &queue, since);

@@ -50,6 +50,8 @@ struct Resume {
 /** The answer to AskPositions, or sent at any time by a device that missed something. */
 struct Positions {
   1: required list<RegistrationPositions> registrations,
+  /** Further Positions follow at once: registrations that are not named yet come later. */
+  2: optional bool more,
 }
 
 /** Registers one app on this device. Idempotent: the same app gives the same regID. */

@@ -89,11 +89,12 @@ impl Target {
         }
     }
 
-    /// Loopback has a whole network of addresses, each with its own ports.
+    /// Loopback has a whole network of addresses, each with its own ports: all are used in turn, so that the ports
+    /// that still wait from an earlier run are no hindrance.
     fn local_address(&self, number: usize) -> SocketAddr {
         let ip: IpAddr = match self.target.ip() {
             IpAddr::V4(ip) if ip.is_loopback() => {
-                let host = u8::try_from(1 + number / PORTS_AN_ADDRESS).unwrap_or(u8::MAX);
+                let host = (1 + number % ADDRESSES) as u8;
                 Ipv4Addr::new(127, 0, 0, host).into()
             }
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -106,5 +107,5 @@ impl Target {
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// Open files besides the connections.
 const FILES_SPARE: usize = 100;
-/// Below the usual range of ephemeral ports.
-const PORTS_AN_ADDRESS: usize = 20_000;
+/// Local addresses that are used.
+const ADDRESSES: usize = 200;

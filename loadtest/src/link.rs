@@ -20,6 +20,7 @@ pub struct Link {
 
 impl Link {
     /// Connects, authenticates and subscribes `push`. Done when SUBACK has come.
+    #[expect(clippy::disallowed_methods, reason = "the generator's only door to sockets")]
     pub async fn open(
         target: SocketAddr,
         from: SocketAddr,

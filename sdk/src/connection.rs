@@ -65,6 +65,7 @@ impl Connection<'_> {
         (end, self.session.reconnect_after())
     }
 
+    /// Once it is closing, it only waits for the app's handler: that takes as long as it takes.
     async fn drive(&mut self) -> Result<std::convert::Infallible, End> {
         let (done_to, mut done) = mpsc::channel(usize::from(IN_HAND_MAX));
         let mut reader = Reader {
@@ -86,7 +87,7 @@ impl Connection<'_> {
                 command = self.commands.recv(), if has_room && !is_closing =>
                     Event::Command(command.unwrap_or(Command::Shutdown)),
                 packet = reader.next(&mut self.stream), if !is_closing => Event::Packet(packet?),
-                () = sleep_until(self.session.wake_at()) => Event::Time,
+                () = sleep_until(self.session.wake_at()), if !is_closing => Event::Time,
                 () = self.applier.closed() => return Err(End::HandlerPanicked),
             };
             let now = Instant::now();
@@ -95,7 +96,7 @@ impl Connection<'_> {
                     in_hand -= 1;
                     self.session.finished(finished?, now)?;
                 }
-                Event::Command(Command::Call(call)) => self.session.call(call),
+                Event::Command(Command::Call(call)) => self.session.call(call, now),
                 Event::Command(Command::Shutdown) => is_closing = true,
                 Event::Packet(packet) => {
                     let given = self.session.packet(packet, now)?;
@@ -106,8 +107,6 @@ impl Connection<'_> {
                         online();
                     }
                 }
-                // While we only wait for the handler to finish, silence is no news.
-                Event::Time if is_closing => self.session.written(now),
                 Event::Time => self.session.tick(now)?,
             }
         }

@@ -112,6 +112,9 @@ impl Device {
 
     /// Puts an alias on a registration. `token` is needed where the app's policy is `signed`.
     ///
+    /// Binding an alias again begins anew: what was sent to it and has not been received yet is passed over. So bind
+    /// when the user signs in, not at every start.
+    ///
     /// # Errors
     /// See [`CallError`].
     pub async fn bind(

@@ -94,20 +94,25 @@ impl Replica {
             return Ok(Outcome::default());
         }
         let mut outcome = Outcome::default();
-        let mut has_gap = false;
+        let (mut has_gap, mut has_applied) = (false, false);
         self.is_dirty = true;
         let registration = self.state.registrations.entry(regid.clone()).or_default();
         for delta in deltas {
             let key = (regid.clone(), delta.queue.clone());
             match delta.fit(registration, self.link.unfollowed.contains(&key)) {
                 Fit::After(last) => {
+                    has_applied = true;
                     self.link.gaps.remove(&key);
                     apply(&mut self.link, registration, &regid, delta, last, &mut outcome);
                 }
                 Fit::Late => {}
                 Fit::Gap => {
                     has_gap = true;
-                    self.link.count_gap(key)?;
+                    // What came before it in this frame is applied: that is progress.
+                    match self.link.count_gap(key) {
+                        Err(fault) if !has_applied => return Err(fault),
+                        Ok(()) | Err(_) => {}
+                    }
                 }
             }
         }
@@ -143,9 +148,10 @@ impl Replica {
         let mut outcome = Outcome::default();
         let frames = stated::everything(&self.state);
         let is_one = frames.len() == 1;
-        for regids in frames {
+        let last = frames.len() - 1;
+        for (at, regids) in frames.into_iter().enumerate() {
             self.link.asked.extend(regids.iter().cloned());
-            outcome.send.push(stated::up_positions(&self.state, &regids));
+            outcome.send.push(stated::up_positions(&self.state, &regids, at < last));
             self.link.unanswered.push_back(match is_one {
                 true => Stated::Everything,
                 false => Stated::Some(regids),
@@ -224,7 +230,7 @@ impl Replica {
             return None;
         }
         let regids = vec![regid.clone()];
-        let up = stated::up_positions(&self.state, &regids);
+        let up = stated::up_positions(&self.state, &regids, false);
         self.link.unanswered.push_back(Stated::Some(regids));
         Some(up)
     }

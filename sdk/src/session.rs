@@ -44,8 +44,8 @@ pub struct Session {
     pub out: BytesMut,
     /// In order; an acknowledgement waits for the frames before it.
     outgoing: VecDeque<Outgoing>,
-    /// Packet ids of `up` frames that are not acknowledged.
-    in_flight: Vec<u16>,
+    /// Packet ids of `up` frames that are not acknowledged, and when they were sent, oldest first.
+    in_flight: VecDeque<(u16, Instant)>,
     next_id: u16,
     /// As CONNACK said.
     in_flight_max: usize,
@@ -97,7 +97,7 @@ impl Session {
             phase: Phase::Connecting,
             out: BytesMut::new(),
             outgoing: VecDeque::new(),
-            in_flight: Vec::new(),
+            in_flight: VecDeque::new(),
             next_id: 0,
             in_flight_max: 1,
             packet_bytes_max: usize::MAX,
@@ -151,7 +151,7 @@ impl Session {
                 return Err(End::Fault("a packet that only a client sends"));
             }
         }
-        self.pump();
+        self.pump(now);
         Ok(Given::Nothing)
     }
 
@@ -161,12 +161,12 @@ impl Session {
             self.state(up, now)?;
         }
         self.outgoing.extend(finished.ack.map(Outgoing::Ack));
-        self.pump();
+        self.pump(now);
         Ok(())
     }
 
     /// The app asks for something.
-    pub fn call(&mut self, call: Call) {
+    pub fn call(&mut self, call: Call, now: Instant) {
         let Call { request, reply } = call;
         if !self.is_online() {
             return drop(reply.send(Err(CallError::Offline)));
@@ -185,21 +185,18 @@ impl Session {
             Err(_) => return drop(reply.send(Err(CallError::TooLarge))),
         }
         self.calls.insert(self.next_number, PendingCall { effect, reply });
-        self.pump();
+        self.pump(now);
     }
 
     /// When to call [`Session::tick`].
     pub fn wake_at(&self) -> Instant {
-        match (self.phase, self.unanswered) {
-            (Phase::Connecting, _) => self.answer_by,
-            (_, 0) => self.heartbeat.wake_at(),
-            (_, _) => self.answer_by.min(self.heartbeat.wake_at()),
-        }
+        let heartbeat = self.heartbeat.wake_at();
+        self.overdue_at().map_or(heartbeat, |at| at.min(heartbeat))
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) -> Result<(), End> {
-        if (self.phase == Phase::Connecting || self.unanswered > 0) && now >= self.answer_by {
+        if self.overdue_at().is_some_and(|at| now >= at) {
             return Err(End::NoAnswer);
         }
         match self.heartbeat.due(now) {
@@ -208,6 +205,14 @@ impl Session {
             Due::Dead => return Err(End::NoAnswer),
         }
         Ok(())
+    }
+
+    /// Until when something must come: CONNACK, an answer to what was stated, a PUBACK.
+    fn overdue_at(&self) -> Option<Instant> {
+        let is_awaited = self.phase == Phase::Connecting || self.unanswered > 0;
+        let answer = is_awaited.then_some(self.answer_by);
+        let puback = self.in_flight.front().map(|(_, sent_at)| *sent_at + ANSWER_WITHIN);
+        answer.into_iter().chain(puback).min()
     }
 
     /// What was in `out` has been written.
@@ -243,9 +248,9 @@ impl Session {
     }
 
     fn acknowledged(&mut self, ack: Ack) -> Result<(), End> {
-        let found = self.in_flight.iter().position(|id| *id == ack.packet_id);
+        let found = self.in_flight.iter().position(|(id, _)| *id == ack.packet_id);
         let found = found.ok_or(End::Fault("PUBACK of an unknown packet id"))?;
-        self.in_flight.swap_remove(found);
+        self.in_flight.remove(found);
         match ack.reason {
             0..reason::UNSPECIFIED => Ok(()),
             _ => Err(End::Fault("a frame was refused by PUBACK")),
@@ -266,7 +271,7 @@ impl Session {
         if !matches!(given, Given::Frame { .. }) {
             self.outgoing.extend(packet_id.map(Outgoing::Ack));
         }
-        self.pump();
+        self.pump(now);
         Ok(given)
     }
 
@@ -331,7 +336,7 @@ impl Session {
         self.outgoing.push_back(Outgoing::Up(frame));
         self.unanswered += 1;
         self.answer_by = now + ANSWER_WITHIN;
-        self.pump();
+        self.pump(now);
         Ok(())
     }
 
@@ -345,7 +350,7 @@ impl Session {
     }
 
     /// Writes what may be written, in order.
-    fn pump(&mut self) {
+    fn pump(&mut self, now: Instant) {
         while let Some(first) = self.outgoing.front() {
             match first {
                 Outgoing::Ack(packet_id) => {
@@ -357,7 +362,7 @@ impl Session {
                     let frame = frame.clone();
                     let packet_id = self.take_id();
                     mqtt::encode_publish(&head(packet_id), &frame, &mut self.out);
-                    self.in_flight.push(packet_id);
+                    self.in_flight.push_back((packet_id, now));
                 }
             }
             self.outgoing.pop_front();
@@ -368,7 +373,7 @@ impl Session {
         loop {
             self.next_id = self.next_id.checked_add(1).unwrap_or(1);
             // At most IN_FLIGHT_MAX ids are taken, so this ends.
-            if !self.in_flight.contains(&self.next_id) {
+            if self.in_flight.iter().all(|(id, _)| *id != self.next_id) {
                 return self.next_id;
             }
         }

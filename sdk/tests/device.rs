@@ -34,7 +34,6 @@ async fn resume_comes_behind_connect_without_waiting() {
     assert_eq!(connect.password.as_deref(), Some(b"s1".as_slice()));
     let up = peer.recv_up().await;
     assert_eq!(up.resume, Some(idl::Resume { digest: 0 }));
-    peer.send(Packet::ConnAck(Box::default())).await;
     peer.resumed(&[]).await;
     device.online().await.unwrap();
 }
@@ -122,7 +121,6 @@ async fn all_positions_are_stated_when_the_gateway_asks() {
     let mut peer = gateway.accept().await;
     peer.recv().await;
     peer.recv_up().await;
-    peer.send(Packet::ConnAck(Box::default())).await;
     let ask = idl::Down { ask_positions: Some(idl::AskPositions {}), ..empty() };
     let id = peer.down(ask).await;
     assert!(peer.recv_up().await.positions.is_some());
@@ -247,6 +245,36 @@ async fn shutdown_finishes_what_is_in_hand() {
     assert_eq!(peer.recv().await, Packet::Disconnect(Disconnect::default()));
     assert_eq!(goodbye.await.unwrap(), StopReason::Shutdown);
     assert_eq!(given.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_for_a_slow_handler_and_its_acknowledgement() {
+    let (connector, mut gateway) = gateway();
+    let device = Device::builder_with_store(connector, credentials(), MemoryStore::default())
+        .connect_with(|_| tokio::time::sleep(Duration::from_secs(3600)))
+        .await
+        .unwrap();
+    let mut peer = gateway.online(&["r1"]).await;
+    let id = peer.message(1, NEW).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let goodbye = tokio::spawn(async move { device.shutdown().await });
+    assert_eq!(peer.recv_ack().await, id);
+    assert_eq!(peer.recv().await, Packet::Disconnect(Disconnect::default()));
+    assert_eq!(goodbye.await.unwrap(), StopReason::Shutdown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_without_puback_ends_the_connection() {
+    let (device, mut gateway, _) = device(&MemoryStore::default()).await;
+    let mut peer = gateway.online(&[]).await;
+    device.online().await.unwrap();
+    let start = Instant::now();
+    let caller = device.clone();
+    let asked = tokio::spawn(async move { caller.subscribe(&RegId::from("r1"), &["t"]).await });
+    assert!(matches!(peer.recv().await, Packet::Publish(_)));
+    assert_eq!(peer.try_recv().await, None);
+    assert_eq!(start.elapsed().as_secs(), 15);
+    assert!(asked.await.unwrap().is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,10 @@
 //! Device accounts, made by whoever knows an app's key.
 
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Authority, Shared};
@@ -37,8 +41,14 @@ pub(super) struct Created {
 pub(super) async fn create(
     State(api): State<Shared>,
     peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
     JsonBody(request): JsonBody<Request>,
 ) -> Result<(StatusCode, Json<Created>), Problem> {
+    if let Authority::Operator(token) = &api.authority
+        && !token.is_shown_by(&headers)
+    {
+        return Err(Problem::unauthorized());
+    }
     let is_limited = matches!(api.authority, Authority::AppSecrets);
     if let (true, Some(Extension(Peer(address)))) = (is_limited, peer) {
         api.device_rates.attempt(address)?;

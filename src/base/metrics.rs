@@ -188,7 +188,8 @@ pub struct EdgeMetrics {
     pub bytes_in: Counter,
     /// Acknowledged pushes.
     pub acks: Counter,
-    /// From durable to acknowledged, of each acknowledged message.
+    /// From the entry's time (its acceptance, one commit before it is durable) to its
+    /// acknowledgement, of each acknowledged message; time offline is in it.
     pub durable_to_acked_seconds: Histogram,
     /// Followed queues at resume, by where the device stood.
     pub resumes: CounterBy<ResumeReason>,

@@ -1,8 +1,8 @@
 //! The only place that starts tasks and threads.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 /// Starts a task on the current runtime. It runs until it returns; its owner
 /// tells it to stop through a channel or a token, or aborts the handle.
@@ -19,17 +19,88 @@ where
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime stops, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
-/// Starts a thread for work that blocks for the life of the node.
+/// Says that the node can no longer keep its promises and must stop. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Alarm(Arc<watch::Sender<bool>>);
+
+impl Alarm {
+    /// A new alarm, and who hears it: true once it is raised.
+    pub fn new() -> (Self, watch::Receiver<bool>) {
+        let (raised, heard) = watch::channel(false);
+        (Self(Arc::new(raised)), heard)
+    }
+
+    /// Raises it, for good.
+    pub fn raise(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether it was raised.
+    pub fn is_raised(&self) -> bool {
+        *self.0.borrow()
+    }
+}
+
+/// Starts a task without which the node is none: if it panics, the alarm is raised.
+pub fn spawn_vital<F>(name: &'static str, alarm: Alarm, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    spawn(name, async move {
+        let _watch = RaiseOnPanic { name, alarm };
+        future.await
+    })
+}
+
+struct RaiseOnPanic {
+    name: &'static str,
+    alarm: Alarm,
+}
+
+impl Drop for RaiseOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(task = self.name, "a vital task panicked, the node stops");
+            self.alarm.raise();
+        }
+    }
+}
+
+/// Starts a thread for work that blocks for the life of the node; vital as in
+/// [`spawn_vital`].
 ///
 /// # Panics
 /// If the operating system has no thread to give: at start-up only.
-pub fn thread(name: &'static str, work: impl FnOnce() + Send + 'static) {
+pub fn thread(name: &'static str, alarm: Alarm, work: impl FnOnce() + Send + 'static) {
+    let watched = move || {
+        let _watch = RaiseOnPanic { name, alarm };
+        work();
+    };
     std::thread::Builder::new()
         .name(name.into())
-        .spawn(work)
+        .spawn(watched)
         .expect("a thread can be started while the node starts");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_vital_task_that_panics_raises_the_alarm_and_others_do_not() {
+        let (alarm, mut heard) = Alarm::new();
+        spawn_vital("quiet", alarm.clone(), async {}).await.unwrap();
+        assert!(!alarm.is_raised());
+        assert!(spawn_vital("loud", alarm, async { panic!("planted") }).await.is_err());
+        assert!(*heard.wait_for(|raised| *raised).await.unwrap());
+    }
 }

@@ -193,6 +193,11 @@ impl<S> Connection<S> {
                     self.look(|session, cx| session.fed(cx, want, pulled, out));
                     self.perform(out);
                 }
+                // One damaged queue does not end what the device has besides it.
+                Err(error) if error.is_damage() => {
+                    tracing::error!(%error, "a queue cannot be delivered");
+                    self.look(|session, cx| session.fed(cx, want, None, out));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection ends because a queue cannot be read");
                     self.look(|session, _| session.close(CloseReason::Unavailable, out));
@@ -259,12 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn turn(&mut self, event: Event, out: &mut Output) -> Option<CloseReason> {
         match event {
             Event::Over(reason) => return Some(reason),
-            Event::Nudged(reasons) => {
-                self.step(Input::Nudged(reasons), out);
-                if reasons.has(Reasons::TICK) && out.close.is_none() {
-                    self.take_place();
-                }
-            }
+            Event::Nudged(reasons) => self.nudged(reasons, out),
             Event::Read => {}
         }
         loop {
@@ -283,6 +283,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return None;
             }
             tokio::task::yield_now().await;
+            // A backlog must not keep a takeover or a drain waiting.
+            if let Poll::Ready(reasons) =
+                poll_fn(|cx| Poll::Ready(self.nudge().poll_reasons(cx))).await
+            {
+                self.nudged(reasons, out);
+            }
+        }
+    }
+
+    fn nudged(&mut self, reasons: Reasons, out: &mut Output) {
+        self.step(Input::Nudged(reasons), out);
+        if reasons.has(Reasons::TICK) && out.close.is_none() {
+            self.take_place();
         }
     }
 
@@ -443,7 +456,10 @@ impl<S> Drop for Connection<S> {
             "connection ended"
         );
         let expires_s = edge.now_s() + u64::from(session.terms().expiry_s);
-        edge.sessions.end(*device, Token(*serial), session.into_parked(), expires_s);
+        // A plain session that breaks the rules, such as by speaking frames, is not kept:
+        // the device could never leave it.
+        let parked = session.into_parked().filter(|_| reason != CloseReason::ProtocolError);
+        edge.sessions.end(*device, Token(*serial), parked, expires_s);
     }
 }
 

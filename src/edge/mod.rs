@@ -1,6 +1,6 @@
 //! The MQTT front: listeners, the session machine, connections.
 //!
-//! [`session`] decides, [`connection`] does; `listener` lets in no more than the
+//! [`session`] decides, `connection` does; `listener` lets in no more than the
 //! node can bear; `heartbeat` holds the deadlines and `sessions` what outlives a
 //! connection. It never imports the other doors.
 

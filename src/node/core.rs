@@ -5,10 +5,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    base::{clock::Clock, ids::QueueId, keys::NodeKeys, metrics::Metrics, tasks},
+    base::{
+        clock::Clock,
+        ids::QueueId,
+        keys::NodeKeys,
+        metrics::Metrics,
+        tasks::{self, Alarm},
+    },
     config::Config,
     queue::{
         epochs::Epochs,
@@ -17,7 +23,7 @@ use crate::{
         shard::{self, Parts},
         store::{self, Store, mark::Mark},
         view::Views,
-        writer::{self, Failed, Writer},
+        writer::{self, Writer},
     },
     route::{Followers, Router},
     service::Service,
@@ -51,8 +57,9 @@ pub struct Foundation {
 pub struct Core {
     /// The business calls.
     pub service: Arc<Service>,
-    /// Turns true when a commit failed: nothing is acknowledged any more.
-    pub failed: Failed,
+    /// Turns true when the node can no longer keep its promises: a commit failed, or a
+    /// vital task panicked.
+    pub failed: watch::Receiver<bool>,
     background: Vec<JoinHandle<()>>,
 }
 
@@ -63,6 +70,10 @@ impl Core {
     /// [`store::Error`] if the store cannot be read or written.
     pub async fn build(config: &Config, foundation: Foundation) -> Result<Self, store::Error> {
         let Foundation { store, mark, keys, clock, metrics, pace } = foundation;
+        let (alarm, failed) = Alarm::new();
+        // What a killed process wrote and did not sync is there again, and becomes visible:
+        // so it must be durable first.
+        store.sync()?;
         let (epochs, recovered) =
             Epochs::open(store.as_ref(), mark.as_ref().and_then(Mark::facts))?;
         if recovered.is_cut {
@@ -78,8 +89,9 @@ impl Core {
             fsync: config.store.fsync,
             metrics: metrics.clone(),
             stamp: recovered.stamp,
+            alarm: alarm.clone(),
         };
-        let (writer, failed) = match pace {
+        let writer = match pace {
             Pace::Threaded => writer.start(),
             Pace::Paced(pace) => writer.start_paced(pace),
         };
@@ -94,7 +106,9 @@ impl Core {
         };
         retention.sweep().await?;
 
-        let parts = Owned { store, views, epochs, clock, metrics: metrics.clone() };
+        let metrics_too = metrics.clone();
+        let parts =
+            Owned { store, views, epochs, clock, metrics: metrics_too, alarm: alarm.clone() };
         let router = parts.start(config, writer);
         let service = Service::new(router, keys, clock, config, metrics);
         let completed = service.complete_pending().await.map_err(only_store)?;
@@ -103,8 +117,12 @@ impl Core {
         }
         let period = Duration::from_millis(config.store.pointer_flush_ms);
         let background = vec![
-            tasks::spawn("pointers", service.clone().flush_periodically(period)),
-            tasks::spawn("retention", retention.run()),
+            tasks::spawn_vital(
+                "pointers",
+                alarm.clone(),
+                service.clone().flush_periodically(period),
+            ),
+            tasks::spawn_vital("retention", alarm, retention.run()),
         ];
         Ok(Self { service, failed, background })
     }
@@ -127,12 +145,13 @@ struct Owned {
     epochs: Arc<Epochs>,
     clock: Clock,
     metrics: Arc<Metrics>,
+    alarm: Alarm,
 }
 
 impl Owned {
     /// Starts the owners; what they publish wakes the followers.
     fn start(self, config: &Config, writer: writer::Handle) -> Router {
-        let Self { store, views, epochs, clock, metrics } = self;
+        let Self { store, views, epochs, clock, metrics, alarm } = self;
         let followers = Arc::new(Followers::default());
         let woken = followers.clone();
         let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new(move |queue| {
@@ -146,6 +165,7 @@ impl Owned {
             tail_bytes: config.store.tail_bytes / config.store.shard_tasks as u64,
             grown,
             metrics,
+            alarm,
         };
         let owner = |_| shard::start(parts.clone(), writer.clone());
         let owners = (0..config.store.shard_tasks).map(owner).collect();

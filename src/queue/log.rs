@@ -92,6 +92,13 @@ impl Log {
         self.spans.iter().rev().find(|span| span.first <= seq).map(|span| span.epoch)
     }
 
+    /// Whether a position is older than all that the log remembers: then nobody can say
+    /// any more which epoch its entry had, and all that is held is behind it.
+    pub fn is_forgotten(&self, position: Position) -> bool {
+        let first = self.spans.first();
+        first.is_some_and(|span| position.seq < span.first && position.epoch <= span.epoch)
+    }
+
     /// The newest surviving entry of an epoch, if there is one.
     pub fn last_of(&self, epoch: Epoch) -> Option<Seq> {
         let at = self.spans.iter().rposition(|span| span.epoch == epoch)?;

@@ -108,6 +108,9 @@ fn resolve(log: &Log, floor: Seq, position: Position) -> (Seq, Option<Jump>) {
     if position.seq == Seq(0) || log.epoch_at(position.seq) == Some(position.epoch) {
         return (position.seq, None);
     }
+    if log.is_forgotten(position) {
+        return (position.seq, None);
+    }
     if position.epoch > log.head_position(position.epoch).epoch {
         return (log.head().min(position.seq), Some(Jump::EpochChanged));
     }
@@ -166,6 +169,23 @@ mod tests {
         };
         assert_eq!(outcome(plan(&log(), 2, stand)), (2, Some(Jump::Overflow)));
         assert_eq!(outcome(plan(&log(), 9, stand)), (6, Some(Jump::Overflow)));
+    }
+
+    #[test]
+    fn a_device_that_stood_at_the_head_of_a_quiet_week_has_missed_nothing() {
+        let mut log = Log::default();
+        for _ in 0..5 {
+            log.append(1, Epoch(1));
+        }
+        log.append(9, Epoch(1));
+        log.trim(2);
+        let at = |seq| Stand {
+            claim: Claim::At { position: at(1, seq), is_genuine: false },
+            stored: None,
+            since: at(1, 0),
+        };
+        assert_eq!(outcome(plan(&log, 2, at(5))), (5, None));
+        assert_eq!(outcome(plan(&log, 2, at(4))), (5, Some(Jump::Overflow)));
     }
 
     #[test]

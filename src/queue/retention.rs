@@ -60,7 +60,8 @@ impl Retention {
         }
         for day in old {
             crash_point!("retention::before_drop");
-            self.store.drop_day(day)?;
+            let store = self.store.clone();
+            tasks::blocking(move || store.drop_day(day)).await?;
             self.metrics.queue.days_dropped.increment(1);
         }
         Ok(())

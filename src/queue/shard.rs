@@ -2,7 +2,7 @@
 //!
 //! A change is a closure that runs on the owner with a [`Txn`]; its writes are
 //! durable together, and only then is it answered and are its entries visible.
-//! [`Owner`] is the deciding part without tasks or awaits; [`start`] runs it.
+//! `Owner` is the deciding part without tasks or awaits; [`start`] runs it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,7 +23,12 @@ use super::{
     writer,
 };
 use crate::{
-    base::{clock::Clock, ids::QueueId, metrics::Metrics, tasks},
+    base::{
+        clock::Clock,
+        ids::QueueId,
+        metrics::Metrics,
+        tasks::{self, Alarm},
+    },
     crash_point,
 };
 
@@ -135,6 +140,8 @@ pub struct Parts {
     pub grown: Arc<dyn Fn(&QueueId) + Send + Sync>,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
+    /// Raised if it panics.
+    pub alarm: Alarm,
 }
 
 /// A change's writes with what to publish once they are durable.
@@ -210,12 +217,8 @@ impl Owner {
                 self.parts.views.begin(queue, || before);
             }
         }
-        for write in &scratch.batch.writes {
-            let key = (write.space, write.key.clone());
-            if is_read_back(write.space) {
-                self.staged.insert(key, (write.value.clone(), self.sealed));
-            }
-        }
+        let sealed = self.sealed;
+        self.staged.extend(scratch.own.into_iter().map(|(key, value)| (key, (value, sealed))));
         self.gathering.batch.extend(scratch.batch);
         self.gathering.entries.extend(scratch.entries);
     }
@@ -283,7 +286,7 @@ impl Owner {
 
 /// Whether changes read records of this space back, so that they must see those
 /// that are still on their way.
-fn is_read_back(space: Space) -> bool {
+pub(super) fn is_read_back(space: Space) -> bool {
     match space {
         Space::Apps | Space::Devices | Space::Registrations | Space::Pending => true,
         Space::Messages(_) => true,
@@ -294,7 +297,8 @@ fn is_read_back(space: Space) -> bool {
 /// Starts an owner. It ends when all handles are gone and its last commit is done.
 pub fn start(parts: Parts, writer: writer::Handle) -> Handle {
     let (sender, changes) = mpsc::channel(CHANGES_MAX);
-    tasks::spawn("shard", run(Owner::new(parts), changes, writer));
+    let alarm = parts.alarm.clone();
+    tasks::spawn_vital("shard", alarm, run(Owner::new(parts), changes, writer));
     Handle(sender)
 }
 

@@ -9,8 +9,8 @@ use super::{
     log::Log,
     position::{Epoch, Position},
     reader::entry_key,
-    shard::Owner,
-    store::{Batch, Error, Space},
+    shard::{Owner, is_read_back},
+    store::{Batch, Error, Space, Write},
 };
 use crate::base::{
     clock::day_of,
@@ -30,6 +30,8 @@ pub(super) struct Scratch {
     pub(super) batch: Batch,
     pub(super) logs: HashMap<QueueId, Appended>,
     pub(super) entries: Vec<(QueueId, Arc<Entry>)>,
+    /// Its records that changes read back, by their newest value.
+    pub(super) own: HashMap<(Space, Vec<u8>), Option<Bytes>>,
 }
 
 /// A queue's log before and after a change.
@@ -58,12 +60,11 @@ impl<'a> Txn<'a> {
     /// # Errors
     /// [`Error`] if the store cannot be read.
     pub fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        let own = self.scratch.batch.writes.iter().rev();
-        let mut own = own.filter(|write| write.space == space && write.key == key);
-        if let Some(write) = own.next() {
-            return Ok(write.value.clone());
+        let named = (space, key.to_vec());
+        if let Some(value) = self.scratch.own.get(&named) {
+            return Ok(value.clone());
         }
-        if let Some((value, _)) = self.owner.staged.get(&(space, key.to_vec())) {
+        if let Some((value, _)) = self.owner.staged.get(&named) {
             return Ok(value.clone());
         }
         self.owner.parts.store.get(space, key)
@@ -71,12 +72,19 @@ impl<'a> Txn<'a> {
 
     /// Sets a record.
     pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
-        self.scratch.batch.put(space, key, value);
+        self.write(space, key.into(), Some(value.into()));
     }
 
     /// Removes a record.
     pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
-        self.scratch.batch.remove(space, key);
+        self.write(space, key.into(), None);
+    }
+
+    fn write(&mut self, space: Space, key: Vec<u8>, value: Option<Bytes>) {
+        if is_read_back(space) {
+            self.scratch.own.insert((space, key.clone()), value.clone());
+        }
+        self.scratch.batch.writes.push(Write { space, key, value });
     }
 
     /// Appends an entry to a queue of this owner.
@@ -89,8 +97,9 @@ impl<'a> Txn<'a> {
         let oldest_day = self.owner.parts.views.oldest_day();
         let before = self.log(&queue)?;
         let mut log = before.clone();
-        // A clock that was set back must not send an entry to an older day.
-        let day = day_of(now_ms).max(log.newest_day().unwrap_or(0));
+        // A clock that was set back must not send an entry to an older day, nor to one
+        // that retention has dropped.
+        let day = day_of(now_ms).max(log.newest_day().unwrap_or(0)).max(oldest_day);
         log.trim(oldest_day);
         let position = log.append(day, epoch);
         let entry = Arc::new(Entry { position, at_ms: now_ms, body });

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     time::Instant,
 };
 
@@ -16,7 +16,10 @@ use super::store::{
     mark::{Facts, Mark},
 };
 use crate::{
-    base::{metrics::Metrics, tasks},
+    base::{
+        metrics::Metrics,
+        tasks::{self, Alarm},
+    },
     crash_point,
 };
 
@@ -87,32 +90,33 @@ pub struct Writer {
     pub metrics: Arc<Metrics>,
     /// The stamp of the newest commit in the store.
     pub stamp: u64,
+    /// Raised when a commit fails.
+    pub alarm: Alarm,
 }
-
-/// The writer's end: true once a commit failed.
-pub type Failed = watch::Receiver<bool>;
 
 impl Writer {
     /// Starts the writer on a thread of its own.
-    pub fn start(self) -> (Handle, Failed) {
-        let (handle, jobs, failing, failed) = self.channels();
-        tasks::thread("writer", move || {
-            let mut state = State { writer: self, failing, marked: None };
+    pub fn start(self) -> Handle {
+        let (sender, jobs) = mpsc::channel(JOBS_MAX);
+        let handle = Handle(sender);
+        tasks::thread("writer", self.alarm.clone(), move || {
+            let mut state = State { writer: self, marked: None };
             let mut jobs = jobs;
             while let Some(first) = jobs.blocking_recv() {
                 state.turn(first, &mut jobs);
             }
         });
         tasks::spawn("mark", tick_marks(handle.clone()));
-        (handle, failed)
+        handle
     }
 
     /// Starts the writer as a task that takes `pace()` of virtual time for each
     /// sync: for simulations.
-    pub fn start_paced(self, pace: impl Fn() -> Duration + Send + 'static) -> (Handle, Failed) {
-        let (handle, mut jobs, failing, failed) = self.channels();
+    pub fn start_paced(self, pace: impl Fn() -> Duration + Send + 'static) -> Handle {
+        let (sender, mut jobs) = mpsc::channel(JOBS_MAX);
+        let handle = Handle(sender);
         tasks::spawn("writer", async move {
-            let mut state = State { writer: self, failing, marked: None };
+            let mut state = State { writer: self, marked: None };
             while let Some(first) = jobs.recv().await {
                 let gathered = collect(first, &mut jobs);
                 let written = state.write(gathered.batch);
@@ -121,13 +125,7 @@ impl Writer {
                 gathered.marked.into_iter().for_each(|done| done(Ok(())));
             }
         });
-        (handle, failed)
-    }
-
-    fn channels(&self) -> (Handle, mpsc::Receiver<Job>, watch::Sender<bool>, Failed) {
-        let (sender, jobs) = mpsc::channel(JOBS_MAX);
-        let (failing, failed) = watch::channel(false);
-        (Handle(sender), jobs, failing, failed)
+        handle
     }
 }
 
@@ -184,7 +182,6 @@ enum Due {
 
 struct State {
     writer: Writer,
-    failing: watch::Sender<bool>,
     /// When the mark was written last, and what it said.
     marked: Option<(Instant, u64)>,
 }
@@ -209,7 +206,7 @@ impl State {
 
     fn write(&mut self, mut batch: Batch) -> Written {
         let (since, records) = (Instant::now(), batch.writes.len());
-        let result = if *self.failing.borrow() {
+        let result = if self.writer.alarm.is_raised() {
             Err(Error::Closed)
         } else if records == 0 {
             Ok(())
@@ -234,7 +231,7 @@ impl State {
         {
             tracing::error!(%error, "a commit failed, nothing is acknowledged any more");
             self.writer.metrics.queue.commit_failures.increment(1);
-            self.failing.send_replace(true);
+            self.writer.alarm.raise();
         }
         if records > 0 {
             let metrics = &self.writer.metrics.queue;
@@ -253,7 +250,7 @@ impl State {
         let is_due = self.marked.is_none_or(|(at, said)| {
             said < stamp && (due == Due::Now || at.elapsed() >= Duration::from_secs(1))
         });
-        if !is_due || *self.failing.borrow() || !self.writer.fsync {
+        if !is_due || self.writer.alarm.is_raised() || !self.writer.fsync {
             return;
         }
         let Some(mark) = &mut self.writer.mark else {
@@ -261,7 +258,7 @@ impl State {
         };
         if let Err(error) = mark.write(Facts { stamp, epoch: (self.writer.epoch)() }) {
             tracing::error!(%error, "cannot write the commit mark, stopping as after a failed commit");
-            self.failing.send_replace(true);
+            self.writer.alarm.raise();
         }
         self.marked = Some((Instant::now(), stamp));
     }

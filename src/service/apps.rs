@@ -35,6 +35,13 @@ pub struct NewApp {
     pub app_secret: Secret,
 }
 
+impl NewApp {
+    /// New credentials for a tenant.
+    pub fn random(app_id: AppId) -> Self {
+        Self { app_id, app_key: Secret::random(), app_secret: Secret::random() }
+    }
+}
+
 /// A tenant as a list shows it.
 #[derive(Clone, Debug, Serialize)]
 pub struct AppSummary {
@@ -61,12 +68,20 @@ impl Service {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Conflict`], [`Error::Unavailable`].
     pub async fn create_app(&self, id: &str, policy: AliasPolicy) -> Result<NewApp, Error> {
-        let app_id: AppId = id.parse()?;
-        let (app_key, app_secret) = (Secret::random(), Secret::random());
+        let new = NewApp::random(id.parse()?);
+        self.create_app_as(&new, policy).await?;
+        Ok(new)
+    }
+
+    /// Creates a tenant whose credentials are made already.
+    ///
+    /// # Errors
+    /// As [`Service::create_app`].
+    pub async fn create_app_as(&self, new: &NewApp, policy: AliasPolicy) -> Result<(), Error> {
         let app = App {
-            id: app_id.clone(),
-            key: self.keys.hash(app_key.reveal().as_bytes()),
-            secrets: vec![self.app_secret(&app_secret)],
+            id: new.app_id.clone(),
+            key: self.keys.hash(new.app_key.reveal().as_bytes()),
+            secrets: vec![self.app_secret(&new.app_secret)],
             alias_policy: policy,
         };
         let change = move |txn: &mut crate::queue::txn::Txn<'_>| {
@@ -77,8 +92,7 @@ impl Service {
             txn.put(Space::Apps, key, encode(&app));
             Ok(())
         };
-        self.router.run(APPS_SHARD, change).await?;
-        Ok(NewApp { app_id, app_key, app_secret })
+        self.router.run(APPS_SHARD, change).await
     }
 
     /// All tenants.

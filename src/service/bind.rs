@@ -19,6 +19,8 @@ use crate::{
     },
 };
 
+const SERVER_ONLY: Error = Error::Forbidden("only the app server binds aliases of this app");
+
 /// Who asks for a change.
 #[derive(Clone, Copy, Debug)]
 pub enum By<'a> {
@@ -34,7 +36,8 @@ pub enum By<'a> {
 }
 
 impl Service {
-    /// Binds an alias: the registration follows it from its head on. Again begins anew.
+    /// Binds an alias: the registration follows it from its head on. One that is bound stays
+    /// as it is; unbound and bound again, it begins anew.
     ///
     /// # Errors
     /// [`Error::NotFound`] (no such registration of the asker's), [`Error::Invalid`],
@@ -46,7 +49,7 @@ impl Service {
         let queue = QueueName::Alias(registration.app, alias);
         let max = self.limits.aliases_per_registration;
         let since = self.router.head(&queue.id())?;
-        let changes = vec![Change::Follow { queue, since, max, again: Again::Anew }];
+        let changes = vec![Change::Follow { queue, since, max }];
         self.change(device, registration.regid, changes).await
     }
 
@@ -57,7 +60,7 @@ impl Service {
     pub async fn unbind(&self, regid: &str, alias: &str, by: By<'_>) -> Result<(), Error> {
         let alias: Alias = alias.parse()?;
         let (device, registration) = self.registration_of(regid, by)?;
-        self.may_bind(&registration, &alias, By::unbinding(by))?;
+        self.may_unbind(&registration, by)?;
         let queue = QueueName::Alias(registration.app, alias);
         self.change(device, registration.regid, vec![Change::Unfollow { queue }]).await
     }
@@ -72,7 +75,7 @@ impl Service {
         let mut changes = Vec::new();
         for queue in self.topics(&registration.app, topics)? {
             let since = self.router.head(&queue.id())?;
-            changes.push(Change::Follow { queue, since, max, again: Again::Keep });
+            changes.push(Change::Follow { queue, since, max });
         }
         self.change(device, registration.regid, changes).await
     }
@@ -115,10 +118,7 @@ impl Service {
         let regid = registration.regid.to_string();
         match (app.alias_policy, token) {
             (AliasPolicy::Open, _) => Ok(()),
-            (AliasPolicy::Server, _) => {
-                Err(Error::Forbidden("only the app server binds aliases of this app"))
-            }
-            (AliasPolicy::Signed, Some(UNBINDING)) => Ok(()),
+            (AliasPolicy::Server, _) => Err(SERVER_ONLY),
             (AliasPolicy::Signed, Some(token))
                 if is_alias_token(&app, &regid, alias.as_str(), token, self.now_ms()) =>
             {
@@ -127,6 +127,16 @@ impl Service {
             (AliasPolicy::Signed, _) => {
                 Err(Error::Forbidden("this app's aliases need a valid token of its app server"))
             }
+        }
+    }
+
+    /// Who may not bind by itself may not unbind either, but needs no token.
+    fn may_unbind(&self, registration: &Registration, by: By<'_>) -> Result<(), Error> {
+        let By::Device { .. } = by else { return Ok(()) };
+        let app = self.app_record(&registration.app)?.ok_or(NO_REGISTRATION)?;
+        match app.alias_policy {
+            AliasPolicy::Open | AliasPolicy::Signed => Ok(()),
+            AliasPolicy::Server => Err(SERVER_ONLY),
         }
     }
 
@@ -166,31 +176,10 @@ impl Service {
     }
 }
 
-/// What a token is where none is needed: who may bind may also unbind.
-const UNBINDING: &str = "";
-
-impl<'a> By<'a> {
-    fn unbinding(self) -> Self {
-        match self {
-            Self::Device { device, .. } => Self::Device { device, token: Some(UNBINDING) },
-            Self::App(app) => Self::App(app),
-        }
-    }
-}
-
 /// One change of what a registration follows.
 enum Change {
-    Follow { queue: QueueName, since: Position, max: usize, again: Again },
+    Follow { queue: QueueName, since: Position, max: usize },
     Unfollow { queue: QueueName },
-}
-
-/// What to do if the queue is followed already.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Again {
-    /// Nothing.
-    Keep,
-    /// Following begins anew.
-    Anew,
 }
 
 /// What changed for the member count.
@@ -208,13 +197,12 @@ impl Change {
         let regid = registration.regid;
         let own = QueueName::Own(regid).id();
         match self {
-            Self::Follow { queue, since, max, again } => {
-                let known = registration.follows.iter().position(|one| one.queue == queue);
-                if known.is_some() && again == Again::Keep {
+            Self::Follow { queue, since, max } => {
+                if registration.follows.iter().any(|one| one.queue == queue) {
                     return Ok(None);
                 }
                 let of_kind = |one: &&Follow| one.queue.kind() == queue.kind();
-                if known.is_none() && registration.follows.iter().filter(of_kind).count() >= max {
+                if registration.follows.iter().filter(of_kind).count() >= max {
                     let what = match queue {
                         QueueName::Topic(..) => "topics of a registration",
                         _ => "aliases of a registration",
@@ -225,12 +213,8 @@ impl Change {
                 let control = txn.append(own, body)?.seq;
                 txn.put(Space::Members, member_key(&queue.id(), &regid), Vec::new());
                 registration.control = control;
-                let follow = Follow { queue: queue.clone(), since, control };
-                match known {
-                    Some(at) => registration.follows[at] = follow,
-                    None => registration.follows.push(follow),
-                }
-                Ok(known.is_none().then_some(Outcome::Followed(queue)))
+                registration.follows.push(Follow { queue: queue.clone(), since, control });
+                Ok(Some(Outcome::Followed(queue)))
             }
             Self::Unfollow { queue } => {
                 let known = registration.follows.iter().position(|one| one.queue == queue);

@@ -38,6 +38,13 @@ pub enum Error {
     Unavailable(#[source] shard::Error),
 }
 
+impl Error {
+    /// Whether stored records are damaged: others can still be read.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Unavailable(shard::Error::Store(store::Error::Damaged(_))))
+    }
+}
+
 impl From<shard::Error> for Error {
     fn from(error: shard::Error) -> Self {
         Self::Unavailable(error)

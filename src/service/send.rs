@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     base::{
-        clock::day_of,
+        clock::{DAY_MS, day_of},
         ids::{Alias, AppId, MessageId, QueueName, RegId, Topic},
         metrics::{SendResult, TargetKind},
         tasks,
@@ -24,7 +24,7 @@ use crate::{
     queue::{
         entry::{Body, Message, Notification},
         shard,
-        store::{Range, Space, decode, encode},
+        store::{self, Range, Space, decode, encode},
         txn::Txn,
     },
 };
@@ -117,7 +117,8 @@ impl Service {
         let ttl_s = self.check(&send)?;
         let Resolved { queues, matched, invalid } = self.resolve(app, &send.target)?;
         let now_ms = self.now_ms();
-        let id = MessageId::random(now_ms);
+        // The id names the day of the message's records, which must be one that is held.
+        let id = MessageId::random(now_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
         let expires_ms = Some(now_ms + ttl_s * 1_000);
         let message = Message {
             id,
@@ -264,9 +265,16 @@ impl Service {
             let change = move |txn: &mut Txn<'_>| {
                 for queue in queues {
                     let (space, key) = (messages_of(&message.id), place_key(&message.id, &queue));
-                    if txn.get(space, &key)?.is_none() {
-                        let place = txn.append(queue, Body::Message(message.clone()))?;
-                        txn.put(space, key, encode(&place));
+                    if txn.get(space, &key)?.is_some() {
+                        continue;
+                    }
+                    match txn.append(queue, Body::Message(message.clone())) {
+                        Ok(place) => txn.put(space, key, encode(&place)),
+                        // One damaged queue does not keep the others from theirs.
+                        Err(store::Error::Damaged(cause)) => {
+                            tracing::error!(%queue, cause, "cannot append to a damaged queue");
+                        }
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 Ok(())
@@ -299,23 +307,30 @@ impl Service {
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn complete_pending(&self) -> Result<usize, Error> {
-        let mut completed = 0;
+        let (mut completed, mut from) = (0, Vec::new());
         loop {
-            let page = self.router.scan(Space::Pending, &Range::prefix(b""), PAGE)?;
-            if page.is_empty() {
-                return Ok(completed);
-            }
+            let range = Range { from, to: None };
+            let page = self.router.scan(Space::Pending, &range, PAGE)?;
+            let Some((last, _)) = page.last() else { return Ok(completed) };
+            from = [last.as_ref(), &[0]].concat();
             for (key, bytes) in page {
-                let pending: PendingMessage = decode(&bytes)?;
-                for append in self.begin_appends(pending).await {
-                    append.await?;
+                match decode(&bytes) {
+                    Ok(pending) => self.complete(key.to_vec(), pending).await?,
+                    // It must not keep the node from starting.
+                    Err(error) => tracing::error!(%error, "a pending message cannot be read"),
                 }
-                let mut done = crate::queue::store::Batch::default();
-                done.remove(Space::Pending, key.to_vec());
-                self.router.commit(done).await?;
                 completed += 1;
             }
         }
+    }
+
+    async fn complete(&self, key: Vec<u8>, pending: PendingMessage) -> Result<(), Error> {
+        for append in self.begin_appends(pending).await {
+            append.await?;
+        }
+        let mut done = store::Batch::default();
+        done.remove(Space::Pending, key);
+        Ok(self.router.commit(done).await?)
     }
 }
 

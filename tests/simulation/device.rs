@@ -178,7 +178,7 @@ impl Dialogue<'_> {
             .into_iter()
             .map(|(regid, positions)| idl::RegistrationPositions { regid, positions })
             .collect();
-        let positions = Some(idl::Positions { registrations });
+        let positions = Some(idl::Positions { registrations, more: None });
         self.up(idl::Up { positions, ..idl::Up::default() }).await
     }
 

@@ -170,7 +170,7 @@ pub fn resume(digest: i64) -> Up {
 }
 
 pub fn positions(registrations: Vec<idl::RegistrationPositions>) -> Up {
-    Up { positions: Some(idl::Positions { registrations }), ..nothing() }
+    Up { positions: Some(idl::Positions { registrations, more: None }), ..nothing() }
 }
 
 pub fn register(app_id: &str, app_key: &str) -> Up {

@@ -67,7 +67,7 @@ fn deltas() -> idl::Deltas {
 
 fn positions() -> idl::Positions {
     let position = idl::Position::new(topic("news"), 7, 42, vec![1, 2, 3, 4, 5, 6, 7, 8]);
-    idl::Positions::new(vec![idl::RegistrationPositions::new("r1".into(), vec![position])])
+    idl::Positions::new(vec![idl::RegistrationPositions::new("r1".into(), vec![position])], None)
 }
 
 #[test]

@@ -20,6 +20,7 @@ fn positions() -> idl::Positions {
                 position(queue(idl::QueueKind::TOPIC, Some("news")), i64::MAX, None),
             ],
         }],
+        more: Some(true),
     }
 }
 

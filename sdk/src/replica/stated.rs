@@ -27,14 +27,17 @@ pub fn up_resume(digest: i64) -> idl::Up {
     idl::Up { resume: Some(idl::Resume { digest }), ..empty() }
 }
 
-/// `Positions` of these registrations. One that we do not hold has none.
-pub fn up_positions(state: &State, regids: &[RegId]) -> idl::Up {
+/// `Positions` of these registrations, with more frames of it to follow or not. One that we do not hold has none.
+pub fn up_positions(state: &State, regids: &[RegId], more: bool) -> idl::Up {
     let registrations = regids.iter().map(|regid| idl::RegistrationPositions {
         regid: regid.to_string(),
         positions: state.registrations.get(regid).map_or_else(Vec::new, positions),
     });
     let registrations = registrations.collect();
-    idl::Up { positions: Some(idl::Positions { registrations }), ..empty() }
+    idl::Up {
+        positions: Some(idl::Positions { registrations, more: more.then_some(true) }),
+        ..empty()
+    }
 }
 
 /// All registrations, divided among frames; one frame with nothing if there is none.

@@ -80,7 +80,6 @@ impl Gateway {
         let mut peer = self.accept().await;
         peer.recv().await;
         peer.recv_up().await;
-        peer.send(Packet::ConnAck(Box::default())).await;
         peer.resumed(regids).await;
         peer
     }
@@ -104,7 +103,7 @@ impl Peer {
         self.try_recv().await.unwrap()
     }
 
-    /// The next packet must be an `up` frame; it is acknowledged.
+    /// The next packet must be an `up` frame; it is acknowledged, and so is CONNECT before the first one.
     pub async fn recv_up(&mut self) -> idl::Up {
         let Packet::Publish(publish) = self.recv().await else {
             panic!("not a PUBLISH");
@@ -113,9 +112,10 @@ impl Peer {
         let up = frame::decode_up(&publish.payload).unwrap();
         let packet_id = publish.packet_id;
         // Nothing may come before CONNACK.
-        if up.resume.is_none() {
-            self.send(Packet::PubAck(Ack { packet_id, reason: 0 })).await;
+        if up.resume.is_some() {
+            self.send(Packet::ConnAck(Box::default())).await;
         }
+        self.send(Packet::PubAck(Ack { packet_id, reason: 0 })).await;
         up
     }
 

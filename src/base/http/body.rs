@@ -6,14 +6,15 @@
 use std::error::Error;
 
 use axum::{
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{
         HeaderMap, StatusCode,
-        header::{CONTENT_LENGTH, CONTENT_TYPE},
+        header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
         request::Parts,
     },
 };
+use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout_at;
 
@@ -83,10 +84,14 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
     let deadline = request.extensions().get::<Deadline>().copied();
     let announced = request.headers().get(CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if let Some(BodyMax(max)) = request.extensions().get()
-        && announced.is_some_and(|bytes| bytes > *max as u64)
-    {
-        // Before the body is asked for with 100 Continue.
+    let max = request.extensions().get().map_or(u64::MAX, |BodyMax(max)| *max as u64);
+    if let Some(bytes) = announced.filter(|bytes| *bytes > max) {
+        // Who waits for 100 Continue hears at once; who sends anyway hears better if
+        // somebody listened to the end, unless that is far away.
+        let is_waiting = request.headers().contains_key(EXPECT);
+        if !is_waiting && bytes <= max.saturating_mul(4) {
+            discard(request.into_body(), deadline).await;
+        }
         return Err(Problem::new(Code::BodyTooLarge, ""));
     }
     let reading = Bytes::from_request(request, state);
@@ -114,6 +119,15 @@ fn without_value(reason: &str) -> String {
     });
     let after = end.map_or("", |end| &found[end + 1..]);
     format!("{before}string{after}")
+}
+
+/// Reads a body to its end or to the request's deadline.
+async fn discard(mut body: Body, deadline: Option<Deadline>) {
+    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
+    match deadline {
+        Some(Deadline(at)) => drop(timeout_at(at, reading).await),
+        None => reading.await,
+    }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -304,8 +304,10 @@ impl Feeds {
             for (following, lane) in feed.followings.iter().zip(&mut feed.lanes) {
                 let (regid, queue) = (&feed.regid, &following.id);
                 window.drop_up_to(regid, queue, lane.pointer.acked());
+                // A following that began anew has nothing older than itself in the window.
+                let goes_on = matches!(lane.jump, None | Some(Jump::New));
                 let fits = lane.usage == Use::Deliver
-                    && lane.jump.is_none()
+                    && goes_on
                     && window.covers_of(regid, queue).all(|cover| cover.to.epoch == lane.epoch);
                 if !fits {
                     window.forget_queue(regid, queue);

@@ -66,6 +66,8 @@ pub struct Frames {
     qos: Option<Qos>,
     /// The device has resumed: deltas flow.
     pub(super) is_attached: bool,
+    /// The device has not stated all positions yet.
+    expects_more: bool,
     /// Replies of QoS 1 on their way. Their packet ids stand for nothing, so they are only counted.
     pub(super) unacknowledged: u16,
     pending: VecDeque<Reply>,
@@ -80,6 +82,7 @@ impl Default for Frames {
         Self {
             qos: Some(Qos::AtLeastOnce),
             is_attached: false,
+            expects_more: false,
             unacknowledged: 0,
             pending: VecDeque::new(),
             received: Vec::new(),
@@ -199,6 +202,9 @@ impl Session {
             }
             Some(Kind::Positions(positions)) => {
                 let ticket = ticket(request, UpKind::Positions);
+                if let Mode::Frames(frames) = &mut self.mode {
+                    frames.expects_more = positions.more == Some(true);
+                }
                 out.call = Some(Call::Positions(ticket, positions.registrations));
             }
             Some(Kind::Request(kind, asked)) => {
@@ -224,6 +230,11 @@ impl Session {
     ) {
         match standings {
             None => self.reply(down::ask_positions(), Some(ticket), out),
+            // Deltas flow already: what is in flight stays.
+            Some(standings) if matches!(&self.mode, Mode::Frames(frames) if frames.is_attached) => {
+                let regids = standings.iter().map(|standing| standing.regid.to_string()).collect();
+                self.reply(down::resumed(regids), Some(ticket), out);
+            }
             Some(standings) => {
                 let regids = self.attach(standings, Begin::Reset, out);
                 self.reply(down::resumed(regids), Some(ticket), out);
@@ -234,14 +245,15 @@ impl Session {
     pub(super) fn positioned(
         &mut self,
         ticket: Ticket,
-        standings: Vec<Standing>,
+        mut standings: Vec<Standing>,
         unknown: Vec<String>,
         out: &mut Output,
     ) {
-        // The first answers `AskPositions` and speaks of all; later ones mend a part.
-        let is_attached = matches!(&self.mode, Mode::Frames(frames) if frames.is_attached);
-        let begin = if is_attached { Begin::Restated } else { Begin::Stated };
-        let regids = self.attach(standings, begin, out);
+        if matches!(&self.mode, Mode::Frames(frames) if frames.expects_more) {
+            // What is not named yet begins with the last of them.
+            standings.retain(|one| one.is_named || self.feeds.index_of(&one.regid).is_some());
+        }
+        let regids = self.attach(standings, Begin::Restated, out);
         self.reply(down::resumed(regids), Some(ticket), out);
         for regid in unknown {
             self.reply(down::ended(regid), None, out);

@@ -531,12 +531,15 @@ impl TSerializable for Resume {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Positions {
   pub registrations: Vec<RegistrationPositions>,
+  /// Further Positions follow at once: registrations that are not named yet come later.
+  pub more: Option<bool>,
 }
 
 impl Positions {
-  pub fn new(registrations: Vec<RegistrationPositions>) -> Positions {
+  pub fn new<F2>(registrations: Vec<RegistrationPositions>, more: F2) -> Positions where F2: Into<Option<bool>> {
     Positions {
       registrations,
+      more: more.into(),
     }
   }
 }
@@ -545,6 +548,7 @@ impl TSerializable for Positions {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Positions> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<Vec<RegistrationPositions>> = None;
+    let mut f_2: Option<bool> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -562,6 +566,10 @@ impl TSerializable for Positions {
           i_prot.read_list_end()?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -572,6 +580,7 @@ impl TSerializable for Positions {
     verify_required_field_exists("Positions.registrations", &f_1)?;
     let ret = Positions {
       registrations: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      more: f_2,
     };
     Ok(ret)
   }
@@ -585,6 +594,11 @@ impl TSerializable for Positions {
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;
+    if let Some(fld_var) = self.more {
+      o_prot.write_field_begin(&TFieldIdentifier::new("more", TType::Bool, 2))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

@@ -117,7 +117,10 @@ fn a_jump_is_told_even_when_there_is_nothing_new() {
     let ticket = Ticket { packet_id: 0, qos: Qos::AtMostOnce, request: 0, kind: UpKind::Positions };
     up(
         &mut rig,
-        &idl::Up { positions: Some(idl::Positions { registrations: vec![] }), ..empty() },
+        &idl::Up {
+            positions: Some(idl::Positions { registrations: vec![], more: None }),
+            ..empty()
+        },
         Qos::AtMostOnce,
         0,
     );

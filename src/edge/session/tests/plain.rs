@@ -195,6 +195,24 @@ fn a_parked_session_is_resent_with_its_packet_ids_before_anything_new() {
 }
 
 #[test]
+fn a_parked_session_is_resent_also_where_a_following_began_anew() {
+    let mut rig = Rig::v311();
+    ready(&mut rig);
+    rig.own_one("a");
+    let first = publishes(rig.pump());
+    let parked = rig.session.into_parked().unwrap();
+    let mut again = Rig { stored: rig.stored, queues: rig.queues, ..Rig::v311() };
+    let mut standing = again.standing(&registration(1, "demo", &["x"]));
+    // The stored pointer is still that of the earlier following.
+    standing.starts[0].jump = Some(crate::queue::plan::Jump::New);
+    let terms = *again.session.terms();
+    again.session = Session::restored(terms, 0, parked, vec![standing], &mut again.out);
+    again.settle();
+    let second = publishes(again.pump());
+    assert_eq!((second.len(), second[0].packet_id, second[0].dup), (1, first[0].packet_id, true));
+}
+
+#[test]
 fn a_resend_is_not_confused_by_what_was_skipped_before_it() {
     let mut rig = Rig::v311();
     ready(&mut rig);
