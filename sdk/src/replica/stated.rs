@@ -9,17 +9,7 @@ use crate::state::{Registration, State};
 
 /// An `Up` without any kind.
 pub fn empty() -> idl::Up {
-    idl::Up {
-        request: None,
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    }
+    idl::Up::default()
 }
 
 /// `Resume`.
