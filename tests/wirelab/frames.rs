@@ -152,7 +152,7 @@ pub fn payloads(deltas: &idl::Deltas) -> Vec<(String, String)> {
 
 /// An `Up` of no kind.
 pub fn nothing() -> Up {
-    Up::default()
+    carillon_wire::frame::empty_up()
 }
 
 pub fn resume(digest: i64) -> Up {

@@ -7,7 +7,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn up(change: impl FnOnce(&mut idl::Up)) -> String {
-    let mut up = idl::Up::default();
+    let mut up = frame::empty_up();
     change(&mut up);
     let mut out = Vec::new();
     frame::encode_up(&up, &mut out).expect("a small frame");

@@ -51,7 +51,7 @@ fn ups() -> Vec<idl::Up> {
 }
 
 fn up() -> idl::Up {
-    idl::Up::default()
+    frame::empty_up()
 }
 
 fn entry(seq: i64) -> idl::Entry {

@@ -19,7 +19,7 @@ fn up(rig: &mut Rig, up: &idl::Up, qos: Qos, packet_id: u16) {
 }
 
 fn empty() -> idl::Up {
-    idl::Up::default()
+    carillon_wire::frame::empty_up()
 }
 
 fn resume(rig: &mut Rig, registrations: &[Registration]) {
