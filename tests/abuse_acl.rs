@@ -218,11 +218,12 @@ async fn no_frame_changes_what_is_not_his() {
 /// One call about some registration; it changes only what is the device's own.
 async fn operate(world: &mut World, at: usize, framed: &mut Framed, targets: &[String]) {
     let names = ["ann", "bob", "news", "a", "#", "+", "", "x\0y", "$share/g/x", "é"];
-    let mut own: Vec<String> =
-        world.known[at].registrations.iter().map(|one| one.regid.clone()).collect();
+    let regid_of = |one: &Registration| one.regid.clone();
+    let mut own: Vec<String> = world.known[at].registrations.iter().map(regid_of).collect();
     own.push("none".to_owned());
-    let (regid, name, kind) =
-        (world.rng.pick(targets).clone(), (*world.rng.pick(&names)).to_owned(), world.rng.below(5));
+    let regids = if world.rng.one_in(3) { &own[..] } else { targets };
+    let regid = world.rng.pick(regids).clone();
+    let (name, kind) = ((*world.rng.pick(&names)).to_owned(), world.rng.below(5));
     let own = world.known[at].registration(&regid);
     // Its own registration stays for the next round.
     let kind = if kind == 4 && own.is_some() { 0 } else { kind };

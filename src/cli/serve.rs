@@ -71,10 +71,13 @@ impl Serve {
     }
 }
 
-/// The log filter of a configuration.
+/// The log filter of a configuration. What a library would say of what it carries is never said.
 pub(super) fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
-    let filter = &config.log.filter;
-    EnvFilter::try_new(filter).with_context(|| format!("log.filter: `{filter}` is not a filter"))
+    let text = &config.log.filter;
+    let filter = EnvFilter::try_new(text);
+    let filter = filter.with_context(|| format!("log.filter: `{text}` is not a filter"))?;
+    // Below this it prints frames with their payloads.
+    Ok(filter.add_directive("tungstenite=info".parse()?))
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {

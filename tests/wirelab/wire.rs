@@ -261,3 +261,19 @@ impl Wire {
 pub fn device_connect(device: &Device, version: Version) -> Connect {
     Connect::new(version, &device.device_id, &device.secret)
 }
+
+impl Wire {
+    /// As [`Wire::settle`], for what may also end the connection.
+    pub async fn settle_or_end(&mut self) -> Vec<Seen> {
+        self.send([PINGREQ, PINGREQ].concat()).await;
+        let (mut seen, mut answers) = (Vec::new(), 0);
+        while answers < 2 {
+            match self.next().await {
+                Seen::PingResp => answers += 1,
+                Seen::Closed => break,
+                other => seen.push(other),
+            }
+        }
+        seen
+    }
+}
