@@ -174,6 +174,14 @@ fn what_was_acknowledged_long_before_a_kill_must_not_come_again() {
 }
 
 #[test]
+fn what_a_device_keeps_itself_must_not_come_again() {
+    let position = Position { epoch: 1, seq: 1 };
+    let sent = History::of_a_device().send(1, &[OWN]).deliver(OWN, 1, 1);
+    let kept = sent.event(Event::Kept { device: DEVICE, queue: OWN, position });
+    kept.holds().kill().deliver(OWN, 1, 1).breaks(Rule::AckedAgain);
+}
+
+#[test]
 fn what_was_not_acknowledged_must_come_again_before_anything_else() {
     let sent = History::of_a_device().send(1, &[OWN]).send(2, &[OWN]).deliver(OWN, 1, 1);
     let again = sent.clone().kill().deliver(OWN, 1, 1).deliver(OWN, 2, 2);

@@ -84,8 +84,14 @@ async fn a_node_that_dies_at_any_system_call_loses_nothing() {
     let factor = number_from_env("CARILLON_KILLS").map_or(1, |kills| kills.div_ceil(20));
     let mut dice = Dice::of_this_run("crash system calls");
     // Large payloads, so that tables and journals fill up.
-    let plan =
-        Plan { devices: 12, aliases: 8, topics: 4, payload_bytes: 2_000..4_000, ..Plan::default() };
+    let plan = Plan {
+        devices: 12,
+        frames: 2,
+        aliases: 8,
+        topics: 4,
+        payload_bytes: 2_000..4_000,
+        ..Plan::default()
+    };
     let mut rounds = Rounds::begin(plan, dice.fork()).await;
     let mut places: BTreeMap<String, u64> = BTreeMap::new();
     for _ in 0..factor {

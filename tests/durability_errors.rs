@@ -40,7 +40,14 @@ const CASES: &[Case] = &[
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_error_of_the_disk_is_the_end_of_all_answers() {
     let mut dice = Dice::of_this_run("disk errors");
-    let plan = Plan { devices: 10, aliases: 6, topics: 4, door: Door::Admin, ..Plan::default() };
+    let plan = Plan {
+        devices: 10,
+        frames: 2,
+        aliases: 6,
+        topics: 4,
+        door: Door::Admin,
+        ..Plan::default()
+    };
     let mut rounds = Rounds::begin(plan, dice.fork()).await;
     for case in CASES {
         fail_at(&mut rounds, case, dice.of(case.number.clone())).await;

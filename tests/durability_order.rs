@@ -42,7 +42,8 @@ async fn order_of_a_run(config: &str) -> Order {
     let wrapper = ["sh", "-c", &command, "sh"].map(str::to_owned).to_vec();
     let config = Some(config.to_owned());
     let node = Node::start_with(Options { wrapper, config, ..Options::default() }).await;
-    let plan = Plan { devices: 8, aliases: 6, topics: 4, door: Door::Admin, ..Plan::default() };
+    let plan =
+        Plan { devices: 8, frames: 0, aliases: 6, topics: 4, door: Door::Admin, ..Plan::default() };
     let mut fleet = Fleet::set_up(&node, plan, dice.fork()).await;
     fleet.start_load();
     let enough = async || (fleet.ledger.accepted() >= MESSAGES).then_some(());

@@ -191,6 +191,10 @@ impl Checker {
                 self.report.acks += 1;
                 self.device(*device).acked(*queue, *position);
             }
+            Event::Kept { device, queue, position } => {
+                self.report.acks += 1;
+                self.device(*device).lines.entry(*queue).or_default().keep(*position);
+            }
             Event::Pinged { device } => {
                 let device = self.device(*device);
                 device.pinged = (at, std::mem::take(&mut device.acked));

@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     ops::Range,
     path::PathBuf,
     sync::{
@@ -28,6 +29,7 @@ use super::{
     Dice, Event, Ledger, Queue,
     check::Report,
     device::{Account, Device, Habit},
+    frames::FramesDevice,
 };
 use crate::support::{APP, Admin, Node};
 
@@ -35,6 +37,8 @@ use crate::support::{APP, Admin, Node};
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub devices: usize,
+    /// Of these, the last ones speak frames; the others are plain.
+    pub frames: usize,
     pub aliases: usize,
     /// Topics that are followed from the beginning to the end.
     pub topics: usize,
@@ -62,6 +66,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             devices: 30,
+            frames: 6,
             aliases: 16,
             topics: 6,
             restless_topics: 2,
@@ -113,16 +118,8 @@ impl Fleet {
         join_all(follows).await;
         let (stop_devices, devices_stop) = watch::channel(false);
         let mut devices = JoinSet::new();
-        for (number, account) in shared.accounts.iter().enumerate() {
-            let device = Device {
-                number,
-                account: account.clone(),
-                habit: Habit::of(number),
-                address: node.listen().mqtt,
-                ledger: ledger.clone(),
-                dice: dice.fork(),
-            };
-            devices.spawn(device.live(devices_stop.clone()));
+        for number in 0..shared.plan.devices {
+            shared.open(number, node.listen().mqtt, dice.fork(), &mut devices, &devices_stop);
         }
         let (stop_load, _) = watch::channel(false);
         Self { ledger, shared, dice, stop_devices, devices, stop_load, load: JoinSet::new() }
@@ -205,6 +202,26 @@ async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
 }
 
 impl Shared {
+    /// Starts a device, of one kind or the other.
+    fn open(
+        &self,
+        number: usize,
+        address: SocketAddr,
+        dice: Dice,
+        devices: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        let (account, ledger) = (self.accounts[number].clone(), self.ledger.clone());
+        if number + self.plan.frames >= self.plan.devices {
+            let device = FramesDevice { number, account, address, ledger, dice };
+            devices.spawn(device.live(stop.clone()));
+            return;
+        }
+        let habit = Habit::of(number);
+        let device = Device { number, account, habit, address, ledger, dice };
+        devices.spawn(device.live(stop.clone()));
+    }
+
     /// Everything that a device follows for the whole test.
     async fn follow_at_first(&self, device: usize, mut dice: Dice) {
         for queue in [Queue::Own(device), Queue::All] {

@@ -97,6 +97,12 @@ impl Line {
         self.held.entry(position).and_modify(|held| held.is_acked = true);
     }
 
+    /// The device itself stands here.
+    pub fn keep(&mut self, position: Position) {
+        self.settled = Some((position, None));
+        self.held.retain(|at, _| *at > position);
+    }
+
     /// The node has read an acknowledgement.
     pub fn confirm(&mut self, position: Position, read: Read) {
         self.held.entry(position).and_modify(|held| held.read = Some(read));

@@ -9,6 +9,7 @@
 pub mod check;
 pub mod device;
 pub mod fleet;
+pub mod frames;
 pub mod line;
 pub mod rounds;
 pub mod trace;
@@ -62,6 +63,8 @@ pub enum Event {
     Delivered(Delivery),
     /// A device has written an acknowledgement to its socket.
     Acked { device: usize, queue: Queue, position: Position },
+    /// A device keeps a position itself: up to there nothing may come again.
+    Kept { device: usize, queue: Queue, position: Position },
     /// A device has written a ping behind its acknowledgements.
     Pinged { device: usize },
     /// The ping was answered: the node has read these acknowledgements.
