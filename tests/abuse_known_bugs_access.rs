@@ -10,7 +10,7 @@ mod wirelab;
 use carillon_wire::idl::ResultCode;
 use reqwest::Method;
 use serde_json::json;
-use support::{APP, DEADLINE, Device, Options, poll_until};
+use support::{APP, Device, Options};
 use wirelab::{
     bytes::{
         Connect, PINGREQ, Publish, VERSIONS, Version, Will, number4, packet, session_expiry,
@@ -329,7 +329,7 @@ async fn a_refused_connection_is_closed_and_nothing_behind_it_is_read() {
         }
     }
     patient.until_gone().await;
-    assert!(open_files(&patient.node) <= before + 3, "refused sockets are held");
+    patient.until_files(before + 3).await;
     drop(open);
     assert_eq!(patient.node.registration(&patient.device.regid).await["online"], false);
     patient.is_well().await;
@@ -366,8 +366,7 @@ async fn every_door_asks_for_the_secret_also_without_files() {
         assert!(wire.until_closed().await.len() <= 1);
     }
     drop(idle);
-    let is_free = async || (open_files(&patient.node) < 150).then_some(());
-    assert!(poll_until(DEADLINE, is_free).await.is_some(), "closed sockets are held");
+    patient.until_files(150).await;
     doors_are_shut(&patient).await;
     patient.clean(V5).await.disconnect().await;
     let node = &patient.node;

@@ -159,6 +159,13 @@ impl Patient {
         assert!(poll_until(DEADLINE, is_alone).await.is_some(), "connections are left");
     }
 
+    /// Waits until the node holds no more files and sockets than so many.
+    pub async fn until_files(&self, max: usize) {
+        let is_free = async || (open_files(&self.node) <= max).then_some(());
+        let freed = poll_until(DEADLINE, is_free).await;
+        assert!(freed.is_some(), "{} are open, more than {max}", open_files(&self.node));
+    }
+
     /// The sum of a metric over its labels.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.node.metrics().await;
