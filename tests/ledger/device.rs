@@ -92,10 +92,7 @@ impl Device {
 
     /// One connection, from CONNECT to its end, whoever ends it.
     async fn converse(&mut self) {
-        let Ok(stream) = TcpStream::connect(self.address).await else { return };
-        let _ = stream.set_nodelay(true);
-        let decoder = Decoder::client(Version::V5, 1 << 20);
-        let mut link = Link { stream, decoder, input: BytesMut::new() };
+        let Ok(mut link) = Link::open(self.address).await else { return };
         let greeted = timeout(ANSWER_DEADLINE, self.greet(&mut link));
         // A node that dies or is not ready yet ends it: come back later.
         if let Ok(Ok(())) = greeted.await {
@@ -103,7 +100,11 @@ impl Device {
         }
     }
 
-    async fn greet(&mut self, link: &mut Link) -> io::Result<()> {
+    /// CONNECT and SUBSCRIBE.
+    ///
+    /// # Errors
+    /// The node refused for now, or ended the connection.
+    pub async fn greet(&mut self, link: &mut Link) -> io::Result<()> {
         let connect = Connect {
             clean_start: false,
             keep_alive_s: 30,
@@ -260,13 +261,34 @@ impl Acks {
     }
 }
 
-struct Link {
+/// One connection.
+pub struct Link {
     stream: TcpStream,
     decoder: Decoder,
     input: BytesMut,
 }
 
 impl Link {
+    /// Opens a connection; nothing is sent.
+    pub async fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let decoder = Decoder::client(Version::V5, 1 << 20);
+        Ok(Self { stream, decoder, input: BytesMut::new() })
+    }
+
+    /// Waits for the answer to a ping; an end in its place is an error.
+    pub async fn ping(&mut self) -> io::Result<()> {
+        self.send(&[Packet::PingReq]).await?;
+        loop {
+            match self.next().await? {
+                Packet::PingResp => return Ok(()),
+                Packet::Disconnect(_) => return Err(io::ErrorKind::ConnectionAborted.into()),
+                _ => {}
+            }
+        }
+    }
+
     async fn send(&mut self, packets: &[Packet]) -> io::Result<()> {
         let mut output = BytesMut::new();
         for packet in packets {
