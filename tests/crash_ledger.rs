@@ -188,6 +188,12 @@ fn what_was_not_acknowledged_must_come_again_before_anything_else() {
     again.holds();
     sent.clone().ack(OWN, 1).kill().deliver(OWN, 2, 2).holds();
     sent.kill().deliver(OWN, 2, 2).breaks(Rule::PassedOver);
+
+    // A kill cut off the end of a following, which then began anew.
+    let topic = Queue::Topic(1);
+    let leave = Event::Asked { device: DEVICE, queue: topic, follow: false };
+    let left = History::of_a_device().attempt(1, &[topic]).event(leave).deliver(topic, 1, 1);
+    left.kill().follow(topic).send(2, &[topic]).deliver(topic, 2, 2).holds();
 }
 
 #[test]

@@ -143,8 +143,9 @@ async fn last_file(file: &Path, call: &str) -> String {
     let after = line.split_once(open).map_or(line, |(_, after)| after);
     let path = after.split(close).next().unwrap_or(after);
     let name = path.rsplit('/').next().unwrap_or(path);
-    // Temporary files have random names.
-    let name = name.split("tmp").next().unwrap_or(name);
+    if name.starts_with(".tmp") {
+        return "temporary".into();
+    }
     name.trim_matches(|c: char| c.is_ascii_digit() || c == '.').to_owned()
 }
 

@@ -179,9 +179,7 @@ impl Checker {
                 self.messages.entry(*message).and_modify(|m| m.refused = true);
             }
             Event::Asked { device, queue, follow } => self.asked(at, *device, *queue, *follow),
-            Event::Changed { device, queue, follow } => {
-                self.followings.entry((*device, *queue)).or_default().changed(at, *follow);
-            }
+            Event::Changed { device, queue, follow } => self.changed(at, *device, *queue, *follow),
             Event::Connected { device, session_present } => {
                 self.report.connections += 1;
                 self.device(*device).connected(at, *session_present);
@@ -245,6 +243,16 @@ impl Checker {
             line.excuse();
         } else if is_fresh {
             line.begin_anew();
+        }
+    }
+
+    fn changed(&mut self, at: Duration, device: usize, queue: Queue, follow: bool) {
+        let following = self.followings.entry((device, queue)).or_default();
+        // An end without an answer may have come true; then this following began anew.
+        let is_anew = follow && following.surely_since.is_none();
+        following.changed(at, follow);
+        if is_anew {
+            self.device(device).lines.entry(queue).or_default().excuse();
         }
     }
 

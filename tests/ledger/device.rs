@@ -55,6 +55,8 @@ pub struct Device {
 
 /// A ping for each message would cost more than the messages.
 const PING_AFTER: Duration = Duration::from_millis(40);
+/// A silent device pings now and then, to keep its connection.
+const PING_ANYWAY: Duration = Duration::from_secs(10);
 /// A node that lives answers within this.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -64,8 +66,8 @@ impl Habit {
         let steady = Self { ack_after_ms: 0..1, in_order: true, life_ms: None, receive_max: 100 };
         match number % 6 {
             0 | 1 => steady,
-            2 => Self { ack_after_ms: 20..150, ..steady },
-            3 => Self { ack_after_ms: 0..200, in_order: false, ..steady },
+            2 => Self { ack_after_ms: 10..50, ..steady },
+            3 => Self { ack_after_ms: 0..80, in_order: false, ..steady },
             4 => Self { ack_after_ms: 0..30, life_ms: Some(50..1_500), ..steady },
             _ => Self { life_ms: Some(200..3_000), in_order: false, receive_max: 3, ..steady },
         }
@@ -129,7 +131,7 @@ impl Device {
     }
 
     async fn receive(&mut self, mut link: Link) -> io::Result<()> {
-        let mut acks = Acks::default();
+        let mut acks = Acks::new();
         let end = self.habit.life_ms.clone().map(|life| Instant::now() + self.dice.millis(life));
         loop {
             let wake = [acks.due(), end].into_iter().flatten().min();
@@ -172,7 +174,7 @@ impl Device {
                 self.ledger.note(Event::Delivered(delivery));
             }
             Packet::PingResp => {
-                acks.pinged = None;
+                acks.is_ping_open = false;
                 self.ledger.note(Event::Ponged { device: self.number });
             }
             Packet::SubAck(ack) => assert_eq!(ack.reasons, [1], "device {}", self.number),
@@ -207,11 +209,10 @@ impl Device {
             events.push(waiting.event);
         }
         acks.unpinged |= !packets.is_empty();
-        let may_ping = acks.last_ping.is_none_or(|last| now >= last + PING_AFTER);
-        if acks.unpinged && acks.pinged.is_none() && may_ping {
+        if acks.ping_due().is_some_and(|due| due <= now) {
             packets.push(Packet::PingReq);
             events.push(Event::Pinged { device: self.number });
-            (acks.unpinged, acks.pinged, acks.last_ping) = (false, Some(now), Some(now));
+            (acks.unpinged, acks.is_ping_open, acks.last_ping) = (false, true, now);
         }
         if packets.is_empty() {
             return Ok(());
@@ -229,14 +230,14 @@ pub fn message_of(payload: &[u8]) -> u64 {
 }
 
 /// Acknowledgements that are still to be written, and pings.
-#[derive(Default)]
 struct Acks {
     waiting: Vec<Waiting>,
     /// Some are written that no ping has followed yet.
     unpinged: bool,
-    /// A ping that is not answered.
-    pinged: Option<Instant>,
-    last_ping: Option<Instant>,
+    /// A ping is not answered yet.
+    is_ping_open: bool,
+    /// When the last ping was written, at first the beginning of the connection.
+    last_ping: Instant,
 }
 
 struct Waiting {
@@ -246,10 +247,19 @@ struct Waiting {
 }
 
 impl Acks {
+    fn new() -> Self {
+        let last_ping = Instant::now();
+        Self { waiting: Vec::new(), unpinged: false, is_ping_open: false, last_ping }
+    }
+
     fn due(&self) -> Option<Instant> {
-        let ack = self.waiting.iter().map(|waiting| waiting.due).min();
-        let ping = self.last_ping.filter(|_| self.unpinged && self.pinged.is_none());
-        ack.into_iter().chain(ping.map(|last| last + PING_AFTER)).min()
+        let acks = self.waiting.iter().map(|waiting| waiting.due);
+        acks.chain(self.ping_due()).min()
+    }
+
+    fn ping_due(&self) -> Option<Instant> {
+        let after = if self.unpinged { PING_AFTER } else { PING_ANYWAY };
+        (!self.is_ping_open).then(|| self.last_ping + after)
     }
 
     fn take_due(&mut self, now: Instant) -> Vec<Waiting> {
