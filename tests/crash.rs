@@ -16,7 +16,7 @@ use support::Node;
 use tokio::time::sleep;
 
 /// Kills of one run of the gate; the slow set asks for more.
-const KILLS: u64 = 32;
+const KILLS: u64 = 30;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_again_and_again_loses_nothing() {
@@ -50,7 +50,7 @@ async fn a_node_that_is_killed_again_and_again_loses_nothing() {
 
 /// A random moment; a long one now and then, so that acknowledgements become durable.
 fn moment(dice: &mut Dice) -> Duration {
-    if dice.percent(40) { dice.millis(1_800..3_500) } else { dice.millis(0..1_500) }
+    if dice.percent(30) { dice.millis(1_800..3_000) } else { dice.millis(0..1_200) }
 }
 
 fn kill(node: &mut Node, fleet: &Fleet) {
