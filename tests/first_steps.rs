@@ -180,3 +180,14 @@ fn the_subcommands_work_on_a_running_node() {
     let text = refused(carillon().args(["app", "list", "--data"]).arg(dir.path()));
     assert!(text.contains("admin.json"), "{text}");
 }
+
+#[test]
+fn the_demo_tells_its_story_and_finds_nothing_missing() {
+    let output = carillon().arg("demo").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}\n{complaint}");
+    for part in ["is offline", "SIGKILL", "everything arrived exactly once"] {
+        assert!(told.contains(part), "{part} is not in\n{told}");
+    }
+}

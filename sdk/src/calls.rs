@@ -113,7 +113,7 @@ impl Request {
 
     /// The frame, with its number.
     pub fn into_up(self, number: i64) -> idl::Up {
-        let mut up = idl::Up { request: Some(number), ..crate::replica::empty_up() };
+        let mut up = idl::Up { request: Some(number), ..carillon_wire::frame::empty_up() };
         match self {
             Self::Register(register) => up.register_app = Some(register),
             Self::Unregister(regid) => {

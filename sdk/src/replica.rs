@@ -18,7 +18,6 @@ use carillon_wire::idl;
 use crate::names::{Position, QueueName, Received, RegId};
 use crate::state::{Registration, State};
 use delta::{Delta, Fit};
-pub use stated::empty as empty_up;
 
 /// The gateway broke the protocol; the connection must end. The text names the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context as Task, Poll, ready},
     time::Duration,
 };
@@ -46,12 +46,12 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    /// The device is here; an older connection of it is told so.
-    pub(super) fn new(edge: &Arc<Edge>, device: DeviceId) -> Self {
+    /// The device is here; an older connection of it is told so. `None` if it has
+    /// opened a newer one, which is here already.
+    pub(super) fn new(edge: &Arc<Edge>, device: DeviceId, serial: u64) -> Option<Self> {
         let nudge = Arc::new(Nudge::default());
-        edge.service.arrive(device, &nudge);
-        let serial = edge.serial.fetch_add(1, Ordering::Relaxed);
-        Self { edge: edge.clone(), device, nudge, serial }
+        let is_newest = edge.service.arrive(device, &nudge, serial);
+        is_newest.then(|| Self { edge: edge.clone(), device, nudge, serial })
     }
 
     pub(super) fn device(&self) -> DeviceId {

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use carillon_wire::mqtt::{self, ConnAck, Connect, Decoder, Packet, Version, reason};
+use carillon_wire::mqtt::{self, ConnAck, Connect, Decoder, Disconnect, Packet, Version, reason};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
@@ -46,10 +46,15 @@ where
         }
     };
     let version = connect.version;
-    match welcome(&edge, &connect).await {
-        Ok(welcomed) => {
+    match welcome(&edge, &connect, accepted.serial).await {
+        Ok(Some(welcomed)) => {
             decoder.set_max_packet_bytes(edge.config.packet_bytes_max);
             Some(establish(accepted, stream, decoder, (unread, bytes_in), welcomed))
+        }
+        Ok(None) => {
+            accepted.failed(Handshake::Refused);
+            say_taken_over(&mut stream, version).await;
+            None
         }
         Err(Refusal { reason, result }) => {
             accepted.failed(result);
@@ -119,7 +124,12 @@ struct Welcomed {
     parked: Option<Box<Parked>>,
 }
 
-async fn welcome(edge: &Arc<Edge>, connect: &Connect) -> Result<Welcomed, Refusal> {
+/// `None` if the device has opened another connection since, which is here already.
+async fn welcome(
+    edge: &Arc<Edge>,
+    connect: &Connect,
+    serial: u64,
+) -> Result<Option<Welcomed>, Refusal> {
     let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
     if edge.is_draining() {
         return Err(unavailable);
@@ -136,13 +146,13 @@ async fn welcome(edge: &Arc<Edge>, connect: &Connect) -> Result<Welcomed, Refusa
             Refusal { reason: reason::BAD_CREDENTIALS, result: Handshake::BadCredentials }
         }
     })?;
-    let arrival = Arrival::new(edge, id);
+    let Some(arrival) = Arrival::new(edge, id, serial) else { return Ok(None) };
     let parked = if granted.terms.is_clean { None } else { claim(edge, id).await };
     match granted.terms.expiry_s {
         0 => edge.sessions.discard(&id),
         1.. => edge.sessions.begin(id, arrival.token()),
     }
-    Ok(Welcomed { granted, arrival, parked })
+    Ok(Some(Welcomed { granted, arrival, parked }))
 }
 
 /// What an older connection left. One that is still ending gets a moment to park.
@@ -161,7 +171,7 @@ fn establish<S>(
     (unread, bytes_in): (BytesMut, u64),
     welcomed: Welcomed,
 ) -> (Box<Connection<S>>, Box<Output>) {
-    let Accepted { transport, at, admission, handshaking } = accepted;
+    let Accepted { transport, at, admission, handshaking, serial: _ } = accepted;
     let edge = handshaking.edge.clone();
     let Welcomed { granted: Granted { terms, mut connack }, arrival, parked } = welcomed;
     let mut out = pool::output();
@@ -185,6 +195,19 @@ fn establish<S>(
 fn write_connack(version: Version, connack: ConnAck, out: &mut BytesMut) {
     let encoded = mqtt::encode(version, &Packet::ConnAck(Box::new(connack)), out);
     assert!(encoded.is_ok(), "our own CONNACK can be encoded");
+}
+
+/// What a connection hears that comes after the one that took it over.
+async fn say_taken_over<S: AsyncWrite + Unpin>(stream: &mut S, version: Version) {
+    let mut out = BytesMut::new();
+    write_connack(version, ConnAck::default(), &mut out);
+    if version == Version::V5 {
+        let end = Disconnect { reason: reason::SESSION_TAKEN_OVER, ..Disconnect::default() };
+        let encoded = mqtt::encode(version, &Packet::Disconnect(end), &mut out);
+        assert!(encoded.is_ok(), "our own DISCONNECT can be encoded");
+    }
+    drop(stream.write_all(&out).await);
+    drop(stream.shutdown().await);
 }
 
 /// Says no where the version can, and leaves. The caller's deadline bounds it.

@@ -51,7 +51,7 @@ impl Edge {
         transport: Transport,
         tls: Option<TlsAcceptor>,
     ) {
-        let at = Instant::now();
+        let (at, serial) = (Instant::now(), self.next_serial());
         let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
             return;
@@ -61,7 +61,7 @@ impl Edge {
             return;
         }
         let handshaking = Handshaking::new(self, permit);
-        let accepted = Accepted { transport, at, admission, handshaking };
+        let accepted = Accepted { transport, at, admission, handshaking, serial };
         match (transport, tls) {
             (Transport::Tcp, None) => drop(tasks::spawn("connection", accepted.converse(stream))),
             (Transport::WebSocket, None) => {

@@ -103,7 +103,8 @@ impl Edge {
             return;
         };
         let handshaking = Handshaking::new(&self, permit);
-        let accepted = Accepted { transport, at: Instant::now(), admission, handshaking };
+        let serial = self.next_serial();
+        let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
         accepted.converse(stream).await;
     }
 
@@ -146,6 +147,11 @@ impl Edge {
         self.is_draining.load(Ordering::SeqCst)
     }
 
+    /// Sockets are accepted in the order in which they were opened.
+    fn next_serial(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn now_s(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
@@ -183,6 +189,8 @@ struct Accepted {
     at: Instant,
     admission: Admission,
     handshaking: Handshaking,
+    /// Its place in the order of opening.
+    serial: u64,
 }
 
 impl Accepted {

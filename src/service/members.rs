@@ -30,7 +30,10 @@ impl Service {
                 _ => break,
             }
         }
-        self.members.insert(*queue, count);
+        // Names that nobody follows are without number.
+        if count > 0 {
+            self.members.insert(*queue, count);
+        }
         Ok(count)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 
 use super::Service;
 use crate::{
@@ -10,22 +10,32 @@ use crate::{
     route::{Nudge, Reasons},
 };
 
-/// One connection a device.
-pub type Presence = DashMap<DeviceId, Arc<Nudge>>;
+/// One connection a device, with the place of its opening among all.
+pub type Presence = DashMap<DeviceId, (u64, Arc<Nudge>)>;
 
 impl Service {
     /// A device's connection is established; an older one is told that it was
-    /// taken over, before the new one reads anything.
-    pub fn arrive(&self, device: DeviceId, nudge: &Arc<Nudge>) {
-        if let Some(older) = self.presence.insert(device, nudge.clone()) {
-            older.nudge(Reasons::TAKEN_OVER);
+    /// taken over, before the new one reads anything. False if the device has opened
+    /// another one since: then this one, which it has given up, is not let in.
+    pub fn arrive(&self, device: DeviceId, nudge: &Arc<Nudge>, opened: u64) -> bool {
+        match self.presence.entry(device) {
+            Entry::Occupied(present) if present.get().0 > opened => false,
+            Entry::Occupied(mut present) => {
+                let (_, older) = present.insert((opened, nudge.clone()));
+                older.nudge(Reasons::TAKEN_OVER);
+                true
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert((opened, nudge.clone()));
+                true
+            }
         }
     }
 
     /// A connection is over. A newer one of the same device stays.
     pub fn leave(&self, device: &DeviceId, nudge: &Arc<Nudge>) {
         self.flush_soon();
-        self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
+        self.presence.remove_if(device, |_, (_, current)| Arc::ptr_eq(current, nudge));
     }
 
     /// Whether the device is connected to this node.
@@ -35,8 +45,8 @@ impl Service {
 
     /// Tells the device's connection, if there is one, to read its registrations again.
     pub(super) fn refresh(&self, device: &DeviceId) {
-        if let Some(nudge) = self.presence.get(device) {
-            nudge.nudge(Reasons::REFRESH);
+        if let Some(present) = self.presence.get(device) {
+            present.1.nudge(Reasons::REFRESH);
         }
     }
 }

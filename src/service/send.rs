@@ -29,6 +29,8 @@ use crate::{
     },
 };
 
+/// All texts of a notification; with the largest payload it still fits one frame.
+const NOTIFICATION_BYTES_MAX: usize = 4 << 10;
 /// Pending messages of one page when a node starts.
 const PAGE: usize = 1_024;
 
@@ -143,8 +145,8 @@ impl Service {
         }
         let notification = send.notification.iter();
         let texts = notification.flat_map(|n| [&n.title, &n.body, &n.extra]).flatten();
-        if texts.map(String::len).sum::<usize>() > self.limits.payload_bytes_max {
-            let rule = format!("at most {} bytes in all", self.limits.payload_bytes_max);
+        if texts.map(String::len).sum::<usize>() > NOTIFICATION_BYTES_MAX {
+            let rule = format!("at most {NOTIFICATION_BYTES_MAX} bytes in all");
             return Err(Error::Invalid { field: "notification", rule });
         }
         let max = u64::from(self.retention_days) * 86_400;

@@ -127,7 +127,7 @@ impl Dialogue<'_> {
         if is_frames {
             let digest: Digest = self.hashes().collect();
             let resume = Some(idl::Resume { digest: digest.to_idl() });
-            return self.up(idl::Up { resume, ..idl::Up::default() }).await;
+            return self.up(idl::Up { resume, ..frame::empty_up() }).await;
         }
         let filters = vec![("push".to_owned(), Qos::AtLeastOnce)];
         let subscribe = Subscribe { packet_id: 1, filters, subscription_id: None };
@@ -179,7 +179,7 @@ impl Dialogue<'_> {
             .map(|(regid, positions)| idl::RegistrationPositions { regid, positions })
             .collect();
         let positions = Some(idl::Positions { registrations, more: None });
-        self.up(idl::Up { positions, ..idl::Up::default() }).await
+        self.up(idl::Up { positions, ..frame::empty_up() }).await
     }
 
     async fn handle(&mut self, version: Version, packet: Packet) -> Result<(), End> {

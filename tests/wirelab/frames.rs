@@ -152,17 +152,7 @@ pub fn payloads(deltas: &idl::Deltas) -> Vec<(String, String)> {
 
 /// An `Up` of no kind.
 pub fn nothing() -> Up {
-    Up {
-        request: None,
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    }
+    carillon_wire::frame::empty_up()
 }
 
 pub fn resume(digest: i64) -> Up {

@@ -42,6 +42,11 @@ pub enum Error {
     Invalid(&'static str),
 }
 
+/// An `Up` of no kind, to be filled. The generated default says `request` 0 instead.
+pub fn empty_up() -> idl::Up {
+    idl::Up { request: None, ..idl::Up::default() }
+}
+
 /// Decodes what a device published to `up`.
 ///
 /// # Errors

@@ -7,17 +7,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn up(change: impl FnOnce(&mut idl::Up)) -> String {
-    let mut up = idl::Up {
-        request: None,
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    };
+    let mut up = frame::empty_up();
     change(&mut up);
     let mut out = Vec::new();
     frame::encode_up(&up, &mut out).expect("a small frame");
@@ -25,14 +15,7 @@ fn up(change: impl FnOnce(&mut idl::Up)) -> String {
 }
 
 fn down(change: impl FnOnce(&mut idl::Down)) -> String {
-    let mut down = idl::Down {
-        result: None,
-        deltas: None,
-        resumed: None,
-        ask_positions: None,
-        advice: None,
-        ended: None,
-    };
+    let mut down = idl::Down::default();
     change(&mut down);
     let mut out = Vec::new();
     frame::encode_down(&down, &mut out).expect("a small frame");

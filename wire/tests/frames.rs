@@ -51,17 +51,7 @@ fn ups() -> Vec<idl::Up> {
 }
 
 fn up() -> idl::Up {
-    idl::Up {
-        request: None,
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    }
+    frame::empty_up()
 }
 
 fn entry(seq: i64) -> idl::Entry {
@@ -102,14 +92,7 @@ fn downs() -> Vec<idl::Down> {
 }
 
 fn down() -> idl::Down {
-    idl::Down {
-        result: None,
-        deltas: None,
-        resumed: None,
-        ask_positions: None,
-        advice: None,
-        ended: None,
-    }
+    idl::Down::default()
 }
 
 fn encoded_up(up: &idl::Up) -> Vec<u8> {

@@ -1,30 +1,15 @@
 //! What the device says about where it stands: `Resume` and `Positions`, in frames that are not too long.
 
-use carillon_wire::frame::{epoch_to_idl, seq_to_idl};
+use carillon_wire::frame::{empty_up, epoch_to_idl, seq_to_idl};
 use carillon_wire::idl;
 use carillon_wire::limits::{CONTAINER_ITEMS_MAX, TAG_BYTES};
 
 use crate::names::{Position, QueueName, RegId};
 use crate::state::{Registration, State};
 
-/// An `Up` without any kind.
-pub fn empty() -> idl::Up {
-    idl::Up {
-        request: None,
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    }
-}
-
 /// `Resume`.
 pub fn up_resume(digest: i64) -> idl::Up {
-    idl::Up { resume: Some(idl::Resume { digest }), ..empty() }
+    idl::Up { resume: Some(idl::Resume { digest }), ..empty_up() }
 }
 
 /// `Positions` of these registrations, with more frames of it to follow or not. One that we do not hold has none.
@@ -36,7 +21,7 @@ pub fn up_positions(state: &State, regids: &[RegId], more: bool) -> idl::Up {
     let registrations = registrations.collect();
     idl::Up {
         positions: Some(idl::Positions { registrations, more: more.then_some(true) }),
-        ..empty()
+        ..empty_up()
     }
 }
 

@@ -15,14 +15,7 @@ use crate::{
 };
 
 fn empty() -> idl::Down {
-    idl::Down {
-        result: None,
-        deltas: None,
-        resumed: None,
-        ask_positions: None,
-        advice: None,
-        ended: None,
-    }
+    idl::Down::default()
 }
 
 /// The answer to an uplink frame.

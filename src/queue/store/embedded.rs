@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{PoisonError, RwLock},
@@ -18,6 +19,7 @@ use fjall::{
 };
 
 use super::{Batch, Error, Range, Record, Space, Store};
+use crate::base::keys::sync_dir;
 
 /// Memory that one keyspace gathers before it writes a table.
 const MEMTABLE_BYTES: u64 = 16 << 20;
@@ -39,6 +41,30 @@ impl EmbeddedStore {
     /// If another process holds it, or its files are damaged: then nothing is
     /// changed, and an operator decides.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        let is_new = match dir.read_dir() {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(unusable(&error)),
+        };
+        if is_new {
+            Self::create(dir, cache_bytes)?;
+        }
+        Self::open_in(dir, cache_bytes)
+    }
+
+    /// Creates a database beside its place and moves it there: one that is half made
+    /// cannot be opened, nor told from a damaged one.
+    fn create(dir: &Path, cache_bytes: u64) -> Result<(), Error> {
+        let partial = dir.with_extension("partial");
+        match fs::remove_dir_all(&partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unusable(&error)),
+            _ => {}
+        }
+        drop(Self::open_in(&partial, cache_bytes)?);
+        fs::rename(&partial, dir).and_then(|()| sync_dir(dir)).map_err(|error| unusable(&error))
+    }
+
+    fn open_in(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         let builder = Database::builder(dir)
             .cache_size(cache_bytes)
             .journal_compression(CompressionType::None)
@@ -74,6 +100,10 @@ impl EmbeddedStore {
         keyspaces.insert(space, keyspace.clone());
         Ok(keyspace)
     }
+}
+
+fn unusable(error: &io::Error) -> Error {
+    Error::Engine { step: "use its directory", cause: error.to_string() }
 }
 
 fn failed(step: &'static str, error: &fjall::Error) -> Error {

@@ -19,17 +19,7 @@ fn up(rig: &mut Rig, up: &idl::Up, qos: Qos, packet_id: u16) {
 }
 
 fn empty() -> idl::Up {
-    idl::Up {
-        request: None,
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    }
+    carillon_wire::frame::empty_up()
 }
 
 fn resume(rig: &mut Rig, registrations: &[Registration]) {

@@ -1,0 +1,400 @@
+//! Devices, senders and changes around one node, all noted in one ledger.
+//!
+//! `Fleet::set_up` registers and binds; load runs between `start_load` and
+//! `stop_load`, through any number of crashes; `settle` waits until everything
+//! that was accepted is acknowledged.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    Dice, Event, Ledger, Queue,
+    check::Report,
+    device::{Account, Device, Habit},
+    frames::FramesDevice,
+};
+use crate::support::{APP, Admin, Node};
+
+/// How much of everything.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub devices: usize,
+    /// Of these, the last ones speak frames; the others are plain.
+    pub frames: usize,
+    pub aliases: usize,
+    /// Topics that are followed from the beginning to the end.
+    pub topics: usize,
+    /// Further ones, which are followed and left all the time.
+    pub restless_topics: usize,
+    pub senders: usize,
+    /// All senders together.
+    pub sends_per_s: u64,
+    /// What a payload has besides its number.
+    pub payload_bytes: Range<u64>,
+    pub changes_per_s: u64,
+    pub door: Door,
+}
+
+/// By which door the senders come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// As app servers do.
+    Https,
+    /// Without TLS, so that a trace shows the answers.
+    Admin,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            devices: 30,
+            frames: 6,
+            aliases: 16,
+            topics: 6,
+            restless_topics: 2,
+            senders: 6,
+            sends_per_s: 300,
+            payload_bytes: 0..200,
+            changes_per_s: 10,
+            door: Door::Https,
+        }
+    }
+}
+
+/// The devices and senders around one node.
+pub struct Fleet {
+    pub ledger: Ledger,
+    shared: Arc<Shared>,
+    dice: Dice,
+    stop_devices: watch::Sender<bool>,
+    devices: JoinSet<()>,
+    stop_load: watch::Sender<bool>,
+    load: JoinSet<()>,
+}
+
+/// What all tasks look at.
+struct Shared {
+    plan: Plan,
+    accounts: Vec<Account>,
+    ledger: Ledger,
+    api: Api,
+    numbers: AtomicU64,
+}
+
+impl Fleet {
+    /// Registers the devices, binds aliases and topics, and lets the devices connect.
+    pub async fn set_up(node: &Node, plan: Plan, mut dice: Dice) -> Self {
+        let ledger = Ledger::open();
+        let accounts = create_accounts(node, plan.devices).await;
+        let shared = Arc::new(Shared {
+            accounts,
+            ledger: ledger.clone(),
+            api: Api::of(node, plan.door),
+            numbers: AtomicU64::new(1),
+            plan,
+        });
+        let follows = (0..shared.plan.devices).map(|device| {
+            let (shared, dice) = (shared.clone(), dice.fork());
+            async move { shared.follow_at_first(device, dice).await }
+        });
+        join_all(follows).await;
+        let (stop_devices, devices_stop) = watch::channel(false);
+        let mut devices = JoinSet::new();
+        for number in 0..shared.plan.devices {
+            shared.open(number, node.listen().mqtt, dice.fork(), &mut devices, &devices_stop);
+        }
+        let (stop_load, _) = watch::channel(false);
+        Self { ledger, shared, dice, stop_devices, devices, stop_load, load: JoinSet::new() }
+    }
+
+    /// Lets the senders send and the changes change, whether the node is there or not.
+    pub fn start_load(&mut self) {
+        assert!(self.load.is_empty(), "the load runs already");
+        self.stop_load.send_replace(false);
+        let plan = &self.shared.plan;
+        let sender_period = Duration::from_secs(1) * plan.senders as u32 / plan.sends_per_s as u32;
+        for _ in 0..plan.senders {
+            let (shared, dice) = (self.shared.clone(), self.dice.fork());
+            let stop = self.stop_load.subscribe();
+            self.load.spawn(shared.send_on_and_on(dice, sender_period, stop));
+        }
+        if plan.restless_topics > 0 && plan.changes_per_s > 0 {
+            let period = Duration::from_secs(1) / plan.changes_per_s as u32;
+            let (shared, dice) = (self.shared.clone(), self.dice.fork());
+            self.load.spawn(shared.change_on_and_on(dice, period, self.stop_load.subscribe()));
+        }
+    }
+
+    /// Stops the load; what was begun is answered or failed when this returns.
+    pub async fn stop_load(&mut self) {
+        self.stop_load.send_replace(true);
+        while let Some(ended) = self.load.join_next().await {
+            ended.expect("a sender");
+        }
+    }
+
+    /// Sends one message to a queue; it is accepted when this returns.
+    pub async fn send(&self, queue: Queue) {
+        let target = match queue {
+            Queue::Own(device) => self.shared.regids(&[device]),
+            Queue::Alias(_) => json!({"aliases": [queue.name()]}),
+            Queue::Topic(_) => json!({"topic": queue.name()}),
+            Queue::All => json!({"all": true}),
+        };
+        let message = self.shared.send(vec![queue], target, 0).await;
+        message.expect("the node is there");
+    }
+
+    /// Waits until everything that was accepted is acknowledged, and judges the history.
+    pub async fn settle(&mut self, node: &Node) -> Report {
+        for account in &self.shared.accounts {
+            while let Some(ended) = self.devices.try_join_next() {
+                ended.expect("a device");
+            }
+            node.wait_until_acknowledged(&account.regid).await;
+        }
+        self.ledger.judge()
+    }
+
+    /// Ends the devices and judges the whole history.
+    pub async fn end(mut self) -> Report {
+        self.stop_load().await;
+        self.stop_devices.send_replace(true);
+        while let Some(ended) = self.devices.join_next().await {
+            ended.expect("a device");
+        }
+        self.ledger.judge()
+    }
+}
+
+async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
+    let csv = node.cli(&["device", "create", "--app", APP, "--count", &count.to_string()]).await;
+    let account = |row: &str| {
+        let [device_id, secret, regid] = row
+            .split(',')
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("three columns");
+        Account { device_id, secret, regid }
+    };
+    let accounts: Vec<Account> = csv.lines().skip(1).map(account).collect();
+    assert_eq!(accounts.len(), count);
+    accounts
+}
+
+impl Shared {
+    /// Starts a device, of one kind or the other.
+    fn open(
+        &self,
+        number: usize,
+        address: SocketAddr,
+        dice: Dice,
+        devices: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        let (account, ledger) = (self.accounts[number].clone(), self.ledger.clone());
+        if number + self.plan.frames >= self.plan.devices {
+            let device = FramesDevice { number, account, address, ledger, dice };
+            devices.spawn(device.live(stop.clone()));
+            return;
+        }
+        let habit = Habit::of(number);
+        let device = Device { number, account, habit, address, ledger, dice };
+        devices.spawn(device.live(stop.clone()));
+    }
+
+    /// Everything that a device follows for the whole test.
+    async fn follow_at_first(&self, device: usize, mut dice: Dice) {
+        for queue in [Queue::Own(device), Queue::All] {
+            self.ledger.note(Event::Asked { device, queue, follow: true });
+            self.ledger.note(Event::Changed { device, queue, follow: true });
+        }
+        let aliases = dice.of(1..4) as usize;
+        let aliases = dice.pick(aliases, self.plan.aliases).into_iter().map(Queue::Alias);
+        let topics = dice.of(1..4) as usize;
+        let topics = dice.pick(topics, self.plan.topics).into_iter().map(Queue::Topic);
+        for queue in aliases.chain(topics) {
+            assert!(self.change(device, queue, true).await, "the node is there");
+        }
+    }
+
+    /// Changes what a device follows. False if a crash leaves that open.
+    async fn change(&self, device: usize, queue: Queue, follow: bool) -> bool {
+        let kind = if matches!(queue, Queue::Alias(_)) { "aliases" } else { "topics" };
+        let (regid, name) = (&self.accounts[device].regid, queue.name());
+        let path = format!("/v1/apps/{APP}/registrations/{regid}/{kind}/{name}");
+        let method = if follow { Method::PUT } else { Method::DELETE };
+        self.ledger.note(Event::Asked { device, queue, follow });
+        let is_done = match self.api.call(method, &path, None).await {
+            Some((StatusCode::NO_CONTENT, _)) => true,
+            Some((status, body)) if !status.is_server_error() => panic!("{path}: {status} {body}"),
+            _ => false,
+        };
+        if is_done {
+            self.ledger.note(Event::Changed { device, queue, follow });
+        }
+        is_done
+    }
+
+    async fn send_on_and_on(
+        self: Arc<Self>,
+        mut dice: Dice,
+        period: Duration,
+        stop: watch::Receiver<bool>,
+    ) {
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !*stop.borrow() {
+            ticks.tick().await;
+            let (to, target) = self.target(&mut dice);
+            let padding = dice.of(self.plan.payload_bytes.clone()) as usize;
+            if self.send(to, target, padding).await.is_none() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    async fn change_on_and_on(
+        self: Arc<Self>,
+        mut dice: Dice,
+        period: Duration,
+        stop: watch::Receiver<bool>,
+    ) {
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !*stop.borrow() {
+            ticks.tick().await;
+            let topic = self.plan.topics + dice.index(self.plan.restless_topics);
+            let device = dice.index(self.plan.devices);
+            self.change(device, Queue::Topic(topic), dice.percent(60)).await;
+        }
+    }
+
+    /// Whom the next message is for: its queues, and the target in the words of the API.
+    fn target(&self, dice: &mut Dice) -> (Vec<Queue>, Value) {
+        let plan = &self.plan;
+        match dice.of(0..100) {
+            0..35 => {
+                let device = dice.index(plan.devices);
+                (vec![Queue::Own(device)], self.regids(&[device]))
+            }
+            35..50 => {
+                let count = dice.of(2..21) as usize;
+                let devices = dice.pick(count, plan.devices);
+                (devices.iter().copied().map(Queue::Own).collect(), self.regids(&devices))
+            }
+            50..75 => {
+                let count = if dice.percent(40) { 1 } else { dice.of(2..6) as usize };
+                let aliases = dice.pick(count, plan.aliases);
+                let queues: Vec<Queue> = aliases.into_iter().map(Queue::Alias).collect();
+                let names: Vec<String> = queues.iter().map(|queue| queue.name()).collect();
+                (queues, json!({"aliases": names}))
+            }
+            75..95 => {
+                let topic = Queue::Topic(dice.index(plan.topics + plan.restless_topics));
+                (vec![topic], json!({"topic": topic.name()}))
+            }
+            _ => (vec![Queue::All], json!({"all": true})),
+        }
+    }
+
+    fn regids(&self, devices: &[usize]) -> Value {
+        let regids: Vec<&str> =
+            devices.iter().map(|device| self.accounts[*device].regid.as_str()).collect();
+        json!({"regids": regids})
+    }
+
+    /// Sends one message and gives its number, unless a crash leaves its end open.
+    async fn send(&self, to: Vec<Queue>, target: Value, padding: usize) -> Option<u64> {
+        let message = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let payload = json!({"m": message, "x": "x".repeat(padding)});
+        let body = json!({"target": target, "payload": payload, "ttl_s": 3600});
+        self.ledger.note(Event::Attempted { message, to });
+        let path = format!("/v1/apps/{APP}/messages");
+        let (status, answer) = self.api.call(Method::POST, &path, Some(body)).await?;
+        if status.is_success() {
+            let id = answer["id"].as_str().expect("an id").to_owned();
+            self.ledger.note(Event::Accepted { message, id });
+            return Some(message);
+        }
+        if status.is_client_error() {
+            self.ledger.note(Event::Refused { message });
+            panic!("message {message} to {target}: {status} {answer}");
+        }
+        None
+    }
+}
+
+/// The API.
+struct Api {
+    client: reqwest::Client,
+    access: Access,
+}
+
+enum Access {
+    /// Credentials and port outlive a restart.
+    Https { url: String, secret: String },
+    /// The token is new after each start, and in a file.
+    Admin { file: PathBuf },
+}
+
+impl Api {
+    fn of(node: &Node, door: Door) -> Self {
+        let access = match door {
+            Door::Https => {
+                Access::Https { url: node.https_url(), secret: node.app().app_secret.clone() }
+            }
+            Door::Admin => Access::Admin { file: node.data().join("admin.json") },
+        };
+        Self { client: node.https_client(), access }
+    }
+
+    /// Where the API is now and the bearer that it takes; none while the node is away.
+    fn address(&self) -> Option<(String, String)> {
+        match &self.access {
+            Access::Https { url, secret } => Some((url.clone(), secret.clone())),
+            Access::Admin { file } => {
+                let admin: Admin = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+                Some((admin.url, admin.token))
+            }
+        }
+    }
+
+    /// An answer, or none if the connection failed before its end.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Option<(StatusCode, Value)> {
+        let (url, bearer) = self.address()?;
+        let request = self.client.request(method, format!("{url}{path}")).bearer_auth(bearer);
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        let response = request.send().await.ok()?;
+        let status = response.status();
+        let text = response.text().await.ok()?;
+        Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+}

@@ -1,0 +1,273 @@
+//! The ledger: what senders and devices saw, kept outside the node.
+//!
+//! Senders and devices note every event as it happens to them: attempts, answers,
+//! deliveries, acknowledgements, kills. [`check`] then judges the whole history
+//! against the promises. Nothing here knows how the node works inside.
+#![allow(dead_code, reason = "every test crate uses its own part of it")]
+#![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
+
+pub mod check;
+pub mod device;
+pub mod fleet;
+pub mod frames;
+pub mod line;
+pub mod rounds;
+pub mod trace;
+
+use std::{
+    fmt,
+    ops::Range,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use self::check::Report;
+
+/// A queue by the numbers that the test gave to devices and names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Queue {
+    /// A device's own.
+    Own(usize),
+    /// The alias `a<number>`.
+    Alias(usize),
+    /// The topic `t<number>`.
+    Topic(usize),
+    /// Everybody's.
+    All,
+}
+
+/// A place in a queue, as devices are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Position {
+    pub epoch: u32,
+    pub seq: u64,
+}
+
+/// Something that happened to a sender, to a device or to the node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A sender is about to send this message.
+    Attempted { message: u64, to: Vec<Queue> },
+    /// It was answered with 2xx and this id.
+    Accepted { message: u64, id: String },
+    /// It was answered with 4xx: it must never arrive.
+    Refused { message: u64 },
+    /// A device is asked to follow a queue, or no longer.
+    Asked { device: usize, queue: Queue, follow: bool },
+    /// That was answered with 2xx.
+    Changed { device: usize, queue: Queue, follow: bool },
+    /// A device's CONNECT was answered.
+    Connected { device: usize, session_present: bool },
+    /// A PUBLISH reached a device.
+    Delivered(Delivery),
+    /// A device has written an acknowledgement to its socket.
+    Acked { device: usize, queue: Queue, position: Position },
+    /// A device keeps a position itself: up to there nothing may come again.
+    Kept { device: usize, queue: Queue, position: Position },
+    /// A device has written a ping behind its acknowledgements.
+    Pinged { device: usize },
+    /// The ping was answered: the node has read these acknowledgements.
+    Ponged { device: usize },
+    /// The node is about to be killed, or was found dead.
+    Killed,
+    /// It is dead for certain.
+    Dead,
+    /// The node is ready.
+    Ready,
+}
+
+/// One PUBLISH as a device saw it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delivery {
+    pub device: usize,
+    pub queue: Queue,
+    pub position: Position,
+    /// The number in the payload.
+    pub message: u64,
+    /// The id in the properties.
+    pub id: String,
+    pub dup: bool,
+}
+
+/// An event with its time since the ledger was opened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Noted {
+    pub at: Duration,
+    pub event: Event,
+}
+
+/// Takes notes for all who take part. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    opened: Instant,
+    history: Arc<Mutex<Vec<Noted>>>,
+}
+
+impl Ledger {
+    /// An empty one; time counts from now.
+    pub fn open() -> Self {
+        Self { opened: Instant::now(), history: Arc::default() }
+    }
+
+    /// Notes an event that happens now.
+    pub fn note(&self, event: Event) {
+        let mut history = self.history();
+        // Under the lock, so that the order of the history is that of its times.
+        let at = self.opened.elapsed();
+        history.push(Noted { at, event });
+    }
+
+    /// Judges everything noted so far.
+    pub fn check(&self) -> Report {
+        check::check(&self.history())
+    }
+
+    /// Judges everything noted so far, as the end of the history. What is wrong ends the
+    /// test; the history is written down then.
+    pub fn judge(&self) -> Report {
+        let report = self.check();
+        if !report.faults().is_empty() {
+            let file =
+                concat!(env!("CARGO_TARGET_TMPDIR"), "/", env!("CARGO_CRATE_NAME"), ".ledger");
+            let lines: Vec<String> = self
+                .history()
+                .iter()
+                .map(|noted| format!("{:?} {:?}\n", noted.at, noted.event))
+                .collect();
+            std::fs::write(file, lines.concat()).expect("the target folder");
+            eprintln!("the history is in {file}");
+        }
+        report.assert_clean();
+        report
+    }
+
+    /// Messages that were attempted so far; the next one has a higher number.
+    pub fn attempted(&self) -> u64 {
+        let number = |noted: &Noted| match noted.event {
+            Event::Attempted { message, .. } => Some(message),
+            _ => None,
+        };
+        self.history().iter().filter_map(number).max().unwrap_or(0)
+    }
+
+    /// Messages that were accepted so far.
+    pub fn accepted(&self) -> usize {
+        let accepted = |noted: &&Noted| matches!(noted.event, Event::Accepted { .. });
+        self.history().iter().filter(accepted).count()
+    }
+
+    fn history(&self) -> MutexGuard<'_, Vec<Noted>> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// The alias or topic.
+    pub fn name(self) -> String {
+        match self {
+            Self::Own(device) => format!("own of {device}"),
+            Self::Alias(number) => format!("a{number}"),
+            Self::Topic(number) => format!("t{number}"),
+            Self::All => "all".into(),
+        }
+    }
+
+    /// Reads the user property `queue` of a PUBLISH to `device`.
+    pub fn from_property(device: usize, text: &str) -> Option<Self> {
+        let number = |text: &str, prefix: &str| text.strip_prefix(prefix)?.parse().ok();
+        match text {
+            "own" => Some(Self::Own(device)),
+            "all" => Some(Self::All),
+            _ => number(text, "alias/a")
+                .map(Self::Alias)
+                .or_else(|| number(text, "topic/t").map(Self::Topic)),
+        }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch, self.seq)
+    }
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once(':').and_then(|(epoch, seq)| {
+            Some(Self { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? })
+        });
+        parsed.ok_or_else(|| format!("`{text}` is no position"))
+    }
+}
+
+/// Random numbers from a seed (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// From `CARILLON_SEED`, else from the time; prints it.
+    pub fn of_this_run(test: &str) -> Self {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
+        let seed = number_from_env("CARILLON_SEED").unwrap_or_else(|| now() as u64 % 1_000_000_007);
+        println!("{test}: CARILLON_SEED={seed}");
+        Self(seed)
+    }
+
+    /// From a number.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Dice of their own for somebody else.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number of a range that is not empty.
+    pub fn of(&mut self, range: Range<u64>) -> u64 {
+        range.start + self.next() % (range.end - range.start)
+    }
+
+    /// An index below `len`.
+    pub fn index(&mut self, len: usize) -> usize {
+        self.of(0..len as u64) as usize
+    }
+
+    /// True so many times of a hundred.
+    pub fn percent(&mut self, percent: u64) -> bool {
+        self.of(0..100) < percent
+    }
+
+    /// A time of a range of milliseconds.
+    pub fn millis(&mut self, range: Range<u64>) -> Duration {
+        Duration::from_micros(self.of(range.start * 1_000..range.end * 1_000))
+    }
+
+    /// `count` different numbers below `len`, or all of them.
+    pub fn pick(&mut self, count: usize, len: usize) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..len).collect();
+        for at in 0..count.min(len) {
+            let other = at + self.index(len - at);
+            all.swap(at, other);
+        }
+        all.truncate(count);
+        all
+    }
+}
+
+/// A number that the slow set or a person gives from outside.
+pub fn number_from_env(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{text}`")))
+}
