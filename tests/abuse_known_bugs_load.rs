@@ -24,7 +24,7 @@ use wirelab::{
     frames,
     lab::{Patient, devices, memory_kib, send_numbers},
     seen::{Push, Seen},
-    transport,
+    transport::{self, Cut},
     wire::{DEADLINE, Wire, device_connect},
 };
 
@@ -218,5 +218,68 @@ async fn replies_that_nobody_takes_are_bounded() {
         assert_eq!(pushes, 3, "no more than the client takes");
     }
     send_numbers(&patient.node, &patient.device.regid, 0..1).await;
+    patient.is_well().await;
+}
+
+/// NanoMQ CVE-2026-25627 and its like: what a WebSocket says of itself.
+#[tokio::test]
+async fn a_websocket_is_bounded_as_any_other_door() {
+    let mut patient = Patient::new().await;
+    let listen = *patient.node.listen();
+    let connect = device_connect(&patient.device, V5).bytes();
+    let long = |length: u64| [&[0x82, 0xFF][..], &length.to_be_bytes(), &[0; 4]].concat();
+    let fragment = |opcode| transport::frame(opcode, false, &[0xC0; 4_000]);
+    let endless = [fragment(transport::BINARY), fragment(0).repeat(2_500)].concat();
+    let unmasked = [&[0x82, 3][..], &connect[..3]].concat();
+    let masked = |first: u8| {
+        let mut frame = transport::frame(transport::BINARY, true, &connect);
+        frame[0] = first;
+        frame
+    };
+    let cases = [
+        ("a message of 2^62 bytes", long(1 << 62)),
+        ("a message of 2^63 bytes", long(1 << 63)),
+        ("a message of 1 GiB", [long(1 << 30), vec![0; 100_000]].concat()),
+        ("fragments without an end", endless),
+        ("no mask", unmasked),
+        ("a text message", transport::frame(transport::TEXT, true, &connect)),
+        ("a reserved bit", masked(0xC2)),
+        ("a reserved type", masked(0x83)),
+        ("a continuation of nothing", masked(0x80)),
+        ("a long ping", transport::frame(9, true, &[0; 126])),
+        ("a fragmented ping", masked(0x09)),
+    ];
+    let before = memory_kib(&patient.node);
+    for (what, bytes) in cases {
+        for is_connected in [false, true] {
+            let upgraded = transport::upgrade(listen.ws, "/mqtt", Some("mqtt")).await;
+            let mut stream = upgraded.expect("an upgrade");
+            if is_connected {
+                let hello = transport::frame(transport::BINARY, true, &connect);
+                stream.write_all(&hello).await.expect("it is there");
+            }
+            let (mut from, mut to) = stream.split();
+            let say = async { drop(to.write_all(&bytes).await) };
+            let mut said = Vec::new();
+            let hear = from.read_to_end(&mut said);
+            let closed = timeout(DEADLINE, async { tokio::join!(say, hear) }).await;
+            assert!(closed.is_ok(), "{what}: stays open, connected: {is_connected}");
+        }
+    }
+    let grown = memory_kib(&patient.node).saturating_sub(before);
+    assert!(grown < 8_000, "{grown} KiB");
+    // Pings that nobody reads the answers of.
+    let stream = transport::websocket(&patient.node, Cut::Whole).await;
+    let mut wire = Wire::over(stream, V5);
+    wire.send(&connect).await;
+    assert_eq!(wire.connack().await.code, 0);
+    let mut flood = transport::upgrade(listen.ws, "/mqtt", Some("mqtt")).await.expect("upgraded");
+    let pings = transport::frame(9, true, &[b'?'; 100]).repeat(600);
+    for _ in 0..50 {
+        if timeout(Duration::from_millis(200), flood.write_all(&pings)).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(wire.ping().await, [], "others are served");
     patient.is_well().await;
 }

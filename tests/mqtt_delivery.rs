@@ -9,7 +9,10 @@ mod wirelab;
 
 use std::collections::BTreeSet;
 
-use carillon_wire::idl;
+use carillon_wire::{
+    digest::{Digest, position_hash},
+    idl,
+};
 use serde_json::json;
 use support::Node;
 use wirelab::{
@@ -176,6 +179,58 @@ async fn receive_maximum_counts_replies_and_deltas_of_frames_together() {
     }
 }
 
+/// A device that resumes or states its positions again has not acknowledged anything by that.
+#[tokio::test]
+async fn resuming_again_makes_no_room_for_more() {
+    let node = Node::start().await;
+    for (is_digest, is_left) in [(false, false), (true, false), (false, true)] {
+        let device = node.create_device().await;
+        let connect = device_connect(&device, V5).with(receive_max(2));
+        let mut framed = Framed::over(Wire::connect(&node, &connect).await);
+        let regid = device.regid.clone();
+        let positions = vec![idl::RegistrationPositions { regid, positions: vec![] }];
+        framed.say(&frames::positions(positions.clone())).await;
+        let (id, down) = framed.down().await;
+        assert!(down.resumed.is_some(), "{down:?}");
+        framed.wire.ack(id).await;
+        let mut open = Vec::new();
+        for number in 0..6 {
+            send_numbers(&node, &device.regid, number..number + 1).await;
+            open.extend(framed.wire.settled_pushes().await);
+        }
+        assert_eq!(open.len(), 2, "the client takes two");
+        if is_left {
+            assert_eq!(framed.wire.unsubscribe(&["down"]).await, [0]);
+            assert_eq!(framed.wire.subscribe(&["down"], 1).await, [1]);
+        }
+        let mut digest = Digest::new();
+        [1, 4].iter().for_each(|kind| digest.add(position_hash(&device.regid, *kind, "", 1, 0)));
+        let up =
+            if is_digest { frames::resume(digest.to_idl()) } else { frames::positions(positions) };
+        let id = framed.wire.id();
+        let again = Publish::new(V5, "up", frames::encode(&up)).qos(1, id);
+        framed.wire.send(again.bytes()).await;
+        assert_eq!(framed.wire.settle().await, [], "the client still has two to acknowledge");
+        let (mut texts, mut is_resumed) = (Vec::new(), false);
+        while !texts.contains(&"5".to_owned()) {
+            assert!((1..=2).contains(&open.len()), "{} are open", open.len());
+            framed.wire.ack(open.remove(0).id).await;
+            for seen in framed.wire.settle().await {
+                if let Seen::Publish(push) = seen {
+                    let down = frames::decode(&push);
+                    is_resumed |= down.resumed.is_some();
+                    let deltas = down.deltas.iter().flat_map(frames::payloads);
+                    texts.extend(deltas.map(|(_, text)| text));
+                    open.push(push);
+                }
+            }
+        }
+        assert!(is_resumed);
+        let is_again = texts.contains(&"0".to_owned());
+        assert!(is_again || is_digest, "who states nothing gets all again: {texts:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_message_too_large_for_the_client_is_passed_over() {
     let node = Node::start().await;
@@ -273,13 +328,13 @@ async fn frames_are_acknowledged_as_a_whole_and_resume_by_digest() {
     framed.wire.disconnect().await;
     send_numbers(&node, &device.regid, 5..7).await;
 
-    let mut digest = carillon_wire::digest::Digest::new();
+    let mut digest = Digest::new();
     for kind in [idl::QueueKind::OWN, idl::QueueKind::ALL] {
         let delta = held.iter().rev().find(|delta| delta.queue.kind == kind);
         let delta = delta.expect("a resuming device without positions hears of each queue");
         let (epoch, seq) = (delta.epoch as u32, delta.to_seq as u64);
         let number = if kind == idl::QueueKind::OWN { 1 } else { 4 };
-        digest.add(carillon_wire::digest::position_hash(&device.regid, number, "", epoch, seq));
+        digest.add(position_hash(&device.regid, number, "", epoch, seq));
     }
     let mut framed = Framed::mute(&node, &device).await;
     framed.say(&frames::resume(digest.to_idl())).await;

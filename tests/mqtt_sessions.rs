@@ -288,6 +288,28 @@ async fn the_older_connection_is_told_and_gets_nothing_more() {
     assert_eq!(result.code, carillon_wire::idl::ResultCode::OK);
 }
 
+/// A device that gives up an attempt and makes another: the one that it opened last is its own.
+#[tokio::test]
+async fn a_connection_that_was_opened_earlier_does_not_take_over() {
+    let node = Node::start().await;
+    for version in VERSIONS {
+        let device = node.create_device().await;
+        let connect = persistent(&device, version);
+        let mut given_up = Wire::open(node.listen().mqtt, version).await;
+        // Answered, so that it was accepted in this order.
+        let other = node.create_device().await;
+        Wire::clean(&node, &other, version).await.disconnect().await;
+        let (mut wire, _) = come_back(&node, &connect).await;
+        assert_eq!(wire.subscribe(&["push"], 1).await, [1]);
+        given_up.send(connect.bytes()).await;
+        assert_eq!(given_up.connack().await.code, 0);
+        given_up.must_end(0x8E).await;
+        send_numbers(&node, &device.regid, 0..1).await;
+        assert_eq!(texts(&wire.take(1).await), ["0"]);
+        wire.disconnect().await;
+    }
+}
+
 /// Reads and acknowledges until the end; what came.
 async fn drink(mut wire: Wire) -> (Vec<usize>, Option<Seen>) {
     let mut numbers = Vec::new();

@@ -126,9 +126,11 @@ async fn play(
     stream.set_nodelay(true).expect("a TCP socket");
     let (mut unread, mut said) = (Vec::new(), Vec::new());
     for (at, packets) in dialogue.iter().enumerate() {
-        for segment in cut.of(at, packets) {
-            stream.write_all(&segment).await.expect("the gateway is there");
-            let_it_read().await;
+        for (number, segment) in cut.of(at, packets).iter().enumerate() {
+            if number > 0 {
+                let_it_read().await;
+            }
+            stream.write_all(segment).await.expect("the gateway is there");
         }
         let mut answers = Answers::default();
         let count = wanted.map(|wanted| wanted[at].count());
@@ -224,7 +226,10 @@ fn messages(pushes: &[Seen]) -> Vec<String> {
 
 fn plain(version: Version, device: &Device) -> Dialogue {
     let connect = device_connect(device, version).persistent(0);
-    let filters: &[(&[u8], u8)] = &[(b"push", 1), (b"topic/x", 0), (b"#", 1), (b"topic/y", 2)];
+    // Long enough that the packet's length takes two bytes.
+    let long = "x/".repeat(60);
+    let filters: &[(&[u8], u8)] =
+        &[(b"push", 1), (b"topic/x", 0), (long.as_bytes(), 1), (b"#", 1), (b"topic/y", 2)];
     let mut second = vec![ack(PUBACK, 2), ack(PUBACK, 1), PINGREQ.to_vec(), ack(PUBACK, 3)];
     if version == V5 {
         second.push(Publish::new(V5, "elsewhere", "hello").qos(1, 300).bytes());
@@ -252,7 +257,7 @@ fn framed(device: &Device) -> Dialogue {
             up(4, &register),
             PINGREQ.to_vec(),
             up(5, &bind),
-            Publish::new(V5, "up", b"\xFF\xFF garbage").qos(1, 6).bytes(),
+            Publish::new(V5, "up", [0xFF; 140]).qos(1, 6).bytes(),
             up(6, &frames::nothing()),
             Publish::new(V5, "elsewhere", "hello").qos(1, 7).bytes(),
             wirelab::bytes::subscribe(V5, 8, &[(b"down", 1), (b"push", 1)]),

@@ -89,8 +89,17 @@ pub async fn try_send(node: &Node, app: &str, target: Value, payload: Value) -> 
 
 /// The node's memory that is not backed by files, in KiB.
 pub fn memory_kib(node: &Node) -> usize {
+    status_kib(node, "RssAnon:")
+}
+
+/// What the node has asked the system for, touched or not, in KiB.
+pub fn asked_kib(node: &Node) -> usize {
+    status_kib(node, "VmData:")
+}
+
+fn status_kib(node: &Node, name: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux");
     line.trim().trim_end_matches("kB").trim().parse().expect("a number")
 }
 

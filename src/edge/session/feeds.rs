@@ -230,7 +230,7 @@ impl Feeds {
         out: &mut Output,
     ) -> Vec<RegId> {
         if matches!(begin, Begin::Reset | Begin::Stated) {
-            window.clear();
+            window.forget_all();
         }
         let mut old = std::mem::take(&mut self.list);
         for standing in standings {

@@ -213,9 +213,13 @@ impl Window {
         self.sweep();
     }
 
-    /// Forgets everything, packet ids too.
-    pub fn clear(&mut self) {
-        self.items = VecDeque::new();
+    /// The same for all registrations.
+    pub fn forget_all(&mut self) {
+        for item in &mut self.items {
+            item.cover = None;
+            item.more.clear();
+        }
+        self.sweep();
     }
 
     /// The ranges of one queue that are held, oldest first.
