@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs, io,
+    os::unix::fs::DirBuilderExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{PoisonError, RwLock},
@@ -60,6 +61,9 @@ impl EmbeddedStore {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unusable(&error)),
             _ => {}
         }
+        // Private whatever the data directory is: messages are in it.
+        let made = fs::DirBuilder::new().mode(0o700).create(&partial);
+        made.map_err(|error| unusable(&error))?;
         drop(Self::open_in(&partial, cache_bytes)?);
         fs::rename(&partial, dir).and_then(|()| sync_dir(dir)).map_err(|error| unusable(&error))
     }
