@@ -67,7 +67,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let doors = Doors::bind(&config)?;
 
     let keys = Arc::new(load_keys(&data)?);
-    private.create(data.join("store")).context("store")?;
     let store = EmbeddedStore::open(&data.join("store"), config.store.cache_bytes)
         .with_context(|| format!("{}", data.join("store").display()))?;
     let mark = Mark::open(&data.join("commit-mark")).context("commit-mark")?;
@@ -173,13 +172,20 @@ fn lock(data: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// The keys are made at the first start only: with new ones no device would be known.
+/// Keys and store are made at the first start only: what is missing later was lost, and a
+/// new one in its place would know no device.
 fn load_keys(data: &Path) -> anyhow::Result<NodeKeys> {
-    let path = data.join("keys");
-    if data.join("store").exists() && !path.exists() {
-        bail!("{}: missing beside the store, restore it from a backup", path.display());
-    }
-    Ok(NodeKeys::load_or_create(&path)?)
+    let lost = |name: &str, beside: &str| {
+        let (path, beside) = (data.join(name), data.join(beside));
+        if beside.exists() && !path.exists() {
+            let (path, beside) = (path.display(), beside.display());
+            bail!("{path}: missing beside {beside}, restore it from a backup");
+        }
+        Ok(())
+    };
+    lost("keys", "store")?;
+    lost("store", "commit-mark")?;
+    Ok(NodeKeys::load_or_create(&data.join("keys"))?)
 }
 
 fn forget_admin_file(data: &Path) -> anyhow::Result<()> {

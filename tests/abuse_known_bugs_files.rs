@@ -138,6 +138,9 @@ async fn what_guards_the_doors_fails_closed() {
     fs::rename(data.join("keys"), data.join("away")).expect("our own file");
     refuses(&mut node, "keys", "is missing").await;
     fs::rename(data.join("away"), data.join("keys")).expect("our own file");
+    fs::rename(data.join("store"), data.join("away")).expect("our own directory");
+    refuses(&mut node, "store", "is missing").await;
+    fs::rename(data.join("away"), data.join("store")).expect("our own directory");
     fs::rename(data.join("tls/ca-key.pem"), data.join("away")).expect("our own file");
     refuses(&mut node, "ca-key.pem", "is missing").await;
     fs::rename(data.join("away"), data.join("tls/ca-key.pem")).expect("our own file");
