@@ -86,6 +86,19 @@ struct Unsubscribe {
   2: required list<string> topics,
 }
 
+/**
+ * How idle gaps fared on one network, in seconds between a packet and the next. At most one
+ * a minute is heard. Never more than `keep_alive`; a gap of 0 is not reported.
+ */
+struct HeartbeatReport {
+  /** The device's name for the network: an opaque key of at most 64 bytes, equal for all devices of one operator or access point. */
+  1: required string network,
+  /** The longest gap of this connection after which the gateway still answered. */
+  2: optional i32 survived_s,
+  /** The gap after which the previous connection was found dead. */
+  3: optional i32 died_s,
+}
+
 struct Up {
   /** Chosen by the device and echoed in the Result; 0 if absent. */
   1: optional i64 request,
@@ -97,6 +110,7 @@ struct Up {
   7: optional Unbind unbind,
   8: optional Subscribe subscribe,
   9: optional Unsubscribe unsubscribe,
+  10: optional HeartbeatReport heartbeat,
 }
 
 // -------------------------------------------------------------- downlink
@@ -208,6 +222,10 @@ struct Deltas {
 struct Advice {
   /** Reconnect not before this many milliseconds. */
   1: optional i64 reconnect_after_ms,
+  /** Reconnect there, `host:port`, same transport; absent: where it is now. */
+  2: optional string server,
+  /** The interval that survives on the device's network, as far as the gateway's fleet knows. */
+  3: optional i32 heartbeat_s,
 }
 
 /** This registration is no more: forget it, register again if the app still wants it. */

@@ -198,7 +198,7 @@ async fn refused_credentials_stop_a_device_and_a_busy_gateway_does_not() {
 async fn a_device_stays_away_for_as_long_as_it_was_advised() {
     let (device, mut gateway, _) = device(&MemoryStore::default()).await;
     let mut peer = gateway.online(&[]).await;
-    let advice = Some(idl::Advice { reconnect_after_ms: Some(90_000) });
+    let advice = Some(idl::Advice { reconnect_after_ms: Some(90_000), ..idl::Advice::default() });
     peer.down(idl::Down { advice, ..empty() }).await;
     peer.recv_ack().await;
     let start = Instant::now();

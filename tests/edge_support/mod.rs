@@ -335,15 +335,5 @@ pub fn is_closed(packet: Option<Packet>) -> bool {
 
 /// An uplink frame of no kind yet.
 pub fn up(request: i64) -> idl::Up {
-    idl::Up {
-        request: Some(request),
-        resume: None,
-        positions: None,
-        register_app: None,
-        unregister: None,
-        bind: None,
-        unbind: None,
-        subscribe: None,
-        unsubscribe: None,
-    }
+    idl::Up { request: Some(request), ..idl::Up::default() }
 }

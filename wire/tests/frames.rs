@@ -86,7 +86,10 @@ fn downs() -> Vec<idl::Down> {
             ..down()
         },
         idl::Down { ask_positions: Some(idl::AskPositions {}), ..down() },
-        idl::Down { advice: Some(idl::Advice { reconnect_after_ms: Some(5_000) }), ..down() },
+        idl::Down {
+            advice: Some(idl::Advice { reconnect_after_ms: Some(5_000), ..idl::Advice::default() }),
+            ..down()
+        },
         idl::Down { ended: Some(idl::Ended { regid: "regid-1".into() }), ..down() },
     ]
 }

@@ -45,7 +45,8 @@ pub fn ask_positions() -> idl::Down {
 
 /// Come back later.
 pub fn advice(reconnect_after_ms: i64) -> idl::Down {
-    let advice = idl::Advice { reconnect_after_ms: Some(reconnect_after_ms) };
+    let reconnect_after_ms = Some(reconnect_after_ms);
+    let advice = idl::Advice { reconnect_after_ms, ..idl::Advice::default() };
     idl::Down { advice: Some(advice), ..empty() }
 }
 

@@ -1036,6 +1036,93 @@ impl TSerializable for Unsubscribe {
 }
 
 //
+// HeartbeatReport
+//
+
+/// How idle gaps fared on one network, in seconds between a packet and the next. At most one
+/// a minute is heard. Never more than `keep_alive`; a gap of 0 is not reported.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct HeartbeatReport {
+  /// The device's name for the network: an opaque key of at most 64 bytes, equal for all devices of one operator or access point.
+  pub network: String,
+  /// The longest gap of this connection after which the gateway still answered.
+  pub survived_s: Option<i32>,
+  /// The gap after which the previous connection was found dead.
+  pub died_s: Option<i32>,
+}
+
+impl HeartbeatReport {
+  pub fn new<F2, F3>(network: String, survived_s: F2, died_s: F3) -> HeartbeatReport where F2: Into<Option<i32>>, F3: Into<Option<i32>> {
+    HeartbeatReport {
+      network,
+      survived_s: survived_s.into(),
+      died_s: died_s.into(),
+    }
+  }
+}
+
+impl TSerializable for HeartbeatReport {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<HeartbeatReport> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<i32> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("HeartbeatReport.network", &f_1)?;
+    let ret = HeartbeatReport {
+      network: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      survived_s: f_2,
+      died_s: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("HeartbeatReport");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("network", TType::String, 1))?;
+    o_prot.write_string(&self.network)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.survived_s {
+      o_prot.write_field_begin(&TFieldIdentifier::new("survived_s", TType::I32, 2))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.died_s {
+      o_prot.write_field_begin(&TFieldIdentifier::new("died_s", TType::I32, 3))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Up
 //
 
@@ -1051,10 +1138,11 @@ pub struct Up {
   pub unbind: Option<Unbind>,
   pub subscribe: Option<Subscribe>,
   pub unsubscribe: Option<Unsubscribe>,
+  pub heartbeat: Option<HeartbeatReport>,
 }
 
 impl Up {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>> {
     Up {
       request: request.into(),
       resume: resume.into(),
@@ -1065,6 +1153,7 @@ impl Up {
       unbind: unbind.into(),
       subscribe: subscribe.into(),
       unsubscribe: unsubscribe.into(),
+      heartbeat: heartbeat.into(),
     }
   }
 }
@@ -1081,6 +1170,7 @@ impl TSerializable for Up {
     let mut f_7: Option<Unbind> = None;
     let mut f_8: Option<Subscribe> = None;
     let mut f_9: Option<Unsubscribe> = None;
+    let mut f_10: Option<HeartbeatReport> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1124,6 +1214,10 @@ impl TSerializable for Up {
           let val = Unsubscribe::read_from_in_protocol(i_prot)?;
           f_9 = Some(val);
         },
+        10 => {
+          let val = HeartbeatReport::read_from_in_protocol(i_prot)?;
+          f_10 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1141,6 +1235,7 @@ impl TSerializable for Up {
       unbind: f_7,
       subscribe: f_8,
       unsubscribe: f_9,
+      heartbeat: f_10,
     };
     Ok(ret)
   }
@@ -1192,6 +1287,11 @@ impl TSerializable for Up {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.heartbeat {
+      o_prot.write_field_begin(&TFieldIdentifier::new("heartbeat", TType::Struct, 10))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1209,6 +1309,7 @@ impl Default for Up {
       unbind: None,
       subscribe: None,
       unsubscribe: None,
+      heartbeat: None,
     }
   }
 }
@@ -2035,12 +2136,18 @@ impl TSerializable for Deltas {
 pub struct Advice {
   /// Reconnect not before this many milliseconds.
   pub reconnect_after_ms: Option<i64>,
+  /// Reconnect there, `host:port`, same transport; absent: where it is now.
+  pub server: Option<String>,
+  /// The interval that survives on the device's network, as far as the gateway's fleet knows.
+  pub heartbeat_s: Option<i32>,
 }
 
 impl Advice {
-  pub fn new<F1>(reconnect_after_ms: F1) -> Advice where F1: Into<Option<i64>> {
+  pub fn new<F1, F2, F3>(reconnect_after_ms: F1, server: F2, heartbeat_s: F3) -> Advice where F1: Into<Option<i64>>, F2: Into<Option<String>>, F3: Into<Option<i32>> {
     Advice {
       reconnect_after_ms: reconnect_after_ms.into(),
+      server: server.into(),
+      heartbeat_s: heartbeat_s.into(),
     }
   }
 }
@@ -2049,6 +2156,8 @@ impl TSerializable for Advice {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Advice> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<i64> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i32> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2060,6 +2169,14 @@ impl TSerializable for Advice {
           let val = i_prot.read_i64()?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2069,6 +2186,8 @@ impl TSerializable for Advice {
     i_prot.read_struct_end()?;
     let ret = Advice {
       reconnect_after_ms: f_1,
+      server: f_2,
+      heartbeat_s: f_3,
     };
     Ok(ret)
   }
@@ -2080,6 +2199,16 @@ impl TSerializable for Advice {
       o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.server {
+      o_prot.write_field_begin(&TFieldIdentifier::new("server", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.heartbeat_s {
+      o_prot.write_field_begin(&TFieldIdentifier::new("heartbeat_s", TType::I32, 3))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2089,6 +2218,8 @@ impl Default for Advice {
   fn default() -> Self {
     Advice{
       reconnect_after_ms: Some(0),
+      server: Some("".to_owned()),
+      heartbeat_s: Some(0),
     }
   }
 }
