@@ -2,9 +2,13 @@
 //!
 //! `config/carillon.toml` explains every key and is proved equal to the defaults.
 
+mod gate;
+
 use std::{fmt, fs, net::SocketAddr, path::Path, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub use self::gate::{Gate, Network};
 
 /// Everything that an operator can set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -170,8 +174,10 @@ pub struct Edge {
     pub session_expiry_max_s: u32,
     /// How many such sessions are kept.
     pub parked_sessions_max: usize,
-    /// A write that takes longer ends the connection.
+    /// A device that takes nothing for longer ends its connection.
     pub write_timeout_ms: u64,
+    /// Bounds of what comes in.
+    pub gate: Gate,
 }
 
 impl Default for Edge {
@@ -190,6 +196,7 @@ impl Default for Edge {
             session_expiry_max_s: 7_200,
             parked_sessions_max: 100_000,
             write_timeout_ms: 30_000,
+            gate: Gate::default(),
         }
     }
 }
@@ -349,7 +356,8 @@ impl Config {
     /// [`Error::OutOfRange`] for the first value out of its range.
     pub fn check(&self) -> Result<(), Error> {
         let rules = self.listen.rules().into_iter().chain(self.store.rules());
-        let rules = rules.chain(self.edge.rules()).chain(self.api.rules());
+        let rules =
+            rules.chain(self.edge.rules()).chain(self.edge.gate.rules()).chain(self.api.rules());
         let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
         match rules.find(|rule| !rule.0) {
             Some(Rule(_, key, rule)) => Err(Error::OutOfRange { key, rule }),

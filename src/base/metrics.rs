@@ -73,8 +73,12 @@ labels! {
         Timeout = "timeout",
         /// TLS or WebSocket failed.
         Transport = "transport",
-        /// Over a bound of the node.
+        /// Over a bound of the node: `carillon_refused_connections_total` says which.
         Refused = "refused",
+        /// It gave its place to others who waited.
+        Evicted = "evicted",
+        /// The client had closed before its turn came.
+        GaveUp = "gave_up",
     }
 }
 

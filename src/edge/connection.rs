@@ -3,6 +3,7 @@
 //! While nothing happens it holds no buffer and no timer. While a business call runs
 //! nothing else of the connection is read.
 
+mod paced;
 use std::{
     future::poll_fn,
     io,
@@ -87,6 +88,7 @@ pub(super) struct Connection<S> {
     /// Nudges that came while a write was blocked.
     reasons: u8,
     place: Place,
+    pace: paced::Pace,
     close: Option<CloseReason>,
     tally: Tally,
     bytes_in: u64,
@@ -121,6 +123,7 @@ impl<S> Connection<S> {
             unread,
             reasons: 0,
             place: Place::default(),
+            pace: paced::Pace::default(),
             close: None,
             tally: Tally::default(),
             bytes_in,
@@ -314,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return true;
             }
             match self.decoder.decode(&mut self.unread) {
-                Ok(Some(packet)) => self.step(Input::Packet(packet), out),
+                Ok(Some(packet)) => self.packet(packet, out),
                 Ok(None) => break,
                 Err(error) => self.step(Input::Undecodable(error), out),
             }
@@ -393,8 +396,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
-        let deadline = Duration::from_millis(self.edge().config.write_timeout_ms);
-        let written = poll_fn(|cx| {
+        let patience = Duration::from_millis(self.edge().config.write_timeout_ms);
+        while !timeout(patience, self.write_some(bytes))
+            .await
+            .unwrap_or(Err(CloseReason::WriteTimeout))?
+        {}
+        Ok(())
+    }
+
+    /// Completes when the device has taken something; whether that was all.
+    async fn write_some(&mut self, bytes: &mut BytesMut) -> Result<bool, CloseReason> {
+        let before = bytes.len();
+        poll_fn(|cx| {
             if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
                 self.reasons |= reasons.0;
             }
@@ -404,9 +417,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if Reasons(self.reasons).has(Reasons::DRAIN) {
                 return Poll::Ready(Err(CloseReason::Draining));
             }
-            self.poll_write_all(cx, bytes)
-        });
-        timeout(deadline, written).await.unwrap_or(Err(CloseReason::WriteTimeout))
+            match self.poll_write_all(cx, bytes) {
+                Poll::Pending if bytes.len() < before => Poll::Ready(Ok(false)),
+                written => written.map_ok(|()| true),
+            }
+        })
+        .await
     }
 
     fn poll_write_all(
@@ -469,7 +485,7 @@ const OUTPUT_BYTES_MAX: usize = 128 << 10;
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 /// Characters of a device id that a log line may show.
 const DEVICE_CHARS: usize = 6;
-/// Spreads consecutive serials evenly (Knuth's multiplicative hash).
+/// Spreads consecutive serials evenly (Knuth).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     Accepted, Edge,
     connection::{Arrival, Connection, Device},
+    gate::Refusal as Refused,
     perform::{self, Heads},
     pool,
     session::{
@@ -58,10 +59,33 @@ where
         }
         Err(Refusal { reason, result }) => {
             accepted.failed(result);
+            if result == Handshake::BadCredentials {
+                edge.gate.note_auth_failure(accepted.admission.address);
+            }
             refuse(&mut stream, Some(version), reason).await;
             None
         }
     }
+}
+
+/// Tells one that is turned away why, and when to come back. The caller's deadline bounds it.
+pub(super) async fn turn_away<S>(mut stream: S, connect_bytes_max: u32, refused: Refused)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut decoder = Decoder::server(connect_bytes_max);
+    let Ok((connect, _)) = read_connect(&mut stream, &mut decoder, &mut BytesMut::new()).await
+    else {
+        return;
+    };
+    let after_ms = refused.after.as_millis();
+    let connack = ConnAck {
+        reason: refused.code(),
+        reason_string: Some(format!("come back in {after_ms} ms")),
+        user: vec![(RETRY_AFTER_MS.to_owned(), after_ms.to_string())],
+        ..ConnAck::default()
+    };
+    say_no(&mut stream, connect.version, connack).await;
 }
 
 struct Failure {
@@ -212,15 +236,22 @@ async fn say_taken_over<S: AsyncWrite + Unpin>(stream: &mut S, version: Version)
 
 /// Says no where the version can, and leaves. The caller's deadline bounds it.
 async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, version: Option<Version>, reason: u8) {
-    if let Some(version) = version {
-        let mut out = BytesMut::new();
-        write_connack(version, ConnAck { reason, ..ConnAck::default() }, &mut out);
-        // Whether it arrives is the device's affair: the connection ends either way.
-        drop(stream.write_all(&out).await);
+    match version {
+        Some(version) => say_no(stream, version, ConnAck { reason, ..ConnAck::default() }).await,
+        None => drop(stream.shutdown().await),
     }
+}
+
+async fn say_no<S: AsyncWrite + Unpin>(stream: &mut S, version: Version, connack: ConnAck) {
+    let mut out = BytesMut::new();
+    write_connack(version, connack, &mut out);
+    // Whether it arrives is the device's affair: the connection ends either way.
+    drop(stream.write_all(&out).await);
     drop(stream.shutdown().await);
 }
 
+/// The user property of CONNACK that says when to come back.
+const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// How long a new connection waits for the older one of its device to park.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 

@@ -1,16 +1,20 @@
 //! Accepting sockets: within bounds, and with every handshake under one deadline.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    sync::watch,
+    time::{Instant, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Accepted, Edge, Handshaking, websocket};
+use super::{
+    Accepted, Edge, HandshakeShare, Handshaking,
+    gate::{Refusal, Refused},
+    greeting, websocket, within,
+};
 use crate::base::{
     metrics::{Handshake, Transport},
     net, tasks,
@@ -34,7 +38,9 @@ impl Edge {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.let_in(stream, transport, tls.clone()).await,
+                Ok((stream, peer)) => {
+                    self.let_in(stream, peer.ip(), transport, tls.clone()).await;
+                }
                 Err(error) => {
                     // Out of file descriptors, mostly: those who leave make room.
                     tracing::warn!(%error, "cannot accept, pausing");
@@ -44,23 +50,32 @@ impl Edge {
         }
     }
 
-    /// Starts the task of one socket, or closes it. Never waits for the peer.
+    /// Starts the task of one socket, or turns it away. Waits only for a handshake's place,
+    /// never for the peer.
     async fn let_in(
         self: &Arc<Self>,
         stream: TcpStream,
+        peer: IpAddr,
         transport: Transport,
         tls: Option<TlsAcceptor>,
     ) {
         let (at, serial) = (Instant::now(), self.next_serial());
-        let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
-            self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
-            return;
-        };
         if net::tune(&stream, net::Peers::Devices).is_err() {
-            self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
-            return;
+            self.note_refused(Refused::Files);
+            drop(stream);
+            // Nobody gets in before others leave: no reason to hurry.
+            return sleep(FILES_PAUSE).await;
         }
-        let handshaking = Handshaking::new(self, permit);
+        let address = self.gate.address(peer);
+        let Some(share) = self.handshake_share(address) else {
+            return self.note_refused(Refused::AddressHandshakes);
+        };
+        let admission = match self.admit(address, dice(serial)) {
+            Ok(admission) => admission,
+            Err(refusal) => return self.turn_away(stream, transport, tls, refusal, share),
+        };
+        // Those who come next wait in the kernel's backlog: it costs them no retry.
+        let handshaking = Handshaking::new(self, self.gate.places.wait().await, share);
         let accepted = Accepted { transport, at, admission, handshaking, serial };
         match (transport, tls) {
             (Transport::Tcp, None) => drop(tasks::spawn("connection", accepted.converse(stream))),
@@ -79,14 +94,44 @@ impl Edge {
         }
     }
 
-    /// Room for one more handshake. In a storm the others wait in the kernel's backlog for
-    /// a moment, which costs nobody a retry; under an attack the wait has an end.
-    async fn handshake_permit(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = self.handshakes.clone().try_acquire_owned() {
-            return Some(permit);
-        }
-        timeout(PERMIT_WAIT, self.handshakes.clone().acquire_owned()).await.ok()?.ok()
+    /// Tells a refused one why where that is cheap: without TLS, and if few others are told
+    /// just now. The others find the stream closed.
+    fn turn_away(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        transport: Transport,
+        tls: Option<TlsAcceptor>,
+        refusal: Refusal,
+        share: HandshakeShare,
+    ) {
+        self.note_refused(refusal.why);
+        let (None, Some(hearing)) = (tls, self.gate.hearing()) else { return };
+        let bytes_max = self.config.connect_bytes_max;
+        let telling = async move {
+            let _room = (hearing, share);
+            match transport {
+                Transport::Tcp | Transport::Tls => {
+                    greeting::turn_away(stream, bytes_max, refusal).await;
+                }
+                Transport::WebSocket => {
+                    if let Ok(stream) = websocket::accept(stream, bytes_max as usize).await {
+                        greeting::turn_away(stream, bytes_max, refusal).await;
+                    }
+                }
+            }
+        };
+        tasks::spawn("refusal", timeout(HEARING_WAIT, telling));
     }
+
+    fn note_refused(&self, why: Refused) {
+        self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
+        self.gate.refused.of(why).increment(1);
+    }
+}
+
+/// Spreads consecutive serials evenly (Knuth's multiplicative hash).
+fn dice(serial: u64) -> u32 {
+    (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
 
 impl Accepted {
@@ -97,11 +142,12 @@ impl Accepted {
 
     async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
         let bytes_max = self.handshaking.edge.config.packet_bytes_max as usize;
-        let upgrade = Box::pin(timeout_at(self.deadline(), websocket::accept(stream, bytes_max)));
-        match upgrade.await {
+        let patience = self.handshaking.place.patience();
+        let upgrade = websocket::accept(stream, bytes_max);
+        match Box::pin(within(self.deadline(), patience, upgrade)).await {
             Ok(Ok(stream)) => self.converse(stream).await,
             Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(_) => self.failed(Handshake::Timeout),
+            Err(result) => self.failed(result),
         }
     }
 
@@ -110,15 +156,20 @@ impl Accepted {
         self.over_websocket(stream).await;
     }
 
-    async fn secured(
-        &self,
-        stream: TcpStream,
-        tls: TlsAcceptor,
-    ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
-        match Box::pin(timeout_at(self.deadline(), tls.accept(stream))).await {
-            Ok(Ok(stream)) => return Some(stream),
+    async fn secured(&self, stream: TcpStream, tls: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
+        let patience = self.handshaking.place.patience();
+        let handshake = async {
+            // Who gave up in the backlog gets no handshake: in a storm this ends the spiral.
+            if stream.ready(Interest::READABLE).await?.is_read_closed() {
+                return Ok(None);
+            }
+            io::Result::Ok(Some(tls.accept(stream).await?))
+        };
+        match Box::pin(within(self.deadline(), patience, handshake)).await {
+            Ok(Ok(Some(stream))) => return Some(stream),
+            Ok(Ok(None)) => self.failed(Handshake::GaveUp),
             Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(_) => self.failed(Handshake::Timeout),
+            Err(result) => self.failed(result),
         }
         None
     }
@@ -126,5 +177,7 @@ impl Accepted {
 
 /// After an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// For a handshake permit, in the accept loop.
-const PERMIT_WAIT: Duration = Duration::from_millis(250);
+/// After a socket for which too few files are left: the loop turns 200 of them away in a second.
+const FILES_PAUSE: Duration = Duration::from_millis(5);
+/// For the CONNECT of somebody who is refused, and the answer.
+const HEARING_WAIT: Duration = Duration::from_secs(2);

@@ -6,6 +6,7 @@
 
 pub mod close;
 mod connection;
+mod gate;
 mod greeting;
 mod heartbeat;
 mod listener;
@@ -26,13 +27,23 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, MissedTickBehavior},
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 
-use self::{close::EndMetrics, heartbeat::Wheel, sessions::Sessions};
+use self::{
+    close::EndMetrics,
+    gate::{
+        Address, Gate, Refusal, Refused,
+        places::{Patience, Place},
+    },
+    heartbeat::Wheel,
+    session::rate,
+    sessions::Sessions,
+};
 use crate::{
     base::{
+        gcra,
         metrics::{Handshake, Metrics, Transport},
         tasks,
     },
@@ -49,7 +60,8 @@ pub struct Edge {
     ends: EndMetrics,
     wheel: Wheel,
     sessions: Sessions,
-    handshakes: Arc<Semaphore>,
+    gate: Gate,
+    limits: rate::Limits,
     connections: AtomicUsize,
     emptied: Notify,
     is_draining: AtomicBool,
@@ -59,12 +71,22 @@ pub struct Edge {
 }
 
 /// Room for one connection, taken until it is dropped.
-struct Admission(Arc<Edge>);
+struct Admission {
+    edge: Arc<Edge>,
+    address: Address,
+}
 
 /// Room for one handshake, taken until it is dropped.
 struct Handshaking {
     edge: Arc<Edge>,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
+    _share: HandshakeShare,
+}
+
+/// What an address may have of the handshakes, taken until it is dropped.
+struct HandshakeShare {
+    edge: Arc<Edge>,
+    address: Address,
 }
 
 impl Edge {
@@ -72,7 +94,8 @@ impl Edge {
     pub fn new(service: Arc<Service>, config: config::Edge, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             sessions: Sessions::new(config.parked_sessions_max),
-            handshakes: Arc::new(Semaphore::new(config.handshakes_max.min(Semaphore::MAX_PERMITS))),
+            gate: Gate::new(&config),
+            limits: rate::Limits::new(&config.gate),
             service,
             config,
             metrics,
@@ -91,18 +114,19 @@ impl Edge {
     pub async fn serve_stream<S>(
         self: Arc<Self>,
         stream: S,
-        _peer: Option<IpAddr>,
+        peer: Option<IpAddr>,
         transport: Transport,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let (Some(admission), Ok(permit)) =
-            (self.admit(), self.handshakes.clone().try_acquire_owned())
+        let address = peer.map_or(Address::UNLIMITED, |peer| self.gate.address(peer));
+        let (Some(share), Ok(admission), Some(place)) =
+            (self.handshake_share(address), self.admit(address, 0), self.gate.places.take())
         else {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
             return;
         };
-        let handshaking = Handshaking::new(&self, permit);
+        let handshaking = Handshaking::new(&self, place, share);
         let serial = self.next_serial();
         let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
         accepted.converse(stream).await;
@@ -133,14 +157,33 @@ impl Edge {
         self.connections.load(Ordering::SeqCst)
     }
 
-    fn admit(self: &Arc<Self>) -> Option<Admission> {
+    /// Room for one connection of an address, unless a bound is reached.
+    fn admit(self: &Arc<Self>, address: Address, dice: u32) -> Result<Admission, Refusal> {
         self.heartbeat.call_once(|| {
             tasks::spawn("heartbeat", beat(Arc::downgrade(self)));
         });
+        if self.is_draining() {
+            return Err(Gate::full(Refused::Draining, dice));
+        }
+        self.gate.ask(address, dice)?;
+        if !self.gate.add_connection(address) {
+            return Err(Gate::full(Refused::AddressConnections, dice));
+        }
         let before = self.connections.fetch_add(1, Ordering::SeqCst);
-        let admission = Admission(self.clone());
-        let is_open = before < self.config.connections_max && !self.is_draining();
-        is_open.then_some(admission)
+        let admission = Admission { edge: self.clone(), address };
+        // Looked at again: a drain that began meanwhile must see this one, or not have it.
+        if self.is_draining() {
+            return Err(Gate::full(Refused::Draining, dice));
+        }
+        if before >= self.config.connections_max {
+            return Err(Gate::full(Refused::Connections, dice));
+        }
+        Ok(admission)
+    }
+
+    fn handshake_share(self: &Arc<Self>, address: Address) -> Option<HandshakeShare> {
+        let share = || HandshakeShare { edge: self.clone(), address };
+        self.gate.add_handshake(address).then(share)
     }
 
     fn is_draining(&self) -> bool {
@@ -150,6 +193,12 @@ impl Edge {
     /// Sockets are accepted in the order in which they were opened.
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Time for rates.
+    fn now_ticks(&self) -> u32 {
+        // It wraps, as the numbers do that are compared with it.
+        gcra::ticks(self.started.elapsed()) as u32
     }
 
     fn now_s(&self) -> u64 {
@@ -165,15 +214,22 @@ impl Edge {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
-        self.0.notify_if_empty();
+        self.edge.gate.remove_connection(self.address);
+        self.edge.connections.fetch_sub(1, Ordering::SeqCst);
+        self.edge.notify_if_empty();
+    }
+}
+
+impl Drop for HandshakeShare {
+    fn drop(&mut self) {
+        self.edge.gate.remove_handshake(self.address);
     }
 }
 
 impl Handshaking {
-    fn new(edge: &Arc<Edge>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(edge: &Arc<Edge>, place: Place, share: HandshakeShare) -> Self {
         edge.metrics.edge.handshakes_in_flight.increment(1.0);
-        Self { edge: edge.clone(), _permit: permit }
+        Self { edge: edge.clone(), place, _share: share }
     }
 }
 
@@ -204,14 +260,29 @@ impl Accepted {
 
     async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
         let edge = self.handshaking.edge.clone();
+        let patience = self.handshaking.place.patience();
         // Boxed: what a handshake needs is given back when it ends.
-        let greeting =
-            Box::pin(tokio::time::timeout_at(self.deadline(), greeting::greet(self, stream)));
+        let greeting = Box::pin(within(self.deadline(), patience, greeting::greet(self, stream)));
         match greeting.await {
             Ok(Some((connection, output))) => connection.run(output).await,
             Ok(None) => {}
-            Err(_) => edge.metrics.edge.handshakes.of(Handshake::Timeout).increment(1),
+            Err(result) => edge.metrics.edge.handshakes.of(result).increment(1),
         }
+    }
+}
+
+/// Does a part of a handshake, unless its time ends or its place is needed.
+async fn within<T>(
+    deadline: Instant,
+    patience: Patience,
+    work: impl Future<Output = T>,
+) -> Result<T, Handshake> {
+    tokio::select! {
+        // Biased: what is done is done.
+        biased;
+        done = work => Ok(done),
+        () = patience.over() => Err(Handshake::Evicted),
+        () = sleep_until(deadline) => Err(Handshake::Timeout),
     }
 }
 
@@ -229,6 +300,7 @@ async fn beat(edge: std::sync::Weak<Edge>) {
             edge.wheel.turn(second);
         }
         done_s = Some(now_s);
+        edge.gate.look_at_memory();
         if now_s.is_multiple_of(SWEEP_EVERY_S) {
             edge.sessions.sweep(now_s);
         }

@@ -11,6 +11,7 @@ pub mod filter;
 pub mod frames;
 pub mod handshake;
 pub mod plain;
+pub mod rate;
 mod subscribe;
 #[cfg(test)]
 mod tests;
