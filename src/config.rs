@@ -207,6 +207,8 @@ impl Default for Edge {
 pub struct Api {
     /// Connections at once.
     pub connections_max: usize,
+    /// Calls at once that change something.
+    pub calls_max: usize,
     /// The largest request body.
     pub body_bytes_max: usize,
     /// The largest request head.
@@ -225,6 +227,7 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            calls_max: 1_024,
             body_bytes_max: 6 << 20,
             head_bytes_max: 16 << 10,
             head_timeout_ms: 10_000,
@@ -435,6 +438,7 @@ impl Api {
     fn rules(&self) -> Vec<Rule> {
         vec![
             Rule(self.connections_max >= 1, "api.connections_max", "at least 1"),
+            Rule(self.calls_max >= 1, "api.calls_max", "at least 1"),
             Rule(self.head_bytes_max >= 8_192, "api.head_bytes_max", "at least 8192"),
             Rule(self.body_bytes_max >= 1_024, "api.body_bytes_max", "at least 1024"),
             Rule(self.head_timeout_ms >= 100, "api.head_timeout_ms", "at least 100"),

@@ -229,6 +229,9 @@ impl Session {
 
     fn accepted(&mut self, ack: &ConnAck, now: Instant) -> Result<(), End> {
         if ack.reason != reason::SUCCESS {
+            let after = ack.user.iter().find(|(name, _)| name == RETRY_AFTER_MS);
+            let after = after.and_then(|(_, ms)| ms.parse().ok());
+            self.reconnect_after = after.and_then(within_bounds);
             return Err(End::Refused(ack.reason));
         }
         self.phase = Phase::Accepted;
@@ -403,6 +406,8 @@ const UP: &str = "up";
 const DOWN: &str = "down";
 const PINGREQ: [u8; 2] = [0xC0, 0];
 const PUBACK: u8 = 0x40;
+/// The user property of a CONNACK that refuses: when to come back.
+const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// For CONNACK, and for the answer to `Resume` and `Positions`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// Calls without an answer.

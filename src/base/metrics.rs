@@ -242,6 +242,8 @@ pub struct QueueMetrics {
 pub struct ApiMetrics {
     /// Answers by status class: index 2 is 2xx.
     responses: [Counter; 6],
+    /// Calls that were refused because `api.calls_max` were in hand.
+    pub overloaded: Counter,
     /// From the head of the request to the end of the answer.
     pub request_seconds: Histogram,
 }
@@ -374,6 +376,7 @@ fn api() -> ApiMetrics {
     let class = |i: usize| counter!("carillon_api_responses_total", "class" => CLASSES[i]);
     ApiMetrics {
         responses: std::array::from_fn(class),
+        overloaded: counter!("carillon_api_overloaded_total"),
         request_seconds: histogram!("carillon_api_request_seconds"),
     }
 }
