@@ -51,6 +51,8 @@ pub struct Plan {
     pub payload_bytes: Range<u64>,
     pub changes_per_s: u64,
     pub door: Door,
+    /// Where the devices connect, if not at the node itself.
+    pub devices_at: Option<SocketAddr>,
 }
 
 /// By which door the senders come.
@@ -75,6 +77,7 @@ impl Default for Plan {
             payload_bytes: 0..200,
             changes_per_s: 10,
             door: Door::Https,
+            devices_at: None,
         }
     }
 }
@@ -119,7 +122,8 @@ impl Fleet {
         let (stop_devices, devices_stop) = watch::channel(false);
         let mut devices = JoinSet::new();
         for number in 0..shared.plan.devices {
-            shared.open(number, node.listen().mqtt, dice.fork(), &mut devices, &devices_stop);
+            let address = shared.plan.devices_at.unwrap_or(node.listen().mqtt);
+            shared.open(number, address, dice.fork(), &mut devices, &devices_stop);
         }
         let (stop_load, _) = watch::channel(false);
         Self { ledger, shared, dice, stop_devices, devices, stop_load, load: JoinSet::new() }
