@@ -174,6 +174,8 @@ pub struct Edge {
     pub session_expiry_max_s: u32,
     /// How many such sessions are kept.
     pub parked_sessions_max: usize,
+    /// What the kernel may keep for a device that does not read; 0: as it likes.
+    pub send_buffer_bytes: usize,
     /// A device that takes nothing for longer ends its connection.
     pub write_timeout_ms: u64,
     /// Bounds of what comes in.
@@ -195,6 +197,7 @@ impl Default for Edge {
             frame_entries_max: 64,
             session_expiry_max_s: 7_200,
             parked_sessions_max: 100_000,
+            send_buffer_bytes: 64 << 10,
             write_timeout_ms: 30_000,
             gate: Gate::default(),
         }
@@ -428,6 +431,11 @@ impl Edge {
                 (1..=4_096).contains(&self.frame_entries_max),
                 "edge.frame_entries_max",
                 "1 to 4096",
+            ),
+            Rule(
+                self.send_buffer_bytes == 0 || (4_096..=16 << 20).contains(&self.send_buffer_bytes),
+                "edge.send_buffer_bytes",
+                "0, or 4096 to 16777216",
             ),
             Rule(self.write_timeout_ms >= 100, "edge.write_timeout_ms", "at least 100"),
         ]

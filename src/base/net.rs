@@ -2,6 +2,7 @@
 
 use std::{fs, io, net::SocketAddr, os::fd::AsRawFd, sync::LazyLock};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// A listening socket with a backlog that survives a storm: a short one costs
@@ -18,6 +19,16 @@ pub fn listen(addr: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
         socket.listen(backlog)
     };
     bound().map_err(|error| io::Error::new(error.kind(), format!("{addr}: {error}")))
+}
+
+/// Bounds what the kernel keeps of what a connection of this listener was sent and has not
+/// taken; 0 leaves it to the kernel, which goes to megabytes.
+///
+/// # Errors
+/// Whatever the operating system says.
+pub fn bound_send_buffers(listener: &TcpListener, bytes: usize) -> io::Result<()> {
+    // Accepted sockets inherit it.
+    if bytes == 0 { Ok(()) } else { SockRef::from(listener).set_send_buffer_size(bytes) }
 }
 
 /// Whom a connection serves: the fewer files are left, the fewer are let in.

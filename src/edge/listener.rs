@@ -30,6 +30,9 @@ impl Edge {
         mut stop: watch::Receiver<bool>,
     ) {
         let tls = tls.map(TlsAcceptor::from);
+        if let Err(error) = net::bound_send_buffers(&listener, self.config.send_buffer_bytes) {
+            tracing::warn!(%error, "the kernel's send buffers have no bound");
+        }
         loop {
             // Biased: once told to stop, nobody more is let in.
             let accepted = tokio::select! {

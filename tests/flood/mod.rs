@@ -137,7 +137,7 @@ impl Scene {
     }
 
     /// Those who behave are served, still on their first connections, and nothing panicked.
-    pub async fn is_well(mut self) {
+    pub async fn end_well(mut self) {
         let (_, ()) = self.served_while(2 * self.good.len(), async {}).await;
         assert!(self.connected.try_join_next().is_none(), "a good device was cut");
         let log = self.node.log();

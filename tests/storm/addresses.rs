@@ -48,7 +48,7 @@ async fn a_flood_of_connects_from_one_address_is_told_to_come_back() {
     let other = scene.node.create_device().await;
     let mut neighbour = Client::open(mqtt, Some(2)).await.expect("a socket");
     assert_eq!(neighbour.connect(&other).await, Ok(()));
-    scene.is_well().await;
+    scene.end_well().await;
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn an_address_holds_no_more_connections_than_its_share() {
     held.pop().expect("one of them").leave().await;
     let mut next = Client::open(scene.mqtt(), Some(1)).await.expect("a socket");
     assert_eq!(next.connect(&device).await, Ok(()));
-    scene.is_well().await;
+    scene.end_well().await;
 }
 
 /// O7.
@@ -105,5 +105,5 @@ async fn an_address_that_guesses_is_no_longer_listened_to() {
     assert_eq!(right.connect(&device).await, TOO_FAST);
     let mut elsewhere = Client::open(mqtt, Some(2)).await.expect("a socket");
     assert_eq!(elsewhere.connect(&device).await, Ok(()));
-    scene.is_well().await;
+    scene.end_well().await;
 }

@@ -52,7 +52,7 @@ async fn aborted_connects_and_subscribes_leave_nothing_behind() {
     assert!(grown < 10 << 10, "{grown} KiB");
     let left = async || (scene.metric("carillon_connections").await == 8).then_some(());
     assert!(poll_until(DEADLINE, left).await.is_some(), "connections are left");
-    scene.is_well().await;
+    scene.end_well().await;
 }
 
 /// P5.

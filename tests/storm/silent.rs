@@ -42,7 +42,7 @@ async fn silent_sockets_of_one_address_hold_its_share_only() {
     assert_eq!((refused + late, scene.handshakes("evicted").await), (sockets, 0));
     assert!(late >= 16 && refused > 0, "{refused} refused, {late} too late");
     assert_eq!(scene.metric("carillon_handshakes_in_flight").await, 0);
-    scene.is_well().await;
+    scene.end_well().await;
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn silent_sockets_of_many_addresses_give_their_places_to_others() {
     assert!(evicted >= sockets - 64, "{evicted} gave way");
     assert_eq!(scene.handshakes("timeout").await, 0);
     drop(silent);
-    scene.is_well().await;
+    scene.end_well().await;
 }
 
 /// O6: one byte now and then.
@@ -98,5 +98,5 @@ async fn slow_connects_are_closed_by_the_deadline_and_cost_little() {
         + scene.handshakes("transport").await;
     assert_eq!(ended, sockets);
     assert!(grown < 16 * sockets + 4_096, "{grown} KiB for {sockets} sockets");
-    scene.is_well().await;
+    scene.end_well().await;
 }
