@@ -42,18 +42,36 @@ fn the_committed_corpus_is_what_the_seeds_make() {
 }
 
 #[test]
-fn bytes_of_strangers_break_no_invariant() {
-    let count = number_from_env("CARILLON_FUZZ").unwrap_or(20_000);
-    let mut dice = Dice::of_this_run("fuzz");
-    for (target, run) in TARGETS {
-        let inputs = inputs(target);
-        inputs.iter().for_each(|input| judge(target, run, input));
-        for _ in 0..count {
-            let input = mutated(&inputs, &mut dice);
-            judge(target, run, &input);
-        }
-        println!("{target}: {} inputs, {count} mutations", inputs.len());
+fn no_bytes_break_the_mqtt_decoder() {
+    nothing_breaks("mqtt");
+}
+
+#[test]
+fn no_bytes_break_the_frame_decoder() {
+    nothing_breaks("frame");
+}
+
+#[test]
+fn no_text_is_mistaken_for_a_topic_filter() {
+    nothing_breaks("filter");
+}
+
+#[test]
+fn no_sequence_of_inputs_breaks_the_session_machine() {
+    nothing_breaks("session");
+}
+
+fn nothing_breaks(target: &str) {
+    let (_, run) = TARGETS.into_iter().find(|(name, _)| *name == target).expect("a target");
+    let count = number_from_env("CARILLON_FUZZ").unwrap_or(10_000);
+    let mut dice = Dice::of_this_run(target);
+    let inputs = inputs(target);
+    inputs.iter().for_each(|input| judge(target, run, input));
+    for _ in 0..count {
+        let input = mutated(&inputs, &mut dice);
+        judge(target, run, &input);
     }
+    println!("{target}: {} inputs, {count} mutations", inputs.len());
 }
 
 /// Runs a target; shows the input that breaks it.

@@ -135,7 +135,7 @@ impl Rig {
 
     fn packet(&mut self, packet: Packet) {
         if let Packet::PubAck(ack) = &packet {
-            self.client.open.remove(&ack.packet_id);
+            self.client.acknowledges(ack.packet_id);
         }
         self.input(Input::Packet(packet));
     }
