@@ -23,6 +23,7 @@ use std::{
 };
 
 use self::check::Report;
+#[allow(unused_imports, reason = "every test crate uses its own part of it")]
 pub use self::dice::{Dice, number_from_env};
 
 /// A queue by the numbers that the test gave to devices and names.
