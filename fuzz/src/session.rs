@@ -304,7 +304,7 @@ impl Rig {
             let Some(want) = want else { return };
             assert!(self.out.close.is_none(), "nothing is wanted after the end");
             let session = self.session.as_ref().expect("a session");
-            let queue = session.followings(want.feed)[want.at].id;
+            let queue = session.followings(want.feed)[want.at].queue.id();
             let pulled = self.world.pull(&queue, &want);
             self.look(|session, cx, out| session.fed(cx, want, pulled, out));
         }

@@ -30,6 +30,10 @@ fn at(seq: u64) -> Position {
     Position { epoch: EPOCH, seq: Seq(seq) }
 }
 
+fn followings(registration: &Registration) -> Vec<Following> {
+    Following::all_of(registration, |name| name.clone().into())
+}
+
 fn app(name: &str) -> AppId {
     name.parse().expect("an app")
 }
@@ -100,8 +104,8 @@ impl World {
         if count == 0 {
             return;
         }
-        let followings = Following::all_of(&self.registrations[which % count]);
-        let queue = followings[queue % followings.len()].queue.clone();
+        let followings = followings(&self.registrations[which % count]);
+        let queue = followings[queue % followings.len()].queue.name().clone();
         let message = Message {
             id: MessageId([7; 15]),
             payload: Bytes::from(vec![b'x'; length]),
@@ -129,18 +133,17 @@ impl World {
     }
 
     fn standing(&self, registration: &Registration) -> Standing {
-        let followings = Following::all_of(registration);
+        let followings = followings(registration);
         let start = |following: &Following| {
-            let stored = self.stored.get(&(registration.regid, following.id)).copied();
+            let stored = self.stored.get(&(registration.regid, following.queue.id())).copied();
             let after = stored.unwrap_or(0).max(following.since.seq.0);
-            Start { after: at(after), jump: None, reason: ResumeReason::Stored }
+            Start { after: at(after), jump: None, reason: ResumeReason::Stored, is_stored: false }
         };
         Standing {
             regid: registration.regid,
-            app: registration.app.clone(),
             control: registration.control,
             starts: followings.iter().map(start).collect(),
-            heads: followings.iter().map(|one| at(self.head(&one.id))).collect(),
+            heads: followings.iter().map(|one| at(self.head(&one.queue.id()))).collect(),
             followings,
             is_named: true,
         }
@@ -164,7 +167,7 @@ impl World {
                 assert!(*stored <= position.seq.0, "a pointer went back");
                 *stored = position.seq.0;
             }
-            Effect::Follow(queue) => drop(self.followed.insert(queue)),
+            Effect::Follow(queue) => drop(self.followed.insert(queue.id())),
             Effect::Unfollow(queue) => drop(self.followed.remove(&queue)),
             Effect::Stands(_) => {}
         }

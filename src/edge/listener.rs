@@ -13,7 +13,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{
     Accepted, Edge, HandshakeShare, Handshaking,
     gate::{Refusal, Refused},
-    greeting, websocket, within,
+    greeting,
+    life::Life,
+    websocket, within,
 };
 use crate::base::{
     metrics::{Handshake, Transport},
@@ -81,7 +83,7 @@ impl Edge {
         let handshaking = Handshaking::new(self, self.gate.places.wait().await, share);
         let accepted = Accepted { transport, at, admission, handshaking, serial };
         match (transport, tls) {
-            (Transport::Tcp, None) => drop(tasks::spawn("connection", accepted.converse(stream))),
+            (Transport::Tcp, None) => drop(tasks::spawn("connection", Life::new(accepted, stream))),
             (Transport::WebSocket, None) => {
                 drop(tasks::spawn("connection", accepted.over_websocket(stream)))
             }
@@ -140,15 +142,15 @@ fn dice(serial: u64) -> u32 {
 impl Accepted {
     async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
         let Some(stream) = self.secured(stream, tls).await else { return };
-        self.converse(stream).await;
+        Life::new(self, stream).await;
     }
 
-    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
+    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
         let bytes_max = self.handshaking.edge.config.packet_bytes_max as usize;
         let patience = self.handshaking.place.patience();
         let upgrade = websocket::accept(stream, bytes_max);
         match Box::pin(within(self.deadline(), patience, upgrade)).await {
-            Ok(Ok(stream)) => self.converse(stream).await,
+            Ok(Ok(stream)) => Life::new(self, stream).await,
             Ok(Err(_)) => self.failed(Handshake::Transport),
             Err(result) => self.failed(result),
         }

@@ -9,6 +9,7 @@ mod connection;
 mod gate;
 mod greeting;
 mod heartbeat;
+mod life;
 mod listener;
 mod perform;
 mod pool;
@@ -38,6 +39,7 @@ use self::{
         places::{Patience, Place},
     },
     heartbeat::Wheel,
+    life::Life,
     session::rate,
     sessions::Sessions,
 };
@@ -117,7 +119,7 @@ impl Edge {
         peer: Option<IpAddr>,
         transport: Transport,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let address = peer.map_or(Address::UNLIMITED, |peer| self.gate.address(peer));
         let (Some(share), Ok(admission), Some(place)) =
@@ -129,7 +131,7 @@ impl Edge {
         let handshaking = Handshaking::new(&self, place, share);
         let serial = self.next_serial();
         let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
-        accepted.converse(stream).await;
+        Life::new(accepted, stream).await;
     }
 
     /// Ends every connection, and lets no new one in.
@@ -201,6 +203,11 @@ impl Edge {
         gcra::ticks(self.started.elapsed()) as u32
     }
 
+    /// Since the edge was made.
+    fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
     fn now_s(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
@@ -256,18 +263,6 @@ impl Accepted {
 
     fn failed(&self, result: Handshake) {
         self.handshaking.edge.metrics.edge.handshakes.of(result).increment(1);
-    }
-
-    async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
-        let edge = self.handshaking.edge.clone();
-        let patience = self.handshaking.place.patience();
-        // Boxed: what a handshake needs is given back when it ends.
-        let greeting = Box::pin(within(self.deadline(), patience, greeting::greet(self, stream)));
-        match greeting.await {
-            Ok(Some((connection, output))) => connection.run(output).await,
-            Ok(None) => {}
-            Err(result) => edge.metrics.edge.handshakes.of(result).increment(1),
-        }
     }
 }
 
