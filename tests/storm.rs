@@ -10,6 +10,8 @@ mod wirelab;
 
 #[path = "storm/addresses.rs"]
 mod addresses;
+#[path = "storm/all.rs"]
+mod all;
 #[path = "storm/cuts.rs"]
 mod cuts;
 #[path = "storm/files.rs"]

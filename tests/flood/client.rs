@@ -63,6 +63,21 @@ impl Client {
     }
 
     pub async fn connect_with(&mut self, id: &str, secret: &str) -> Result<(), Ended> {
+        self.say_connect(id, secret).await;
+        match self.hear().await? {
+            Packet::ConnAck(ack) if ack.reason == 0 => Ok(()),
+            Packet::ConnAck(ack) => {
+                let advice = ack.user.iter().find(|(name, _)| name == "retry-after-ms");
+                let advice = advice.map(|(_, ms)| ms.parse().expect("milliseconds"));
+                self.retry_after = advice.map(Duration::from_millis);
+                Err(Ended::Refused { code: ack.reason, retry: self.retry_after.is_some() })
+            }
+            other => panic!("CONNECT was answered by {other:?}"),
+        }
+    }
+
+    /// CONNECT, without waiting for CONNACK.
+    pub async fn say_connect(&mut self, id: &str, secret: &str) {
         let connect = Connect {
             version: self.version,
             clean_start: false,
@@ -74,16 +89,6 @@ impl Client {
             ..Connect::default()
         };
         self.say(&[Packet::Connect(Box::new(connect))]).await;
-        match self.hear().await? {
-            Packet::ConnAck(ack) if ack.reason == 0 => Ok(()),
-            Packet::ConnAck(ack) => {
-                let advice = ack.user.iter().find(|(name, _)| name == "retry-after-ms");
-                let advice = advice.map(|(_, ms)| ms.parse().expect("milliseconds"));
-                self.retry_after = advice.map(Duration::from_millis);
-                Err(Ended::Refused { code: ack.reason, retry: self.retry_after.is_some() })
-            }
-            other => panic!("CONNECT was answered by {other:?}"),
-        }
     }
 
     /// SUBSCRIBE to `push`.

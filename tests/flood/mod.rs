@@ -110,6 +110,13 @@ impl Scene {
         latencies.unicasts.push(receipt.at.duration_since(at));
     }
 
+    /// Those who behave were sent something together with everybody else.
+    pub async fn take_broadcast(&mut self) {
+        for _ in 0..self.good.len() {
+            self.receipts.recv().await.expect("they listen");
+        }
+    }
+
     /// The value of a series, as `name{label="value"}`.
     pub async fn metric(&self, series: &str) -> usize {
         let text = self.node.metrics().await;
