@@ -14,6 +14,7 @@ mod perform;
 mod pool;
 pub mod session;
 mod sessions;
+mod tls;
 mod websocket;
 
 use std::{
@@ -106,7 +107,7 @@ impl Edge {
         let handshaking = Handshaking::new(&self, permit);
         let serial = self.next_serial();
         let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
-        Life::new(accepted, stream).await;
+        Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
     /// Ends every connection, and lets no new one in.
