@@ -5,6 +5,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -13,6 +14,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Accepted, connection::Connection, greeting, pool, session::Output, within};
+use crate::base::metrics::Handshake;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -33,13 +35,27 @@ pub(super) enum Life<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Life<S> {
-    /// Of a stream that speaks MQTT.
-    pub(super) fn new(accepted: Accepted, stream: S) -> Self {
+    /// Of a stream that speaks MQTT once it is prepared, all under one deadline.
+    pub(super) fn new(
+        accepted: Accepted,
+        prepare: impl Future<Output = io::Result<S>> + Send + 'static,
+    ) -> Self {
         let edge = accepted.handshaking.edge.clone();
         let (deadline, patience) = (accepted.deadline(), accepted.handshaking.place.patience());
         Self::Greeting(Box::pin(async move {
-            let greeted = within(deadline, patience, greeting::greet(accepted, stream)).await;
-            greeted.unwrap_or_else(|result| {
+            let greet = async {
+                match prepare.await {
+                    Ok(stream) => greeting::greet(accepted, stream).await,
+                    Err(error) => {
+                        let has_gone = error.kind() == io::ErrorKind::ConnectionAborted;
+                        let result =
+                            if has_gone { Handshake::GaveUp } else { Handshake::Transport };
+                        accepted.failed(result);
+                        None
+                    }
+                }
+            };
+            within(deadline, patience, greet).await.unwrap_or_else(|result| {
                 edge.metrics.edge.handshakes.of(result).increment(1);
                 None
             })

@@ -8,14 +8,14 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     Accepted, Edge, HandshakeShare, Handshaking,
     gate::{Refusal, Refused},
     greeting,
     life::Life,
-    websocket, within,
+    tls::TlsStream,
+    websocket,
 };
 use crate::base::{
     metrics::{Handshake, Transport},
@@ -31,7 +31,6 @@ impl Edge {
         tls: Option<Arc<rustls::ServerConfig>>,
         mut stop: watch::Receiver<bool>,
     ) {
-        let tls = tls.map(TlsAcceptor::from);
         if let Err(error) = net::bound_send_buffers(&listener, self.config.send_buffer_bytes) {
             tracing::warn!(%error, "the kernel's send buffers have no bound");
         }
@@ -62,7 +61,7 @@ impl Edge {
         stream: TcpStream,
         peer: IpAddr,
         transport: Transport,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<rustls::ServerConfig>>,
     ) {
         let (at, serial) = (Instant::now(), self.next_serial());
         if net::tune(&stream, net::Peers::Devices).is_err() {
@@ -82,17 +81,23 @@ impl Edge {
         // Those who come next wait in the kernel's backlog: it costs them no retry.
         let handshaking = Handshaking::new(self, self.gate.places.wait().await, share);
         let accepted = Accepted { transport, at, admission, handshaking, serial };
+        let bytes_max = self.config.packet_bytes_max as usize;
         match (transport, tls) {
-            (Transport::Tcp, None) => drop(tasks::spawn("connection", Life::new(accepted, stream))),
+            (Transport::Tcp, None) => {
+                start(Life::new(accepted, std::future::ready(Ok(stream))));
+            }
             (Transport::WebSocket, None) => {
-                drop(tasks::spawn("connection", accepted.over_websocket(stream)))
+                start(Life::new(accepted, websocket::accept(stream, bytes_max)));
             }
             (Transport::Tcp | Transport::Tls, Some(tls)) => {
-                drop(tasks::spawn("connection", accepted.over_tls(stream, tls)));
+                start(Life::new(accepted, async move {
+                    TlsStream::accept(still_there(stream).await?, tls).await
+                }));
             }
-            (Transport::WebSocket, Some(tls)) => {
-                drop(tasks::spawn("connection", accepted.over_tls_websocket(stream, tls)));
-            }
+            (Transport::WebSocket, Some(tls)) => start(Life::new(accepted, async move {
+                let stream = TlsStream::accept(still_there(stream).await?, tls).await?;
+                websocket::accept(stream, bytes_max).await
+            })),
             (Transport::Tls, None) => {
                 unreachable!("the composition root gives TLS its configuration")
             }
@@ -105,7 +110,7 @@ impl Edge {
         self: &Arc<Self>,
         stream: TcpStream,
         transport: Transport,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<rustls::ServerConfig>>,
         refusal: Refusal,
         share: HandshakeShare,
     ) {
@@ -139,45 +144,17 @@ fn dice(serial: u64) -> u32 {
     (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
 
-impl Accepted {
-    async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
-        let Some(stream) = self.secured(stream, tls).await else { return };
-        Life::new(self, stream).await;
+/// A stream whose client has not given up while it waited for its turn: in a storm those who
+/// have must not be served a handshake, or nobody is served in time.
+async fn still_there(stream: TcpStream) -> io::Result<TcpStream> {
+    if stream.ready(Interest::READABLE).await?.is_read_closed() {
+        return Err(io::ErrorKind::ConnectionAborted.into());
     }
+    Ok(stream)
+}
 
-    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
-        let bytes_max = self.handshaking.edge.config.packet_bytes_max as usize;
-        let patience = self.handshaking.place.patience();
-        let upgrade = websocket::accept(stream, bytes_max);
-        match Box::pin(within(self.deadline(), patience, upgrade)).await {
-            Ok(Ok(stream)) => Life::new(self, stream).await,
-            Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(result) => self.failed(result),
-        }
-    }
-
-    async fn over_tls_websocket(self, stream: TcpStream, tls: TlsAcceptor) {
-        let Some(stream) = self.secured(stream, tls).await else { return };
-        self.over_websocket(stream).await;
-    }
-
-    async fn secured(&self, stream: TcpStream, tls: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
-        let patience = self.handshaking.place.patience();
-        let handshake = async {
-            // Who gave up in the backlog gets no handshake: in a storm this ends the spiral.
-            if stream.ready(Interest::READABLE).await?.is_read_closed() {
-                return Ok(None);
-            }
-            io::Result::Ok(Some(tls.accept(stream).await?))
-        };
-        match Box::pin(within(self.deadline(), patience, handshake)).await {
-            Ok(Ok(Some(stream))) => return Some(stream),
-            Ok(Ok(None)) => self.failed(Handshake::GaveUp),
-            Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(result) => self.failed(result),
-        }
-        None
-    }
+fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(life: Life<S>) {
+    drop(tasks::spawn("connection", life));
 }
 
 /// After an accept that failed.

@@ -15,6 +15,7 @@ mod perform;
 mod pool;
 pub mod session;
 mod sessions;
+mod tls;
 mod websocket;
 
 use std::{
@@ -131,7 +132,7 @@ impl Edge {
         let handshaking = Handshaking::new(&self, place, share);
         let serial = self.next_serial();
         let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
-        Life::new(accepted, stream).await;
+        Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
     /// Ends every connection, and lets no new one in.
