@@ -231,6 +231,11 @@ impl Gate {
         }
     }
 
+    /// Whether so many are being told that they should have a turn before more come.
+    pub(super) fn is_hearing_many(&self) -> bool {
+        self.hearings.available_permits() < HEARINGS_MAX / 2
+    }
+
     /// Room to tell a refused one why, if there is some.
     pub(super) fn hearing(&self) -> Option<OwnedSemaphorePermit> {
         self.hearings.clone().try_acquire_owned().ok()
@@ -263,7 +268,8 @@ fn spread(after: Duration, dice: u32) -> Duration {
 }
 
 /// Those who are told why they are refused, at once; the others are closed without a word.
-const HEARINGS_MAX: usize = 256;
+/// Each may hold a CONNECT. With fewer a storm that comes at once is not told.
+const HEARINGS_MAX: usize = 4_096;
 /// For a share of the node's rate.
 const RETRY_SOON: Duration = Duration::from_millis(100);
 /// For a share of an address's rate: its burst must not be hit by all at once again.

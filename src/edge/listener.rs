@@ -6,6 +6,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpListener, TcpStream},
     sync::watch,
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 
@@ -76,7 +77,13 @@ impl Edge {
         };
         let admission = match self.admit(address, dice(serial)) {
             Ok(admission) => admission,
-            Err(refusal) => return self.turn_away(stream, transport, tls, refusal, share),
+            Err(refusal) => {
+                self.turn_away(stream, transport, tls, refusal, share);
+                if self.gate.is_hearing_many() {
+                    yield_now().await;
+                }
+                return;
+            }
         };
         // Those who come next wait in the kernel's backlog: it costs them no retry.
         let handshaking = Handshaking::new(self, self.gate.places.wait().await, share);
