@@ -155,7 +155,7 @@ mod tests {
         let published = Heard::Published(b"\0\x08load/all", b"text");
         assert_eq!(heard, [Heard::Nothing, Heard::Subscribed(1), published]);
         let (first, length) = mqtt::parse(version, &out).unwrap().unwrap();
-        assert_eq!(first, Incoming::ConnAck(0));
+        assert_eq!(first, Incoming::ConnAck { code: 0, retry_after_ms: None });
         assert_eq!(out[length..], [0x90, 3, 0, 1, 1, 0x40, 2, 0, 7]);
     }
 }

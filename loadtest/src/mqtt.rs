@@ -14,8 +14,12 @@ pub enum Version {
 /// A packet from the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
-    /// The return or reason code.
-    ConnAck(u8),
+    ConnAck {
+        /// The return or reason code.
+        code: u8,
+        /// When a device that was refused may come back; MQTT 5 only.
+        retry_after_ms: Option<u64>,
+    },
     /// The code of the only filter.
     SubAck(u8),
     /// `packet_id` is 0 for QoS 0.
@@ -95,7 +99,9 @@ pub const DISCONNECT: [u8; 2] = [0xE0, 0];
 pub fn parse(version: Version, bytes: &[u8]) -> anyhow::Result<Option<(Incoming<'_>, usize)>> {
     let Some((first, body, end)) = whole(bytes)? else { return Ok(None) };
     let incoming = match (first >> 4, body) {
-        (2, [_, code, ..]) => Incoming::ConnAck(*code),
+        (2, [_, code, rest @ ..]) => {
+            Incoming::ConnAck { code: *code, retry_after_ms: retry_after_ms(rest) }
+        }
         (9, [_, _, .., code]) => Incoming::SubAck(*code),
         (3, body) => incoming_publish(version, first, body)?,
         (4, [high, low, rest @ ..]) => Incoming::PubAck {
@@ -115,6 +121,14 @@ pub fn whole(bytes: &[u8]) -> anyhow::Result<Option<(u8, &[u8], usize)>> {
     let Some((remaining, header)) = varint(&bytes[1..])? else { return Ok(None) };
     let end = 1 + header + remaining;
     Ok(bytes.get(1 + header..end).map(|body| (first, body, end)))
+}
+
+/// The value of the user property `retry-after-ms`, wherever it stands.
+fn retry_after_ms(properties: &[u8]) -> Option<u64> {
+    let at = properties.windows(RETRY_AFTER_MS.len()).position(|part| part == RETRY_AFTER_MS)?;
+    let (length, value) = properties[at + RETRY_AFTER_MS.len()..].split_first_chunk::<2>()?;
+    let value = value.get(..usize::from(u16::from_be_bytes(*length)))?;
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 fn incoming_publish(version: Version, first: u8, body: &[u8]) -> anyhow::Result<Incoming<'_>> {
@@ -170,11 +184,13 @@ fn text(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(&text.as_bytes()[..usize::from(length)]);
 }
 
+const RETRY_AFTER_MS: &[u8] = b"retry-after-ms";
+
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
     use carillon_wire::mqtt;
-    use carillon_wire::mqtt::{Ack, Decoder, Packet, Publish, Qos, SubAck, encode};
+    use carillon_wire::mqtt::{Ack, ConnAck, Decoder, Packet, Publish, Qos, SubAck, encode};
 
     use super::*;
 
@@ -231,7 +247,7 @@ mod tests {
             let mut bytes = BytesMut::new();
             sent.iter().for_each(|packet| encode(theirs, packet, &mut bytes).unwrap());
             let expected = [
-                Incoming::ConnAck(0),
+                Incoming::ConnAck { code: 0, retry_after_ms: None },
                 Incoming::SubAck(1),
                 Incoming::Publish { packet_id: 0, payload: b"x" },
                 Incoming::Publish { packet_id: 300, payload: &long },
@@ -249,5 +265,17 @@ mod tests {
             }
             assert_eq!(at, bytes.len());
         }
+    }
+
+    #[test]
+    fn a_refusal_says_when_to_come_back() {
+        let user =
+            vec![("x".to_owned(), "y".to_owned()), ("retry-after-ms".to_owned(), "750".to_owned())];
+        let connack =
+            Packet::ConnAck(Box::new(ConnAck { reason: 0x9F, user, ..ConnAck::default() }));
+        let mut bytes = BytesMut::new();
+        encode(mqtt::Version::V5, &connack, &mut bytes).unwrap();
+        let (incoming, _) = parse(Version::V5, &bytes).unwrap().unwrap();
+        assert_eq!(incoming, Incoming::ConnAck { code: 0x9F, retry_after_ms: Some(750) });
     }
 }

@@ -44,7 +44,7 @@ impl Publisher {
             packet_id: 0,
         };
         let client_id = &format!("load-publisher-{number}");
-        let connect = Connect { version, client_id, user: None, keep_alive_s: 0 };
+        let connect = Connect { version, client_id, user: None, keep_alive_s: KEEP_ALIVE_S };
         mqtt::connect(connect, &mut publisher.outbox);
         publisher.flush()?;
         let mut is_connected = false;
@@ -142,7 +142,7 @@ impl Publisher {
         while let Some((incoming, length)) = mqtt::parse(self.version, &self.inbox[done..])? {
             done += length;
             match incoming {
-                Incoming::ConnAck(0) => is_connected = true,
+                Incoming::ConnAck { code: 0, .. } => is_connected = true,
                 Incoming::PubAck { code: 0..0x80, .. } => {
                     self.in_flight = self.in_flight.saturating_sub(1);
                 }
@@ -172,6 +172,8 @@ pub fn wait_until(at: Instant) {
     }
 }
 
+/// More than a run takes; some brokers refuse 0.
+const KEEP_ALIVE_S: u16 = 3600;
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub struct Storm {
     /// Attempts of each device after its first; between them it waits at random, longer each time
     #[arg(long, default_value_t = 30)]
     retries: u8,
-    /// Where the server said when to come back, wait so long
+    /// Where the server said when to come back, wait so long besides
     #[arg(long)]
     honour_advice: bool,
     #[command(flatten)]

@@ -97,7 +97,8 @@ impl Opening {
         }
         self.outcome.retries += 1;
         let advice_ms = advice_ms.filter(|_| self.order.honour_advice);
-        let delay_us = advice_ms.map_or_else(|| self.jitter_us(attempt), |ms| ms * 1000);
+        // The server's time and the device's own jitter add up.
+        let delay_us = self.jitter_us(attempt) + advice_ms.unwrap_or(0).saturating_mul(1000);
         self.again.push(Reverse((now_us + delay_us, device)));
     }
 
@@ -140,8 +141,10 @@ mod tests {
         opening.failed(0, 0, 0, why());
         assert_eq!(opening.next(0), Some(1));
         opening.succeeded();
-        assert_eq!((opening.next(6_999), opening.wake_us()), (None, Some(7_000)));
-        assert_eq!(opening.next(7_000), Some(0));
+        assert_eq!(opening.next(6_999), None);
+        let again_us = opening.wake_us().unwrap();
+        assert!((7_000..7_000 + BASE_US).contains(&again_us), "{again_us}");
+        assert_eq!(opening.next(again_us), Some(0));
         opening.failed(7_000, 0, 1, why());
         assert!(opening.is_done());
         let Opened { opened, failed, retries, refused, advised, .. } = opening.outcome;

@@ -39,13 +39,16 @@ impl Fleet {
 
     pub(super) fn on_packet(&mut self, at: u32, incoming: Incoming<'_>) -> anyhow::Result<()> {
         match incoming {
-            Incoming::ConnAck(0) => {
+            Incoming::ConnAck { code: 0, .. } => {
                 let since_us = self.since_us(at);
                 if let Some(opening) = &mut self.opening {
                     opening.outcome.connack.add(since_us);
                 }
             }
-            Incoming::ConnAck(code) => bail!("CONNECT was refused with {code:#x}"),
+            Incoming::ConnAck { code, retry_after_ms } => {
+                self.advice.extend(retry_after_ms.map(|after_ms| (at, after_ms)));
+                bail!("CONNECT was refused with {code:#x}")
+            }
             Incoming::SubAck(0..=2) => self.live(at),
             Incoming::SubAck(code) => bail!("SUBSCRIBE was refused with {code:#x}"),
             Incoming::Publish { packet_id, payload } => {
