@@ -1,8 +1,9 @@
 //! Where the load goes and who the devices are, from the command line; mistakes are told before anything starts.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -128,6 +129,9 @@ impl Target {
             process::cpu_seconds(pid).with_context(|| format!("--pid {pid}: no such process"))?;
         }
         let processes = processes(devices, self.processes)?;
+        TcpStream::connect_timeout(&self.target, PROBE_WITHIN).with_context(|| {
+            format!("nothing answers on {}: is the server running?", self.target)
+        })?;
         Ok(Server { setup, processes, at_once: self.at_once, pid: self.pid })
     }
 
@@ -205,6 +209,7 @@ fn processes(devices: usize, asked: Option<usize>) -> anyhow::Result<usize> {
 
 /// Local addresses if nobody says: the ports that still wait from an earlier run are then no hindrance.
 const SOURCES: u8 = 200;
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
 /// Open files of a process besides the connections.
 const FILES_SPARE: usize = 100;
 

@@ -167,7 +167,7 @@ fn a_storm_of_a_broker_comes_back_whole() {
 
 #[test]
 fn a_server_that_turns_devices_away_is_counted_and_tried_again() {
-    // The first ten connections are closed unheard; a bare server behind takes the rest.
+    // After the one that asks whether anybody is there, ten are closed unheard.
     let (_server, behind) = bare("mio");
     let behind: SocketAddr = behind.parse().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -175,7 +175,7 @@ fn a_server_that_turns_devices_away_is_counted_and_tried_again() {
     std::thread::spawn(move || {
         for (at, stream) in listener.incoming().enumerate() {
             let Ok(stream) = stream else { return };
-            if at < 10 {
+            if at <= 10 {
                 continue;
             }
             std::thread::spawn(move || answer_from(stream, behind));
@@ -231,14 +231,12 @@ fn devices_of_a_gateway_idle_resume_and_come_back() {
     assert!(idle["result"]["bytes_per_connection"].is_number());
     assert!(idle["result"]["bytes_after"].as_u64().unwrap() > 0);
     let devices = ["--devices", "60"];
-    for (frames, version) in [("--frames", "--mqtt5"), ("--frames", "--pid"), ("--mqtt5", "--pid")]
-    {
-        let more = if version == "--pid" { vec![frames] } else { vec![frames, version] };
-        let connect = gateway.run("connect", &gateway.mqtt, &[&devices, more.as_slice()].concat());
+    for more in [["--frames", "--mqtt5"].as_slice(), &["--frames"], &["--mqtt5"]] {
+        let connect = gateway.run("connect", &gateway.mqtt, &[&devices, more].concat());
         let result = &connect["result"];
         // The digest that a device computed is the gateway's.
         assert_eq!((&result["devices"], &result["asked_positions"]), (&60.into(), &0.into()));
-        let storm = gateway.run("storm", &gateway.mqtt, &[&devices, more.as_slice()].concat());
+        let storm = gateway.run("storm", &gateway.mqtt, &[&devices, more].concat());
         assert_eq!(storm["result"]["back"], 60);
     }
 }
@@ -352,5 +350,5 @@ fn mistakes_are_told_before_anything_starts() {
     let slope = ["idle", "--target", "127.0.0.1:1", "--broker", "--from", "9", "--to", "9"];
     assert!(refused(&slope).contains("--from 9 must be less than --to 9"));
     let nobody = broker(&[]);
-    assert!(nobody.contains("10 of 10 devices did not connect"), "{nobody}");
+    assert!(nobody.contains("nothing answers on 127.0.0.1:1"), "{nobody}");
 }
