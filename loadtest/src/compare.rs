@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::credentials::Credentials;
 use crate::crew::Crew;
 use crate::mqtt::Version;
-use crate::order::{Choice, Cut, Open, Setup, Speech, TopicOf};
+use crate::order::{Choice, Cut, Open, Setup, Speech, Tls, TopicOf};
 use crate::peers::{Kind, Peer};
 use crate::report::{Output, Table, number};
 use crate::target::{Server, Sources};
@@ -246,6 +246,8 @@ impl Stage<'_> {
             (Some(gateway), true) => Speech::Plain { credentials: gateway.credentials.clone() },
             (Some(gateway), false) => Speech::Frames { credentials: gateway.credentials.clone() },
         };
+        let is_tls = self.kind == Kind::CarillonTls;
+        let ca = peer.gateway.as_ref().filter(|_| is_tls).map(|gateway| gateway.ca.clone());
         let setup = Setup {
             target: peer.addr,
             speech,
@@ -255,7 +257,7 @@ impl Stage<'_> {
             devices,
             first: 0,
             step: 1,
-            tls: None,
+            tls: ca.map(|ca| Tls { ca, resume: true }),
             timeout_ms: 15_000,
         };
         Server { setup, processes: 1, at_once: self.plan.at_once, pid: Some(peer.pid()) }

@@ -134,6 +134,7 @@ impl Fleet {
             self.slots[at].stage == Stage::Closed && first + at * step < order.to
         };
         let todo: Vec<u32> = (0..self.slots.len() as u32).filter(closed).collect();
+        todo.iter().for_each(|at| self.slots[*at as usize].attempt = 0);
         self.opening = Some(Opening::new(order, self.now_us(), todo));
         self.begin_some();
         self.finish_opening();

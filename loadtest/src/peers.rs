@@ -21,6 +21,8 @@ use crate::api::{Access, Api};
 pub enum Kind {
     /// This gateway
     Carillon,
+    /// The same over TLS, with session tickets; only if it is asked for
+    CarillonTls,
     /// From PATH or /usr/sbin
     Mosquitto,
     /// From PATH or /usr/sbin
@@ -44,10 +46,13 @@ pub struct Peer {
 /// What a gateway has besides.
 pub struct Gateway {
     pub credentials: PathBuf,
+    /// Signed its certificate.
+    pub ca: PathBuf,
     pub api: Api,
 }
 
 impl Kind {
+    /// What is compared if nobody says.
     pub const ALL: [Self; 6] = [
         Self::Carillon,
         Self::Mosquitto,
@@ -60,6 +65,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Carillon => "carillon",
+            Self::CarillonTls => "carillon tls",
             Self::Mosquitto => "mosquitto",
             Self::Flashmq => "flashmq",
             Self::Rumqttd => "rumqttd",
@@ -72,7 +78,7 @@ impl Kind {
     pub fn program(self, gateway: Option<&Path>) -> anyhow::Result<PathBuf> {
         let myself = std::env::current_exe().context("cannot find myself")?;
         match self {
-            Self::Carillon => {
+            Self::Carillon | Self::CarillonTls => {
                 let beside = || myself.with_file_name("carillon");
                 let program = gateway.map_or_else(beside, Path::to_owned);
                 ensure!(
@@ -98,7 +104,14 @@ impl Peer {
         let https = free_addr()?;
         let mut command = Command::new(program);
         match kind {
-            Kind::Carillon => gateway(&mut command, dir.path(), addr, https)?,
+            Kind::Carillon | Kind::CarillonTls => {
+                gateway(&mut command, dir.path(), https)?;
+                let (used, other) = match kind {
+                    Kind::CarillonTls => ("--mqtts", "--mqtt"),
+                    _ => ("--mqtt", "--mqtts"),
+                };
+                command.args([used, &addr.to_string(), other, "off"]);
+            }
             Kind::Mosquitto => configured(&mut command, "-c", dir.path(), &mosquitto(addr))?,
             Kind::Flashmq => {
                 configured(&mut command, "-c", dir.path(), &flashmq(addr, dir.path()))?
@@ -112,7 +125,7 @@ impl Peer {
         let child = command.spawn().with_context(|| program.display().to_string())?;
         let mut peer = Self { addr, gateway: None, child, _dir: dir };
         peer.wait_for(addr).await?;
-        if kind == Kind::Carillon {
+        if matches!(kind, Kind::Carillon | Kind::CarillonTls) {
             peer.gateway = Some(peer.accounts(program, https, devices).await?);
         }
         Ok(peer)
@@ -166,8 +179,9 @@ impl Peer {
         let DemoApp { app_secret } = serde_json::from_str(&text)?;
         let api = Some(format!("https://{https}").parse()?);
         let access = Access { api, app: "demo".to_owned(), secret: Some(app_secret) };
-        let api = access.client(Some(&data.join("tls/ca.pem")), false)?;
-        Ok(Gateway { credentials, api })
+        let ca = data.join("tls/ca.pem");
+        let api = access.client(Some(&ca), false)?;
+        Ok(Gateway { credentials, ca, api })
     }
 }
 
@@ -179,17 +193,11 @@ impl Drop for Peer {
     }
 }
 
-fn gateway(
-    command: &mut Command,
-    dir: &Path,
-    addr: SocketAddr,
-    https: SocketAddr,
-) -> anyhow::Result<()> {
+fn gateway(command: &mut Command, dir: &Path, https: SocketAddr) -> anyhow::Result<()> {
     let config = dir.join("carillon.toml");
     fs::write(&config, "[log]\nfilter = \"warn\"\n")?;
     command.arg("serve").arg("--config").arg(config).arg("--data").arg(dir.join("data"));
-    command.args(["--mqtt", &addr.to_string(), "--https", &https.to_string()]);
-    command.args(["--mqtts", "off", "--ws", "off", "--admin", "127.0.0.1:0"]);
+    command.args(["--https", &https.to_string(), "--ws", "off", "--admin", "127.0.0.1:0"]);
     Ok(())
 }
 

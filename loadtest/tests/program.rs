@@ -312,7 +312,7 @@ fn floors_are_measured_side_by_side() {
 fn a_comparison_shows_all_that_is_here_and_says_what_is_not() {
     gateway_program();
     let args = ["compare", "--devices", "40", "--runs", "1", "--settle", "0.1", "--unicast"];
-    let more = ["--unicast-messages", "200", "--peers", "carillon,flashmq,rumqttd"];
+    let more = ["--unicast-messages", "200", "--peers", "carillon-tls,flashmq,rumqttd"];
     let result = result(&[args.as_slice(), &more].concat());
     let columns = result["results"].as_array().unwrap();
     for column in columns.iter().filter(|column| column["server"] != "flashmq") {
