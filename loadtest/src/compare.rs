@@ -267,10 +267,11 @@ impl Stage<'_> {
 type Figure = (&'static str, fn(&Run) -> Option<f64>);
 
 /// The rows of the table.
-const FIGURES: [Figure; 15] = [
+const FIGURES: [Figure; 16] = [
     ("bytes per idle connection", |run| run.idle.bytes_per_connection),
     ("MiB with all", |run| mib(run.idle.bytes_to)),
     ("MiB after all closed", |run| mib(run.idle.bytes_after)),
+    ("idle connections lost", |run| Some(run.idle.connections_lost as f64)),
     ("connects/s", |run| Some(run.connect.connects_per_s)),
     ("CPU us per connect", |run| run.connect.server_cpu_us_per_connect),
     ("p99 ms to resumed", |run| run.connect.ready.map(|p| p.p99_us as f64 / 1e3)),

@@ -21,7 +21,7 @@ pub struct Crew {
     /// They end with their workers.
     _readers: JoinSet<()>,
     line: Line,
-    /// Their memory before any device was open.
+    /// Their memory before they knew of any device.
     bytes_before: u64,
 }
 
@@ -46,11 +46,16 @@ impl Crew {
             workers.push(worker);
         }
         let mut crew = Self { workers, reports, _readers: readers, line, bytes_before: 0 };
-        // An order without work is answered when the setup is done.
-        let nothing =
-            Open { to: 0, at_once: 1, retries_max: 0, honour_advice: false, from_order: false };
-        crew.open(nothing).await?;
-        crew.bytes_before = crew.bytes()?;
+        let mut before = 0;
+        crew.gather(|report| match report {
+            Report::Ready { bytes_before } => {
+                before += bytes_before;
+                true
+            }
+            _ => false,
+        })
+        .await?;
+        crew.bytes_before = before;
         Ok(crew)
     }
 

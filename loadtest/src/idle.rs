@@ -65,6 +65,8 @@ pub struct Outcome {
     pub bytes_to: Option<u64>,
     pub bytes_after: Option<u64>,
     pub bytes_per_connection: Option<f64>,
+    /// That ended before they were told to.
+    pub connections_lost: usize,
     pub generator_bytes_per_device: f64,
 }
 
@@ -90,7 +92,10 @@ impl Idle {
         let outcome = measure(&mut crew, &server, plan).await?;
         crew.stop().await?;
         let result = json!({ "kind": "idle", "result": outcome });
-        self.output.tell(&[outcome.table()], &result)
+        self.output.tell(&[outcome.table()], &result)?;
+        let lost = outcome.connections_lost;
+        ensure!(lost == 0, "{lost} connections did not last");
+        Ok(())
     }
 }
 
@@ -107,10 +112,9 @@ pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Re
     let bytes_to = bytes()?;
     let generator_bytes_per_device = crew.bytes_per_device(plan.to)?;
     sleep(plan.hold).await;
-    // Every connection must have lasted: what is opened again was lost.
-    let again = crew.open(server.open(plan.to)).await?;
-    let lost = again.opened + again.failed;
-    ensure!(lost == 0, "{lost} connections did not last");
+    // What has to be opened again did not last.
+    let again = crew.open(open(plan.to)).await?;
+    let connections_lost = again.opened + again.failed;
     crew.cut(Cut::Disconnect).await?;
     sleep(plan.settle).await;
     let slope = bytes_from
@@ -124,6 +128,7 @@ pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Re
         bytes_to,
         bytes_after: bytes()?,
         bytes_per_connection: slope,
+        connections_lost,
         generator_bytes_per_device,
     })
 }
@@ -141,6 +146,7 @@ impl Outcome {
             let mib = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
             table.row(format!("server, MiB with {what}"), [number(mib, 1)]);
         }
+        table.row("connections lost", [self.connections_lost.to_string()]);
         table.row("generator, bytes each", [number(Some(self.generator_bytes_per_device), 0)]);
         table
     }

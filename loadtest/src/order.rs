@@ -25,6 +25,10 @@ pub enum Order {
 /// From a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Report {
+    /// The setup is done; the worker's anonymous memory before it.
+    Ready {
+        bytes_before: u64,
+    },
     /// Of what is going on, a few times a second.
     Progress(Progress),
     Opened(Box<Opened>),

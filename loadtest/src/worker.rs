@@ -10,6 +10,7 @@ use mio::{Events, Waker};
 
 use crate::fleet::{Fleet, WAKER};
 use crate::order::{Order, Report};
+use crate::process;
 
 /// Runs until stdin ends. What goes wrong is reported, then the process ends.
 pub fn run() -> anyhow::Result<()> {
@@ -26,10 +27,12 @@ fn serve() -> anyhow::Result<()> {
     let Order::Setup(setup) = serde_json::from_str(&first).context("an order that is none")? else {
         bail!("the first order is not the setup");
     };
+    let bytes_before = process::anonymous_bytes(std::process::id())?;
     let mut fleet = Fleet::new(*setup)?;
     // A waker that is closed takes its last wake with it, so it is kept here.
     let waker = Arc::new(Waker::new(fleet.registry(), WAKER)?);
     let orders = listen(waker.clone())?;
+    say(&[Report::Ready { bytes_before }])?;
     let mut events = Events::with_capacity(1024);
     let (mut told, mut told_at) = (fleet.progress(), Instant::now());
     loop {
