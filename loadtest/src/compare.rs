@@ -179,11 +179,12 @@ impl Stage<'_> {
         line: &crate::report::Line,
     ) -> anyhow::Result<storm::Outcome> {
         let devices = self.plan.storm_devices.unwrap_or(STORM_MAX).clamp(1, self.plan.devices);
-        let server = self.server(peer, devices, TopicOf::Each);
+        let mut server = self.server(peer, devices, TopicOf::Each);
+        server.setup.timeout_ms = STORM_TIMEOUT_MS;
         let mut crew = Crew::start(&server.setup, server.processes, line.clone()).await?;
         crew.open_all(Open { retries_max: 20, ..server.open(devices) }).await?;
         sleep(self.settle).await;
-        let plan = storm::Plan { cut: Cut::Rst, retries: 30, honour_advice: false };
+        let plan = storm::Plan { cut: Cut::Rst, retries: STORM_RETRIES, honour_advice: false };
         let outcome = storm::measure(&mut crew, &server, plan).await?;
         crew.stop().await?;
         sleep(self.settle).await;
@@ -333,6 +334,9 @@ pub fn table(title: &str, columns: &[Column]) -> Table {
 }
 
 const STORM_MAX: usize = 10_000;
+/// A server that cannot take a storm must not hold up the others: it has about a minute.
+const STORM_TIMEOUT_MS: u64 = 10_000;
+const STORM_RETRIES: u8 = 4;
 /// Of a payload.
 const BYTES: usize = 100;
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -31,6 +31,7 @@ impl Output {
             what: what.to_owned(),
             start: Instant::now(),
             is_dirty: Cell::new(false),
+            shown_at: Cell::new(None),
         }
     }
 
@@ -58,13 +59,16 @@ pub struct Line {
     what: String,
     start: Instant,
     is_dirty: Cell<bool>,
+    shown_at: Cell<Option<Instant>>,
 }
 
 impl Line {
     pub fn show(&self, text: &str) {
-        if !self.is_shown {
+        let is_soon = self.shown_at.get().is_some_and(|at| at.elapsed() < SHOW_EVERY);
+        if !self.is_shown || is_soon {
             return;
         }
+        self.shown_at.set(Some(Instant::now()));
         let (what, seconds) = (&self.what, self.start.elapsed().as_secs_f64());
         let line = format!("{what} {seconds:6.1} s  {text}");
         // A line that cannot be shown is no reason to stop.
@@ -175,6 +179,8 @@ pub fn number(value: Option<f64>, decimals: usize) -> String {
     }
     out + rest
 }
+
+const SHOW_EVERY: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
