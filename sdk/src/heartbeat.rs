@@ -188,6 +188,11 @@ impl Heartbeat {
         Due::Ping
     }
 
+    /// The silence before the ping that nothing has answered yet.
+    pub fn silence_before_ping(&self) -> Option<Duration> {
+        self.ping.map(|ping| ping.gap)
+    }
+
     /// What the gateway is to be told now, if anything. It counts as told.
     pub fn take_report(&mut self, now: Instant) -> Option<idl::HeartbeatReport> {
         let every = self.learner.parameters().report_every;

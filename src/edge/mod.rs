@@ -4,6 +4,7 @@
 //! node can bear; `heartbeat` holds the deadlines and `sessions` what outlives a
 //! connection. It never imports the other doors.
 
+pub mod advisor;
 pub mod close;
 mod connection;
 mod greeting;
