@@ -201,7 +201,10 @@ impl Heartbeat {
             return None;
         }
         let network = self.learner.network()?.to_string();
-        let whole_s = |gap: Duration| i32::try_from(gap.as_secs()).ok().filter(|s| *s > 0);
+        // The gateway takes no gap above the keep-alive.
+        let ceiling = self.learner.ceiling();
+        let whole_s =
+            |gap: Duration| i32::try_from(gap.min(ceiling).as_secs()).ok().filter(|s| *s > 0);
         let survived_s = whole_s(self.longest);
         let died_s = self.died.take().and_then(whole_s);
         self.report =

@@ -19,6 +19,7 @@ use self::{
     network::{Heard, Network},
 };
 use crate::base::ids::DeviceId;
+pub use crate::base::metrics::{HeartbeatAdvice as Advice, HeartbeatReport as ReportResult};
 
 /// The numbers of the advisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

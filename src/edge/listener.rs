@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Accepted, Edge, Handshaking, life::Life, websocket};
+use super::{Accepted, Edge, Handshaking, advisor::AddressKey, life::Life, websocket};
 use crate::base::{
     metrics::{Handshake, Transport},
     net, tasks,
@@ -34,7 +34,10 @@ impl Edge {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.let_in(stream, transport, tls.clone()).await,
+                Ok((stream, peer)) => {
+                    let network = self.advisor.at_address(peer.ip());
+                    self.let_in(stream, network, transport, tls.clone()).await;
+                }
                 Err(error) => {
                     // Out of file descriptors, mostly: those who leave make room.
                     tracing::warn!(%error, "cannot accept, pausing");
@@ -48,6 +51,7 @@ impl Edge {
     async fn let_in(
         self: &Arc<Self>,
         stream: TcpStream,
+        network: AddressKey,
         transport: Transport,
         tls: Option<TlsAcceptor>,
     ) {
@@ -61,7 +65,7 @@ impl Edge {
             return;
         }
         let handshaking = Handshaking::new(self, permit);
-        let accepted = Accepted { transport, at, admission, handshaking, serial };
+        let accepted = Accepted { transport, at, admission, handshaking, serial, network };
         match (transport, tls) {
             (Transport::Tcp, None) => drop(tasks::spawn("connection", Life::new(accepted, stream))),
             (Transport::WebSocket, None) => {

@@ -1,9 +1,10 @@
 //! The MQTT front: listeners, the session machine, connections.
 //!
 //! [`session`] decides, `connection` does; `listener` lets in no more than the
-//! node can bear; `heartbeat` holds the deadlines and `sessions` what outlives a
-//! connection. It never imports the other doors.
+//! node can bear; `heartbeat` holds the deadlines, `advisor` what the fleet knows of its
+//! networks, and `sessions` what outlives a connection. It never imports the other doors.
 
+mod advising;
 pub mod advisor;
 pub mod close;
 mod connection;
@@ -32,9 +33,16 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use self::{close::EndMetrics, heartbeat::Wheel, life::Life, sessions::Sessions};
+use self::{
+    advisor::{AddressKey, Advisor, Rules},
+    close::EndMetrics,
+    heartbeat::Wheel,
+    life::Life,
+    sessions::Sessions,
+};
 use crate::{
     base::{
+        ids::random_bytes,
         metrics::{Handshake, Metrics, Transport},
         tasks,
     },
@@ -50,6 +58,7 @@ pub struct Edge {
     metrics: Arc<Metrics>,
     ends: EndMetrics,
     wheel: Wheel,
+    advisor: Advisor,
     sessions: Sessions,
     handshakes: Arc<Semaphore>,
     connections: AtomicUsize,
@@ -72,6 +81,14 @@ struct Handshaking {
 impl Edge {
     /// The edge of a node; nothing listens yet.
     pub fn new(service: Arc<Service>, config: config::Edge, metrics: Arc<Metrics>) -> Arc<Self> {
+        let rules = Rules {
+            networks_max: config.heartbeat_networks_max,
+            voices_min: config.heartbeat_voices_min,
+            top_s: config.keep_alive_max_s,
+            ..Rules::default()
+        };
+        let key = |bytes| u64::from_ne_bytes(bytes);
+        let advisor = Advisor::new(rules, (key(random_bytes()), key(random_bytes())));
         Arc::new(Self {
             sessions: Sessions::new(config.parked_sessions_max),
             handshakes: Arc::new(Semaphore::new(config.handshakes_max.min(Semaphore::MAX_PERMITS))),
@@ -80,6 +97,7 @@ impl Edge {
             metrics,
             ends: EndMetrics::new(),
             wheel: Wheel::default(),
+            advisor,
             connections: AtomicUsize::new(0),
             emptied: Notify::new(),
             is_draining: AtomicBool::new(false),
@@ -93,7 +111,7 @@ impl Edge {
     pub async fn serve_stream<S>(
         self: Arc<Self>,
         stream: S,
-        _peer: Option<IpAddr>,
+        peer: Option<IpAddr>,
         transport: Transport,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -106,7 +124,9 @@ impl Edge {
         };
         let handshaking = Handshaking::new(&self, permit);
         let serial = self.next_serial();
-        let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
+        let network = peer.map_or(AddressKey::default(), |ip| self.advisor.at_address(ip));
+        let accepted =
+            Accepted { transport, at: Instant::now(), admission, handshaking, serial, network };
         Life::new(accepted, stream).await;
     }
 
@@ -198,6 +218,8 @@ struct Accepted {
     handshaking: Handshaking,
     /// Its place in the order of opening.
     serial: u64,
+    /// Where it comes from.
+    network: AddressKey,
 }
 
 impl Accepted {
@@ -226,6 +248,7 @@ async fn beat(edge: std::sync::Weak<Edge>) {
         done_s = Some(now_s);
         if now_s.is_multiple_of(SWEEP_EVERY_S) {
             edge.sessions.sweep(now_s);
+            edge.metrics.edge.heartbeat_networks.set(edge.advisor.networks() as f64);
         }
     }
 }

@@ -90,6 +90,11 @@ impl Learner {
         }
     }
 
+    /// No heartbeat of this connection is later.
+    pub fn ceiling(&self) -> Duration {
+        self.ceiling
+    }
+
     /// Until when the next heartbeat must come if nothing else is sent.
     pub fn interval(&self) -> Duration {
         self.planned().min(self.ceiling)
