@@ -51,8 +51,11 @@ pub struct Node {
 
 impl Node {
     pub async fn start() -> Self {
+        Self::start_with(Config::default()).await
+    }
+
+    pub async fn start_with(config: Config) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let config = Config::default();
         let metrics = Arc::new(Metrics::new());
         let foundation = Foundation {
             store: Arc::new(MemoryStore::default()),
