@@ -95,6 +95,7 @@ impl Record {
         self.base_failures = 0;
         let lower = self.base.saturating_sub(parameters.step).max(parameters.floor);
         if lower < self.base {
+            self.failed_at = Some(self.base);
             self.base = lower;
             self.settle(lower, Source::Own, now_s);
         }

@@ -266,6 +266,18 @@ fn advice_is_a_start_that_the_device_verifies_itself() {
 }
 
 #[test]
+fn wrong_advice_that_is_repeated_does_not_undo_what_the_device_has_found() {
+    for (timeout_s, advised_s, settles_s, drops) in [(200, 210, 150, 6), (300, 400, 250, 4)] {
+        let mut simulation = Simulation::new(timeout_s);
+        for _ in 0..600 {
+            simulation.learner.advise(Duration::from_secs(advised_s), simulation.now_s);
+            simulation.beat();
+        }
+        assert_eq!((simulation.settled_s(), simulation.drops), (settles_s, drops), "{timeout_s}");
+    }
+}
+
+#[test]
 fn a_failure_behind_a_settled_interval_makes_the_device_listen() {
     let mut simulation = Simulation::new(900);
     simulation.run_for(DAY_S);

@@ -337,6 +337,8 @@ fn mix(device: u32, salt: u32, time: u32) -> u32 {
     ((z ^ (z >> 31)) >> 32) as u32
 }
 
+/// What the documented bound of a network's memory says.
+const _: () = assert!(size_of::<Member>() * PANEL_MAX + size_of::<Network>() <= 720);
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Keeps the hashes of rounds apart from those of days.
 const ROUNDS: u32 = 1 << 31;
