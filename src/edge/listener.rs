@@ -6,11 +6,12 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
-use super::{Accepted, Edge, Handshaking, advisor::AddressKey, life::Life, websocket};
+use super::{
+    Accepted, Edge, Handshaking, advisor::AddressKey, life::Life, tls::TlsStream, websocket,
+};
 use crate::base::{
     metrics::{Handshake, Transport},
     net, tasks,
@@ -25,7 +26,6 @@ impl Edge {
         tls: Option<Arc<rustls::ServerConfig>>,
         mut stop: watch::Receiver<bool>,
     ) {
-        let tls = tls.map(TlsAcceptor::from);
         loop {
             // Biased: once told to stop, nobody more is let in.
             let accepted = tokio::select! {
@@ -53,7 +53,7 @@ impl Edge {
         stream: TcpStream,
         network: AddressKey,
         transport: Transport,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<rustls::ServerConfig>>,
     ) {
         let (at, serial) = (Instant::now(), self.next_serial());
         let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
@@ -66,17 +66,20 @@ impl Edge {
         }
         let handshaking = Handshaking::new(self, permit);
         let accepted = Accepted { transport, at, admission, handshaking, serial, network };
+        let bytes_max = self.config.packet_bytes_max as usize;
         match (transport, tls) {
-            (Transport::Tcp, None) => drop(tasks::spawn("connection", Life::new(accepted, stream))),
+            (Transport::Tcp, None) => {
+                start(Life::new(accepted, std::future::ready(Ok(stream))));
+            }
             (Transport::WebSocket, None) => {
-                drop(tasks::spawn("connection", accepted.over_websocket(stream)))
+                start(Life::new(accepted, websocket::accept(stream, bytes_max)));
             }
             (Transport::Tcp | Transport::Tls, Some(tls)) => {
-                drop(tasks::spawn("connection", accepted.over_tls(stream, tls)));
+                start(Life::new(accepted, TlsStream::accept(stream, tls)));
             }
-            (Transport::WebSocket, Some(tls)) => {
-                drop(tasks::spawn("connection", accepted.over_tls_websocket(stream, tls)));
-            }
+            (Transport::WebSocket, Some(tls)) => start(Life::new(accepted, async move {
+                websocket::accept(TlsStream::accept(stream, tls).await?, bytes_max).await
+            })),
             (Transport::Tls, None) => {
                 unreachable!("the composition root gives TLS its configuration")
             }
@@ -93,39 +96,8 @@ impl Edge {
     }
 }
 
-impl Accepted {
-    async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
-        let Some(stream) = self.secured(stream, tls).await else { return };
-        Life::new(self, stream).await;
-    }
-
-    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
-        let bytes_max = self.handshaking.edge.config.packet_bytes_max as usize;
-        let upgrade = Box::pin(timeout_at(self.deadline(), websocket::accept(stream, bytes_max)));
-        match upgrade.await {
-            Ok(Ok(stream)) => Life::new(self, stream).await,
-            Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(_) => self.failed(Handshake::Timeout),
-        }
-    }
-
-    async fn over_tls_websocket(self, stream: TcpStream, tls: TlsAcceptor) {
-        let Some(stream) = self.secured(stream, tls).await else { return };
-        self.over_websocket(stream).await;
-    }
-
-    async fn secured(
-        &self,
-        stream: TcpStream,
-        tls: TlsAcceptor,
-    ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
-        match Box::pin(timeout_at(self.deadline(), tls.accept(stream))).await {
-            Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(_) => self.failed(Handshake::Timeout),
-        }
-        None
-    }
+fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(life: Life<S>) {
+    drop(tasks::spawn("connection", life));
 }
 
 /// After an accept that failed.

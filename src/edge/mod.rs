@@ -16,6 +16,7 @@ mod perform;
 mod pool;
 pub mod session;
 mod sessions;
+mod tls;
 mod websocket;
 
 use std::{
@@ -127,7 +128,7 @@ impl Edge {
         let network = peer.map_or(AddressKey::default(), |ip| self.advisor.at_address(ip));
         let accepted =
             Accepted { transport, at: Instant::now(), admission, handshaking, serial, network };
-        Life::new(accepted, stream).await;
+        Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
     /// Ends every connection, and lets no new one in.
