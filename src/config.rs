@@ -164,6 +164,10 @@ pub struct Edge {
     pub keep_alive_min_s: u16,
     /// The longest, also given to who asks for none.
     pub keep_alive_max_s: u16,
+    /// Networks whose idle timeouts are remembered.
+    pub heartbeat_networks_max: usize,
+    /// Devices of a small network whose experience is passed on.
+    pub heartbeat_voices_min: usize,
     /// Unacknowledged pushes on a connection.
     pub window: u16,
     /// Of these, for one registration.
@@ -192,6 +196,8 @@ impl Default for Edge {
             packet_bytes_max: 160 << 10,
             keep_alive_min_s: 10,
             keep_alive_max_s: 1_200,
+            heartbeat_networks_max: 10_000,
+            heartbeat_voices_min: 2,
             window: 32,
             window_per_registration: 16,
             frame_entries_max: 64,
@@ -420,6 +426,16 @@ impl Edge {
                 (1..=self.keep_alive_max_s).contains(&self.keep_alive_min_s),
                 "edge.keep_alive_min_s",
                 "1 to edge.keep_alive_max_s",
+            ),
+            Rule(
+                (10..=1_000_000).contains(&self.heartbeat_networks_max),
+                "edge.heartbeat_networks_max",
+                "10 to 1000000",
+            ),
+            Rule(
+                (1..=7).contains(&self.heartbeat_voices_min),
+                "edge.heartbeat_voices_min",
+                "1 to 7",
             ),
             Rule(self.window >= 1, "edge.window", "at least 1"),
             Rule(

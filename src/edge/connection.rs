@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     Admission, Edge,
+    advisor::AddressKey,
     close::CloseReason,
     heartbeat::Place,
     perform::{self, Heads},
@@ -42,18 +43,25 @@ use crate::{
 
 /// A device's presence on this node, until it is dropped.
 pub(super) struct Arrival {
-    edge: Arc<Edge>,
+    pub(super) edge: Arc<Edge>,
     device: DeviceId,
-    nudge: Arc<Nudge>,
+    /// The network that the device is on, as its address shows it.
+    pub(super) network: AddressKey,
+    pub(super) nudge: Arc<Nudge>,
 }
 
 impl Arrival {
     /// The device is here; an older connection of it is told so. `None` if it has
     /// opened a newer one, which is here already.
-    pub(super) fn new(edge: &Arc<Edge>, device: DeviceId, serial: u64) -> Option<Self> {
+    pub(super) fn new(
+        edge: &Arc<Edge>,
+        device: DeviceId,
+        network: AddressKey,
+        serial: u64,
+    ) -> Option<Self> {
         let nudge = Arc::new(Nudge::of(serial));
         let is_newest = edge.service.arrive(device, &nudge);
-        is_newest.then(|| Self { edge: edge.clone(), device, nudge })
+        is_newest.then(|| Self { edge: edge.clone(), device, network, nudge })
     }
 
     pub(super) fn device(&self) -> DeviceId {
@@ -191,7 +199,7 @@ impl<S> Connection<S> {
 
     fn perform(&mut self, out: &mut Output) {
         for effect in out.effects.drain(..) {
-            perform::effect(&self.device.arrival.edge.service, &self.device.arrival.nudge, effect);
+            perform::effect(&self.device.arrival, effect);
         }
     }
 
@@ -367,19 +375,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let is_clean = self.session.as_ref().is_some_and(|session| session.terms().is_clean);
         let heads = if is_clean { Heads::Read } else { Heads::Skip };
         let kind = match &call {
-            Call::Resume(ticket, _) | Call::Positions(ticket, _) | Call::Request(ticket, _) => {
-                Some(ticket.kind)
-            }
+            Call::Resume(ticket, _)
+            | Call::Positions(ticket, _)
+            | Call::Report(ticket, ..)
+            | Call::Request(ticket, _) => Some(ticket.kind),
             Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
         };
         let edge = self.edge();
-        let answer = perform::call(&edge.service, &self.device.arrival.device, call, heads).await;
+        let answer = perform::call(&self.device.arrival, call, heads).await;
         let result = match &answer {
             Answer::Requested(Ticket { .. }, result) => down::up_result(result),
             Answer::Failed => UpResult::Failed,
             Answer::Resumed(..)
             | Answer::Positioned(..)
             | Answer::Refreshed(_)
+            | Answer::Advised(..)
             | Answer::Subscribed(..)
             | Answer::Unsubscribed(..) => UpResult::Ok,
         };
@@ -423,7 +433,7 @@ impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
         let Device { arrival, transport, at_ms, _admission } = &self.device;
-        let Arrival { edge, device, nudge } = arrival;
+        let Arrival { edge, device, nudge, .. } = arrival;
         edge.wheel.remove(self.place, nudge);
         session.heard().for_each(|queue| edge.service.unfollow(queue, nudge));
         let reason = self.close.unwrap_or(CloseReason::Aborted);

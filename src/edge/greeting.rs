@@ -45,8 +45,11 @@ where
         }
     };
     let version = connect.version;
-    match welcome(&edge, &connect, accepted.serial).await {
-        Ok(Some(welcomed)) => {
+    match welcome(&edge, &connect, &accepted).await {
+        Ok(Some(mut welcomed)) => {
+            if !speaks_frames(&unread) {
+                edge.cap(&mut welcomed.granted, &welcomed.arrival);
+            }
             decoder.set_max_packet_bytes(edge.config.packet_bytes_max);
             Some(establish(accepted, stream, decoder, (unread, bytes_in), welcomed))
         }
@@ -84,6 +87,13 @@ where
         ..ConnAck::default()
     };
     say_no(&mut stream, connect.version, connack).await;
+}
+
+/// Whether a PUBLISH came right behind CONNECT: a device that speaks frames, to which advice
+/// can come later.
+fn speaks_frames(unread: &[u8]) -> bool {
+    const PUBLISH: u8 = 3;
+    unread.first().is_some_and(|byte| byte >> 4 == PUBLISH)
 }
 
 struct Failure {
@@ -150,7 +160,7 @@ struct Welcomed {
 async fn welcome(
     edge: &Arc<Edge>,
     connect: &Connect,
-    serial: u64,
+    accepted: &Accepted,
 ) -> Result<Option<Welcomed>, Refusal> {
     let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
     if edge.is_draining() {
@@ -168,7 +178,9 @@ async fn welcome(
             Refusal { reason: reason::BAD_CREDENTIALS, result: Handshake::BadCredentials }
         }
     })?;
-    let Some(arrival) = Arrival::new(edge, id, serial) else { return Ok(None) };
+    let Some(arrival) = Arrival::new(edge, id, accepted.network, accepted.serial) else {
+        return Ok(None);
+    };
     let parked = if granted.terms.is_clean { None } else { claim(edge, id).await };
     match granted.terms.expiry_s {
         0 => edge.sessions.discard(&id),
@@ -193,7 +205,7 @@ fn establish<S>(
     (unread, bytes_in): (BytesMut, u64),
     welcomed: Welcomed,
 ) -> Established<S> {
-    let Accepted { transport, at, admission, handshaking, serial: _ } = accepted;
+    let Accepted { transport, at, admission, handshaking, .. } = accepted;
     let edge = handshaking.edge.clone();
     let Welcomed { granted: Granted { terms, mut connack }, arrival, parked } = welcomed;
     let mut out = pool::output();

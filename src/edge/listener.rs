@@ -87,7 +87,8 @@ impl Edge {
         };
         // Those who come next wait in the kernel's backlog: it costs them no retry.
         let handshaking = Handshaking::new(self, self.gate.places.wait().await, share);
-        let accepted = Accepted { transport, at, admission, handshaking, serial };
+        let network = self.advisor.at_address(peer);
+        let accepted = Accepted { transport, at, admission, handshaking, serial, network };
         let bytes_max = self.config.packet_bytes_max as usize;
         match (transport, tls) {
             (Transport::Tcp, None) => {

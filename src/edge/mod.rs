@@ -1,9 +1,11 @@
 //! The MQTT front: listeners, the session machine, connections.
 //!
 //! [`session`] decides, `connection` does; `listener` lets in no more than the
-//! node can bear; `heartbeat` holds the deadlines and `sessions` what outlives a
-//! connection. It never imports the other doors.
+//! node can bear; `heartbeat` holds the deadlines, `advisor` what the fleet knows of its
+//! networks, and `sessions` what outlives a connection. It never imports the other doors.
 
+mod advising;
+pub mod advisor;
 pub mod close;
 mod connection;
 mod gate;
@@ -34,6 +36,7 @@ use tokio::{
 };
 
 use self::{
+    advisor::{AddressKey, Advisor, Rules},
     close::EndMetrics,
     gate::{
         Address, Gate, Refusal, Refused,
@@ -47,6 +50,7 @@ use self::{
 use crate::{
     base::{
         gcra,
+        ids::random_bytes,
         metrics::{Handshake, Metrics, Transport},
         tasks,
     },
@@ -62,6 +66,7 @@ pub struct Edge {
     metrics: Arc<Metrics>,
     ends: EndMetrics,
     wheel: Wheel,
+    advisor: Advisor,
     sessions: Sessions,
     gate: Gate,
     limits: rate::Limits,
@@ -95,6 +100,14 @@ struct HandshakeShare {
 impl Edge {
     /// The edge of a node; nothing listens yet.
     pub fn new(service: Arc<Service>, config: config::Edge, metrics: Arc<Metrics>) -> Arc<Self> {
+        let rules = Rules {
+            networks_max: config.heartbeat_networks_max,
+            voices_min: config.heartbeat_voices_min,
+            top_s: config.keep_alive_max_s,
+            ..Rules::default()
+        };
+        let key = |bytes| u64::from_ne_bytes(bytes);
+        let advisor = Advisor::new(rules, (key(random_bytes()), key(random_bytes())));
         Arc::new(Self {
             sessions: Sessions::new(config.parked_sessions_max),
             gate: Gate::new(&config),
@@ -104,6 +117,7 @@ impl Edge {
             metrics,
             ends: EndMetrics::new(),
             wheel: Wheel::default(),
+            advisor,
             connections: AtomicUsize::new(0),
             emptied: Notify::new(),
             is_draining: AtomicBool::new(false),
@@ -131,7 +145,9 @@ impl Edge {
         };
         let handshaking = Handshaking::new(&self, place, share);
         let serial = self.next_serial();
-        let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
+        let network = peer.map_or(AddressKey::default(), |ip| self.advisor.at_address(ip));
+        let accepted =
+            Accepted { transport, at: Instant::now(), admission, handshaking, serial, network };
         Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
@@ -255,6 +271,8 @@ struct Accepted {
     handshaking: Handshaking,
     /// Its place in the order of opening.
     serial: u64,
+    /// Where it comes from.
+    network: AddressKey,
 }
 
 impl Accepted {
@@ -299,6 +317,7 @@ async fn beat(edge: std::sync::Weak<Edge>) {
         edge.gate.look_at_memory();
         if now_s.is_multiple_of(SWEEP_EVERY_S) {
             edge.sessions.sweep(now_s);
+            edge.metrics.edge.heartbeat_networks.set(edge.advisor.networks() as f64);
         }
     }
 }
