@@ -289,6 +289,9 @@ impl Rig {
             Call::Unsubscribe(packet_id, taken) => {
                 Answer::Unsubscribed(packet_id, taken, self.world.standings())
             }
+            Call::Report(ticket, ..) => {
+                Answer::Advised(ticket, script.is_yes().then(|| 1 + u16::from(script.byte())))
+            }
             Call::Request(ticket, _) => {
                 let refused = || Err(service::Error::NotFound { what: "registration" });
                 Answer::Requested(ticket, if script.is_yes() { Ok(None) } else { refused() })

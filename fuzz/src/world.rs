@@ -169,7 +169,7 @@ impl World {
             }
             Effect::Follow(queue) => drop(self.followed.insert(queue.id())),
             Effect::Unfollow(queue) => drop(self.followed.remove(&queue)),
-            Effect::Stands(_) => {}
+            Effect::Stands(_) | Effect::Idle(_) | Effect::Reported(_) => {}
         }
     }
 
