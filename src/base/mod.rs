@@ -7,5 +7,6 @@ pub mod ids;
 pub mod keys;
 pub mod metrics;
 pub mod net;
+pub mod proxy;
 pub mod tasks;
 pub mod tls;

@@ -155,12 +155,14 @@ impl<S> Connection<S> {
     fn look<R>(&mut self, look: impl FnOnce(&mut Session, &Context<'_>) -> R) -> Option<R> {
         let arrival = &self.device.arrival;
         let service = &arrival.edge.service;
+        let bounds = arrival.edge.config();
         let tag = |queue: &QueueId, position: Position| service.tag(queue, position);
         let cx = Context {
-            bounds: &arrival.edge.config,
+            bounds: &bounds,
             now_s: arrival.edge.now_s(),
             unix_ms: service.now_ms(),
             dice: (arrival.serial.wrapping_mul(GOLDEN) >> 32) as u32,
+            farewell: arrival.edge.farewell.get(),
             tag: &tag,
         };
         self.session.as_mut().map(|session| look(session, &cx))
@@ -393,7 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
-        let deadline = Duration::from_millis(self.edge().config.write_timeout_ms);
+        let deadline = Duration::from_millis(self.edge().config().write_timeout_ms);
         let written = poll_fn(|cx| {
             if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
                 self.reasons |= reasons.0;

@@ -35,7 +35,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let edge = accepted.handshaking.edge.clone();
-    let mut decoder = Decoder::server(edge.config.connect_bytes_max);
+    let mut decoder = Decoder::server(edge.config().connect_bytes_max);
     let mut unread = BytesMut::new();
     let (connect, bytes_in) = match read_connect(&mut stream, &mut decoder, &mut unread).await {
         Ok(read) => read,
@@ -48,7 +48,7 @@ where
     let version = connect.version;
     match welcome(&edge, &connect, accepted.serial).await {
         Ok(Some(welcomed)) => {
-            decoder.set_max_packet_bytes(edge.config.packet_bytes_max);
+            decoder.set_max_packet_bytes(edge.config().packet_bytes_max);
             Some(establish(accepted, stream, decoder, (unread, bytes_in), welcomed))
         }
         Ok(None) => {
@@ -131,10 +131,7 @@ async fn welcome(
     serial: u64,
 ) -> Result<Option<Welcomed>, Refusal> {
     let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
-    if edge.is_draining() {
-        return Err(unavailable);
-    }
-    let granted = handshake::judge(connect, &edge.config)?;
+    let granted = handshake::judge(connect, &edge.config())?;
     let secret = connect.password.as_deref().unwrap_or_default();
     let id = edge.service.identify(&connect.client_id, secret).map_err(|error| match error {
         Error::Unavailable(_) => unavailable,

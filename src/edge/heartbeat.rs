@@ -52,11 +52,13 @@ impl Wheel {
         due.len()
     }
 
-    /// Wakes every connection.
-    pub fn nudge_all(&self, reason: Reasons) {
+    /// Every connection that has a place now.
+    pub fn all(&self) -> Vec<Arc<Nudge>> {
+        let mut all = Vec::new();
         for slot in 0..SLOTS {
-            self.lock(slot).values().for_each(|nudge| nudge.nudge(reason));
+            all.extend(self.lock(slot).values().cloned());
         }
+        all
     }
 
     fn lock(&self, slot: usize) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<Nudge>>> {

@@ -1,6 +1,6 @@
 //! Accepting sockets: within bounds, and with every handshake under one deadline.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -13,28 +13,35 @@ use tokio_rustls::TlsAcceptor;
 use super::{Accepted, Edge, Handshaking, websocket};
 use crate::base::{
     metrics::{Handshake, Transport},
-    net, tasks,
+    net,
+    proxy::{self, Balancers},
+    tasks, tls,
 };
+
+/// A listener with what those who come in meet.
+pub struct Door {
+    /// Where they come in.
+    pub listener: TcpListener,
+    /// What they speak.
+    pub transport: Transport,
+    /// Around it, if anything.
+    pub tls: Option<tls::Live>,
+    /// Who must say whom he serves.
+    pub balancers: Balancers,
+}
 
 impl Edge {
     /// Accepts connections until `stop` says so or its sender is gone.
-    pub async fn serve(
-        self: Arc<Self>,
-        listener: TcpListener,
-        transport: Transport,
-        tls: Option<Arc<rustls::ServerConfig>>,
-        mut stop: watch::Receiver<bool>,
-    ) {
-        let tls = tls.map(TlsAcceptor::from);
+    pub async fn serve(self: Arc<Self>, door: Door, mut stop: watch::Receiver<bool>) {
         loop {
             // Biased: once told to stop, nobody more is let in.
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                accepted = listener.accept() => accepted,
+                accepted = door.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.let_in(stream, transport, tls.clone()).await,
+                Ok((stream, peer)) => self.let_in(stream, peer, &door).await,
                 Err(error) => {
                     // Out of file descriptors, mostly: those who leave make room.
                     tracing::warn!(%error, "cannot accept, pausing");
@@ -45,12 +52,7 @@ impl Edge {
     }
 
     /// Starts the task of one socket, or closes it. Never waits for the peer.
-    async fn let_in(
-        self: &Arc<Self>,
-        stream: TcpStream,
-        transport: Transport,
-        tls: Option<TlsAcceptor>,
-    ) {
+    async fn let_in(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, door: &Door) {
         let (at, serial) = (Instant::now(), self.next_serial());
         let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
@@ -61,22 +63,15 @@ impl Edge {
             return;
         }
         let handshaking = Handshaking::new(self, permit);
-        let accepted = Accepted { transport, at, admission, handshaking, serial };
-        match (transport, tls) {
-            (Transport::Tcp, None) => drop(tasks::spawn("connection", accepted.converse(stream))),
-            (Transport::WebSocket, None) => {
-                drop(tasks::spawn("connection", accepted.over_websocket(stream)))
-            }
-            (Transport::Tcp | Transport::Tls, Some(tls)) => {
-                drop(tasks::spawn("connection", accepted.over_tls(stream, tls)));
-            }
-            (Transport::WebSocket, Some(tls)) => {
-                drop(tasks::spawn("connection", accepted.over_tls_websocket(stream, tls)));
-            }
-            (Transport::Tls, None) => {
-                unreachable!("the composition root gives TLS its configuration")
-            }
+        let tls = door.tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
+        let accepted = Accepted { transport: door.transport, at, admission, handshaking, serial };
+        if door.balancers.contains(peer.ip()) {
+            let balancers = door.balancers.clone();
+            let behind = accepted.behind_balancer(stream, peer, balancers, tls);
+            tasks::spawn("balancer's header", behind);
+            return;
         }
+        accepted.start(stream, tls);
     }
 
     /// Room for one more handshake. In a storm the others wait in the kernel's backlog for
@@ -90,13 +85,54 @@ impl Edge {
 }
 
 impl Accepted {
+    /// Reads for whom the balancer came, and goes on as with anybody else.
+    async fn behind_balancer(
+        self,
+        mut stream: TcpStream,
+        balancer: SocketAddr,
+        balancers: Balancers,
+        tls: Option<TlsAcceptor>,
+    ) {
+        let header = proxy::client_address(&mut stream, balancer, &balancers);
+        match Box::pin(timeout_at(self.deadline(), header)).await {
+            Ok(Ok(client)) => {
+                tracing::trace!(%client, %balancer, "a balancer brings a connection");
+                self.start(stream, tls);
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%balancer, %error, "a balancer's connection is refused");
+                self.failed(Handshake::Transport);
+            }
+            Err(_) => self.failed(Handshake::Timeout),
+        }
+    }
+
+    /// Starts the task of the socket; a kind of task each, so that none is larger than it needs.
+    fn start(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        match (self.transport, tls) {
+            (Transport::Tcp, None) => drop(tasks::spawn("connection", self.converse(stream))),
+            (Transport::WebSocket, None) => {
+                drop(tasks::spawn("connection", self.over_websocket(stream)))
+            }
+            (Transport::Tcp | Transport::Tls, Some(tls)) => {
+                drop(tasks::spawn("connection", self.over_tls(stream, tls)));
+            }
+            (Transport::WebSocket, Some(tls)) => {
+                drop(tasks::spawn("connection", self.over_tls_websocket(stream, tls)));
+            }
+            (Transport::Tls, None) => {
+                unreachable!("the composition root gives TLS its configuration")
+            }
+        }
+    }
+
     async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
         let Some(stream) = self.secured(stream, tls).await else { return };
         self.converse(stream).await;
     }
 
     async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
-        let bytes_max = self.handshaking.edge.config.packet_bytes_max as usize;
+        let bytes_max = self.handshaking.edge.config().packet_bytes_max as usize;
         let upgrade = Box::pin(timeout_at(self.deadline(), websocket::accept(stream, bytes_max)));
         match upgrade.await {
             Ok(Ok(stream)) => self.converse(stream).await,

@@ -6,6 +6,7 @@
 
 pub mod close;
 mod connection;
+pub mod farewell;
 mod greeting;
 mod heartbeat;
 mod listener;
@@ -18,33 +19,34 @@ mod websocket;
 use std::{
     net::IpAddr,
     sync::{
-        Arc, Once,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Once, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
+pub use listener::Door;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, MissedTickBehavior},
 };
 
-use self::{close::EndMetrics, heartbeat::Wheel, sessions::Sessions};
+use self::{close::EndMetrics, farewell::Farewell, heartbeat::Wheel, sessions::Sessions};
 use crate::{
     base::{
         metrics::{Handshake, Metrics, Transport},
         tasks,
     },
     config,
-    route::Reasons,
     service::Service,
 };
 
 /// The device's side of one node. All transports share it.
 pub struct Edge {
     service: Arc<Service>,
-    config: config::Edge,
+    config: ArcSwap<config::Edge>,
     metrics: Arc<Metrics>,
     ends: EndMetrics,
     wheel: Wheel,
@@ -52,7 +54,8 @@ pub struct Edge {
     handshakes: Arc<Semaphore>,
     connections: AtomicUsize,
     emptied: Notify,
-    is_draining: AtomicBool,
+    /// Set once the node drains.
+    farewell: OnceLock<Farewell>,
     serial: AtomicU64,
     started: Instant,
     heartbeat: Once,
@@ -74,13 +77,13 @@ impl Edge {
             sessions: Sessions::new(config.parked_sessions_max),
             handshakes: Arc::new(Semaphore::new(config.handshakes_max.min(Semaphore::MAX_PERMITS))),
             service,
-            config,
+            config: ArcSwap::from_pointee(config),
             metrics,
             ends: EndMetrics::new(),
             wheel: Wheel::default(),
             connections: AtomicUsize::new(0),
             emptied: Notify::new(),
-            is_draining: AtomicBool::new(false),
+            farewell: OnceLock::new(),
             serial: AtomicU64::new(0),
             started: Instant::now(),
             heartbeat: Once::new(),
@@ -108,11 +111,10 @@ impl Edge {
         accepted.converse(stream).await;
     }
 
-    /// Ends every connection, and lets no new one in.
-    pub fn drain(&self) {
-        self.is_draining.store(true, Ordering::SeqCst);
-        self.wheel.nudge_all(Reasons::DRAIN);
-        self.notify_if_empty();
+    /// Bounds for what comes from now on; a connection keeps what it was granted. The
+    /// numbers of handshakes and of parked sessions stay as they are.
+    pub fn reconfigure(&self, config: config::Edge) {
+        self.config.store(Arc::new(config));
     }
 
     /// Waits until no connection is left.
@@ -139,12 +141,16 @@ impl Edge {
         });
         let before = self.connections.fetch_add(1, Ordering::SeqCst);
         let admission = Admission(self.clone());
-        let is_open = before < self.config.connections_max && !self.is_draining();
+        let is_open = before < self.config().connections_max && !self.is_draining();
         is_open.then_some(admission)
     }
 
     fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::SeqCst)
+        self.farewell.get().is_some()
+    }
+
+    fn config(&self) -> Guard<Arc<config::Edge>> {
+        self.config.load()
     }
 
     /// Sockets are accepted in the order in which they were opened.
@@ -195,7 +201,7 @@ struct Accepted {
 
 impl Accepted {
     fn deadline(&self) -> Instant {
-        self.at + Duration::from_millis(self.handshaking.edge.config.handshake_timeout_ms)
+        self.at + Duration::from_millis(self.handshaking.edge.config().handshake_timeout_ms)
     }
 
     fn failed(&self, result: Handshake) {

@@ -6,6 +6,7 @@
 
 pub mod deltas;
 pub mod down;
+mod farewell;
 pub mod feeds;
 pub mod filter;
 pub mod frames;
@@ -30,7 +31,10 @@ use self::{
     plain::Plain,
     window::{InFlight, Window},
 };
-use super::close::{CloseReason, Ignored};
+use super::{
+    close::{CloseReason, Ignored},
+    farewell::Farewell,
+};
 use crate::{
     base::{
         ids::{QueueId, RegId},
@@ -55,6 +59,8 @@ pub struct Context<'a> {
     pub unix_ms: u64,
     /// A random number, for jitter.
     pub dice: u32,
+    /// The terms on which the node parts with its devices, once it drains.
+    pub farewell: Option<&'a Farewell>,
     /// The tag of a position.
     pub tag: &'a dyn Fn(&QueueId, Position) -> Tag,
 }
@@ -372,10 +378,7 @@ impl Session {
             return self.close(CloseReason::TakenOver, out);
         }
         if reasons.has(Reasons::DRAIN) {
-            if matches!(self.mode, Mode::Frames(_)) {
-                self.reply(down::advice(i64::from(cx.dice % RECONNECT_SPREAD_MS)), None, out);
-            }
-            return self.close(CloseReason::Draining, out);
+            return self.part(cx, out);
         }
         if reasons.has(Reasons::TICK) && cx.now_s > self.deadline_s() {
             return self.close(CloseReason::KeepAliveTimeout, out);
@@ -475,6 +478,3 @@ impl Session {
         usize::from(self.terms.receive_max).saturating_sub(self.window.unacknowledged() + replies)
     }
 }
-
-/// Devices that are told to come back do so within this time, spread evenly.
-const RECONNECT_SPREAD_MS: u32 = 5_000;
