@@ -50,6 +50,8 @@ pub struct Plan {
     /// What a payload has besides its number.
     pub payload_bytes: Range<u64>,
     pub changes_per_s: u64,
+    /// Whether some sends go to everybody.
+    pub broadcasts: bool,
     pub door: Door,
 }
 
@@ -74,6 +76,7 @@ impl Default for Plan {
             sends_per_s: 300,
             payload_bytes: 0..200,
             changes_per_s: 10,
+            broadcasts: true,
             door: Door::Https,
         }
     }
@@ -185,6 +188,9 @@ impl Fleet {
     }
 }
 
+/// Devices that may come and go all the time.
+const RESTLESS_MAX: usize = 600;
+
 async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
     let csv = node.cli(&["device", "create", "--app", APP, "--count", &count.to_string()]).await;
     let account = |row: &str| {
@@ -217,7 +223,8 @@ impl Shared {
             devices.spawn(device.live(stop.clone()));
             return;
         }
-        let habit = Habit::of(number);
+        // Of a large fleet most stay connected.
+        let habit = Habit::of(if number < RESTLESS_MAX { number } else { number % 4 });
         let device = Device { number, account, habit, address, ledger, dice };
         devices.spawn(device.live(stop.clone()));
     }
@@ -313,7 +320,11 @@ impl Shared {
                 let topic = Queue::Topic(dice.index(plan.topics + plan.restless_topics));
                 (vec![topic], json!({"topic": topic.name()}))
             }
-            _ => (vec![Queue::All], json!({"all": true})),
+            _ if plan.broadcasts => (vec![Queue::All], json!({"all": true})),
+            _ => {
+                let device = dice.index(plan.devices);
+                (vec![Queue::Own(device)], self.regids(&[device]))
+            }
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A connection holds one slot from its accept on; handshakes run outside the
 //! accept loop and under a deadline. When told to stop, the loop closes the
-//! listener, lets running calls end, and returns at the latest after [`DRAIN`].
+//! listener, lets running calls and those on their way end, and returns at the latest
+//! after [`DRAIN`].
 
 use std::{
     convert::Infallible,
@@ -10,13 +11,18 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use axum::{Router, body::Body, response::Response};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, header::CONNECTION},
+    response::Response,
+};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -168,10 +174,19 @@ where
     let Conversation { face, bounds, peer, slot, mut stop } = conversation;
     let (peer, activity) = (Peer(peer.ip().to_canonical()), Arc::new(Activity::default()));
     let service = {
-        let activity = activity.clone();
+        let (activity, stop) = (activity.clone(), stop.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
             let router = face.load().router.clone();
-            answer(router, request, peer, slot.clone(), activity.clone())
+            let answer = answer(router, request, peer, slot.clone(), activity.clone());
+            let stop = stop.clone();
+            async move {
+                let mut response = answer.await?;
+                if version == Version::One && *stop.borrow() {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let builder = builder(version, &bounds);
@@ -191,8 +206,8 @@ where
             _ = check.tick() => if activity.is_idle() { break },
         }
     }
-    // Who was let in just before gets his first call answered.
-    if activity.is_new() && timeout(FIRST_CALL_WAIT, connection.as_mut()).await.is_ok() {
+    // HTTP/1.1 has no word for it but in an answer: whoever asks just now gets that one.
+    if version == Version::One && timeout(LINGER, connection.as_mut()).await.is_ok() {
         return;
     }
     connection.as_mut().graceful_shutdown();
@@ -243,30 +258,20 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 
 /// When a connection last did something: HTTP/2 has no head timeout to end idle ones.
 struct Activity {
-    began: AtomicBool,
     calls: AtomicUsize,
     ended: Mutex<Instant>,
 }
 
 impl Default for Activity {
     fn default() -> Self {
-        Self {
-            began: AtomicBool::new(false),
-            calls: AtomicUsize::new(0),
-            ended: Mutex::new(Instant::now()),
-        }
+        Self { calls: AtomicUsize::new(0), ended: Mutex::new(Instant::now()) }
     }
 }
 
 impl Activity {
     fn begin(self: Arc<Self>) -> Call {
-        self.began.store(true, Ordering::Relaxed);
         self.calls.fetch_add(1, Ordering::Relaxed);
         Call(self)
-    }
-
-    fn is_new(&self) -> bool {
-        !self.began.load(Ordering::Relaxed)
     }
 
     fn is_idle(&self) -> bool {
@@ -301,7 +306,8 @@ where
 const SLOTS_MAX: usize = 1 << 24;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const IDLE_CHECK: Duration = Duration::from_secs(15);
-const FIRST_CALL_WAIT: Duration = Duration::from_millis(250);
+/// For calls that come while the order to stop is given.
+const LINGER: Duration = Duration::from_millis(250);
 const IDLE_MAX: Duration = Duration::from_secs(75);
 const STREAMS_MAX: u32 = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
