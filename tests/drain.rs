@@ -134,13 +134,13 @@ async fn readiness_falls_first_and_what_was_asked_is_answered() {
     assert_eq!(readyz(&node).await, 503);
     let refused = async || TcpStream::connect(node.listen().mqtt).await.err();
     poll_until(DEADLINE, refused).await.expect("nobody is let in");
+    for device in &mut devices {
+        assert!(matches!(device.hear().await, Some(Packet::Disconnect(end)) if end.reason == 0x8B));
+    }
     call.write_all(rest.as_bytes()).await.unwrap();
     let mut answer = String::new();
     drop(timeout(DEADLINE, call.read_to_string(&mut answer)).await.expect("an answer in time"));
     assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
-    for device in &mut devices {
-        assert!(matches!(device.hear().await, Some(Packet::Disconnect(end)) if end.reason == 0x8B));
-    }
     assert!(node.wait_for_exit().await.success());
     assert!(node.log().contains("audit: the operator orders a drain"));
 }
@@ -201,21 +201,4 @@ async fn a_drain_ends_at_its_deadline() {
     // Neither says another word.
     assert!(node.terminate().await.success());
     assert!(node.log().contains("did not end within the drain's deadline"));
-}
-
-#[tokio::test]
-async fn a_drain_writes_what_was_acknowledged() {
-    let config = Some("[store]\npointer_flush_ms = 1000\n".to_owned());
-    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
-    let device = node.create_device().await;
-    let mut client = support::rumqtt::connect_v5(&node, &device, &["push"]);
-    client.ready().await;
-    node.send(json!({"regids": [device.regid]}), json!("kept")).await;
-    client.message().await;
-    node.wait_until_acknowledged(&device.regid).await;
-    assert!(node.terminate().await.success());
-    node.restart().await;
-    let view = node.registration(&device.regid).await;
-    let acked = view["pointers"].as_array().unwrap().iter().all(|p| p["acked"] == p["head"]);
-    assert!(acked, "{view}");
 }
