@@ -298,6 +298,29 @@ impl fmt::Display for QueueName {
     }
 }
 
+/// A queue's name with its id, which is worked out once. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue(Arc<(QueueName, QueueId)>);
+
+impl Queue {
+    /// Its name.
+    pub fn name(&self) -> &QueueName {
+        &self.0.0
+    }
+
+    /// Its id.
+    pub fn id(&self) -> QueueId {
+        self.0.1
+    }
+}
+
+impl From<QueueName> for Queue {
+    fn from(name: QueueName) -> Self {
+        let id = name.id();
+        Self(Arc::new((name, id)))
+    }
+}
+
 fn hashed(kind: u8, app: &AppId, name: &str) -> QueueId {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(&[kind]);

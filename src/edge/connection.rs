@@ -1,7 +1,7 @@
 //! The task that owns one socket: it waits, lets the session decide, and does what it says.
 //!
-//! While nothing happens it holds no buffer and no timer. While a business call runs
-//! nothing else of the connection is read.
+//! While nothing happens it holds no buffer, no timer and no future but itself. While a
+//! business call runs nothing else of the connection is read.
 
 use std::{
     future::poll_fn,
@@ -42,16 +42,15 @@ pub(super) struct Arrival {
     edge: Arc<Edge>,
     device: DeviceId,
     nudge: Arc<Nudge>,
-    serial: u64,
 }
 
 impl Arrival {
     /// The device is here; an older connection of it is told so. `None` if it has
     /// opened a newer one, which is here already.
     pub(super) fn new(edge: &Arc<Edge>, device: DeviceId, serial: u64) -> Option<Self> {
-        let nudge = Arc::new(Nudge::default());
-        let is_newest = edge.service.arrive(device, &nudge, serial);
-        is_newest.then(|| Self { edge: edge.clone(), device, nudge, serial })
+        let nudge = Arc::new(Nudge::of(serial));
+        let is_newest = edge.service.arrive(device, &nudge);
+        is_newest.then(|| Self { edge: edge.clone(), device, nudge })
     }
 
     pub(super) fn device(&self) -> DeviceId {
@@ -59,7 +58,7 @@ impl Arrival {
     }
 
     pub(super) fn serial(&self) -> u64 {
-        self.serial
+        self.nudge.opened()
     }
 }
 
@@ -69,11 +68,21 @@ impl Drop for Arrival {
     }
 }
 
+/// What a connection did in its life.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    pushes: u32,
+    redeliveries: u32,
+    acks: u32,
+    uplinks: u32,
+}
+
 /// What is known of a connection besides its session and its stream.
 pub(super) struct Device {
     pub(super) arrival: Arrival,
     pub(super) transport: Transport,
-    pub(super) at: Instant,
+    /// When it was accepted.
+    pub(super) at_ms: u64,
     pub(super) _admission: Admission,
 }
 
@@ -83,21 +92,26 @@ pub(super) struct Connection<S> {
     /// Taken when the connection ends.
     session: Option<Session>,
     decoder: Decoder,
-    unread: BytesMut,
+    /// The beginning of a packet whose rest has not come.
+    rest: Option<Box<BytesMut>>,
     /// Nudges that came while a write was blocked.
     reasons: u8,
     place: Place,
     close: Option<CloseReason>,
-    tally: Tally,
+    tally: Sum,
     bytes_in: u64,
     bytes_out: u64,
     // Dropped last: the device leaves, and then its room is free.
     device: Device,
 }
 
-enum Event {
+/// What wakes a connection.
+pub(super) enum Event {
+    /// It was nudged.
     Nudged(Reasons),
-    Read,
+    /// These bytes came, after what was left of the ones before.
+    Read(BytesMut),
+    /// Nothing more will come.
     Over(CloseReason),
 }
 
@@ -107,7 +121,6 @@ impl<S> Connection<S> {
         stream: S,
         session: Session,
         decoder: Decoder,
-        unread: BytesMut,
         bytes_in: u64,
     ) -> Self {
         let edge = &device.arrival.edge;
@@ -118,11 +131,11 @@ impl<S> Connection<S> {
             stream,
             session: Some(session),
             decoder,
-            unread,
+            rest: None,
             reasons: 0,
             place: Place::default(),
             close: None,
-            tally: Tally::default(),
+            tally: Sum::default(),
             bytes_in,
             bytes_out: 0,
             device,
@@ -161,7 +174,7 @@ impl<S> Connection<S> {
             bounds: &bounds,
             now_s: arrival.edge.now_s(),
             unix_ms: service.now_ms(),
-            dice: (arrival.serial.wrapping_mul(GOLDEN) >> 32) as u32,
+            dice: (arrival.serial().wrapping_mul(GOLDEN) >> 32) as u32,
             farewell: arrival.edge.farewell.get(),
             tag: &tag,
         };
@@ -223,10 +236,15 @@ impl<S> Connection<S> {
         if acks > 0 {
             metrics.acks.increment(acks);
         }
-        self.tally.pushes += pushes;
-        self.tally.redeliveries += redeliveries;
-        self.tally.acks += acks;
-        self.tally.uplinks += uplinks;
+        let sum = &mut self.tally;
+        for (sum, count) in [
+            (&mut sum.pushes, pushes),
+            (&mut sum.redeliveries, redeliveries),
+            (&mut sum.acks, acks),
+            (&mut sum.uplinks, uplinks),
+        ] {
+            *sum = sum.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+        }
         if !out.acked_at_ms.is_empty() {
             let now_ms = arrival.edge.service.now_ms();
             for at_ms in out.acked_at_ms.drain(..) {
@@ -242,35 +260,48 @@ impl<S> Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Runs until the connection ends.
-    pub(super) async fn run(mut self: Box<Self>, first: Box<Output>) {
-        let mut out = first;
+    /// The first turn: CONNACK goes out, and what came behind CONNECT is handled.
+    pub(super) async fn begin(
+        mut self: Box<Self>,
+        mut out: Box<Output>,
+        unread: BytesMut,
+    ) -> Option<Box<Self>> {
         self.perform(&mut out);
-        let mut event = Event::Read;
-        let reason = loop {
-            let over = self.turn(event, &mut out).await;
-            self.record(&mut out);
-            pool::give_back(out);
-            if let Some(reason) = over {
-                break reason;
-            }
-            event = poll_fn(|cx| self.poll_event(cx)).await;
-            out = pool::output();
-        };
-        self.close = Some(reason);
-        // Whether the other side hears the end is its affair.
-        drop(Box::pin(timeout(SHUTDOWN_WAIT, self.stream.shutdown())).await);
+        self.turn(Event::Read(unread), out).await
     }
 
-    /// Everything that one event leads to. Returns why the connection ends, if it does.
-    async fn turn(&mut self, event: Event, out: &mut Output) -> Option<CloseReason> {
+    /// Everything that one event leads to. Gives the connection back unless it has ended.
+    /// Dropping this ends the connection; nothing is done by halves that matters later.
+    pub(super) async fn turn(
+        mut self: Box<Self>,
+        event: Event,
+        mut out: Box<Output>,
+    ) -> Option<Box<Self>> {
+        let over = self.handle(event, &mut out).await;
+        self.record(&mut out);
+        pool::give_back(out);
+        let Some(reason) = over else { return Some(self) };
+        self.close = Some(reason);
+        // Whether the other side hears the end is its affair.
+        drop(timeout(SHUTDOWN_WAIT, self.stream.shutdown()).await);
+        None
+    }
+
+    /// Returns why the connection ends, if it does.
+    async fn handle(&mut self, event: Event, out: &mut Output) -> Option<CloseReason> {
+        let mut unread = BytesMut::new();
         match event {
             Event::Over(reason) => return Some(reason),
-            Event::Nudged(reasons) => self.nudged(reasons, out),
-            Event::Read => {}
+            Event::Nudged(reasons) => {
+                self.nudged(reasons, out);
+                if let Some(rest) = self.rest.take() {
+                    unread = *rest;
+                }
+            }
+            Event::Read(bytes) => unread = bytes,
         }
         loop {
-            let mut is_more = self.take_in(out).await;
+            let mut is_more = self.take_in(&mut unread, out).await;
             if let Err(reason) = self.write(out).await {
                 return Some(out.close.unwrap_or(reason));
             }
@@ -282,16 +313,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.perform(out);
             self.record(out);
             if !is_more {
-                return None;
+                break;
             }
             tokio::task::yield_now().await;
             // A backlog must not keep a takeover or a drain waiting.
-            if let Poll::Ready(reasons) =
-                poll_fn(|cx| Poll::Ready(self.nudge().poll_reasons(cx))).await
-            {
+            let nudge = self.nudge().clone();
+            let nudged = poll_fn(|cx| Poll::Ready(nudge.poll_reasons(cx))).await;
+            if let Poll::Ready(reasons) = nudged {
                 self.nudged(reasons, out);
             }
         }
+        if !unread.is_empty() {
+            self.rest = Some(Box::new(unread));
+        }
+        None
     }
 
     fn nudged(&mut self, reasons: Reasons, out: &mut Output) {
@@ -303,7 +338,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Handles the packets that were read, then pulls. Returns whether more is to be done
     /// once the output is written.
-    async fn take_in(&mut self, out: &mut Output) -> bool {
+    async fn take_in(&mut self, unread: &mut BytesMut, out: &mut Output) -> bool {
         loop {
             while let Some(call) = out.call.take() {
                 let answer = Box::pin(self.call(call)).await;
@@ -315,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if out.bytes.len() >= OUTPUT_BYTES_MAX {
                 return true;
             }
-            match self.decoder.decode(&mut self.unread) {
+            match self.decoder.decode(unread) {
                 Ok(Some(packet)) => self.step(Input::Packet(packet), out),
                 Ok(None) => break,
                 Err(error) => self.step(Input::Undecodable(error), out),
@@ -353,27 +388,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// What comes next. Biased: a nudge may say that the device is elsewhere by now, and
     /// then nothing more may be read. Cancel-safe.
-    fn poll_event(&mut self, cx: &mut Task<'_>) -> Poll<Event> {
+    pub(super) fn poll_event(&mut self, cx: &mut Task<'_>) -> Poll<Event> {
         if self.reasons != 0 {
             return Poll::Ready(Event::Nudged(Reasons(std::mem::take(&mut self.reasons))));
         }
         if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
             return Poll::Ready(Event::Nudged(reasons));
         }
-        let (stream, unread) = (&mut self.stream, &mut self.unread);
+        let (stream, rest) = (&mut self.stream, &mut self.rest);
         let read = pool::with_read_buffer(|buffer| {
             let mut buffer = ReadBuf::new(buffer);
             ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+            let mut unread = rest.take().map_or_else(BytesMut::new, |rest| *rest);
             unread.extend_from_slice(buffer.filled());
-            Poll::Ready(io::Result::Ok(buffer.filled().len()))
+            Poll::Ready(io::Result::Ok((buffer.filled().len(), unread)))
         });
         Poll::Ready(match ready!(read) {
-            Ok(0) => Event::Over(CloseReason::Eof),
+            Ok((0, _)) => Event::Over(CloseReason::Eof),
             Err(_) => Event::Over(CloseReason::Reset),
-            Ok(count) => {
+            Ok((count, unread)) => {
                 self.bytes_in += count as u64;
                 self.edge().metrics.edge.bytes_in.increment(count as u64);
-                Event::Read
+                Event::Read(unread)
             }
         })
     }
@@ -430,8 +466,8 @@ impl<S> Drop for Connection<S> {
     /// The one place where a connection ends, however it came to that.
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
-        let Device { arrival, transport, at, _admission } = &self.device;
-        let Arrival { edge, device, nudge, serial } = arrival;
+        let Device { arrival, transport, at_ms, _admission } = &self.device;
+        let Arrival { edge, device, nudge } = arrival;
         edge.wheel.remove(self.place, nudge);
         session.heard().for_each(|queue| edge.service.unfollow(queue, nudge));
         let reason = self.close.unwrap_or(CloseReason::Aborted);
@@ -447,7 +483,7 @@ impl<S> Drop for Connection<S> {
                 Version::V5 => "5",
             },
             mode = session.mode(),
-            duration_ms = at.elapsed().as_millis() as u64,
+            duration_ms = edge.elapsed_ms() - at_ms,
             pushes = self.tally.pushes,
             acks = self.tally.acks,
             redeliveries = self.tally.redeliveries,
@@ -461,7 +497,7 @@ impl<S> Drop for Connection<S> {
         // A plain session that breaks the rules, such as by speaking frames, is not kept:
         // the device could never leave it.
         let parked = session.into_parked().filter(|_| reason != CloseReason::ProtocolError);
-        edge.sessions.end(*device, Token(*serial), parked, expires_s);
+        edge.sessions.end(*device, Token(arrival.serial()), parked, expires_s);
     }
 }
 

@@ -12,10 +12,11 @@ use tokio::{
 use super::{
     Accepted, Edge,
     connection::{Arrival, Connection, Device},
+    life::Established,
     perform::{self, Heads},
     pool,
     session::{
-        Output, Parked, Session,
+        Parked, Session,
         handshake::{self, Granted, Refusal},
     },
     sessions::{Claim, Token},
@@ -27,10 +28,7 @@ use crate::{
 
 /// Takes CONNECT in. Gives the connection with CONNACK as its first output, or `None`
 /// after a refusal. Dropping it ends the handshake at any point.
-pub(super) async fn greet<S>(
-    accepted: Accepted,
-    mut stream: S,
-) -> Option<(Box<Connection<S>>, Box<Output>)>
+pub(super) async fn greet<S>(accepted: Accepted, mut stream: S) -> Option<Established<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -167,7 +165,7 @@ fn establish<S>(
     decoder: Decoder,
     (unread, bytes_in): (BytesMut, u64),
     welcomed: Welcomed,
-) -> (Box<Connection<S>>, Box<Output>) {
+) -> Established<S> {
     let Accepted { transport, at, admission, handshaking, serial: _ } = accepted;
     let edge = handshaking.edge.clone();
     let Welcomed { granted: Granted { terms, mut connack }, arrival, parked } = welcomed;
@@ -185,8 +183,9 @@ fn establish<S>(
     write_connack(terms.version, connack, &mut out.bytes);
     edge.metrics.edge.handshakes.of(Handshake::Accepted).increment(1);
     edge.metrics.edge.handshake_seconds.record(at.elapsed());
-    let device = Device { arrival, transport, at, _admission: admission };
-    (Box::new(Connection::new(device, stream, session, decoder, unread, bytes_in)), out)
+    let at_ms = edge.elapsed_ms().saturating_sub(at.elapsed().as_millis() as u64);
+    let device = Device { arrival, transport, at_ms, _admission: admission };
+    (Box::new(Connection::new(device, stream, session, decoder, bytes_in)), out, unread)
 }
 
 fn write_connack(version: Version, connack: ConnAck, out: &mut BytesMut) {

@@ -5,16 +5,16 @@
 //! knows no session and closes nothing.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::route::{Nudge, Reasons};
+use crate::route::{Nudge, OneOf, Reasons, shrink};
 
 /// Seconds around the wheel. What is due later comes round once more.
 const SLOTS: usize = 2_048;
 
-type Slot = Mutex<HashMap<usize, Arc<Nudge>>>;
+type Slot = Mutex<HashSet<OneOf>>;
 
 /// All deadlines of a node.
 pub struct Wheel {
@@ -36,19 +36,21 @@ impl Wheel {
     pub fn put(&self, nudge: &Arc<Nudge>, now_s: u64, due_s: u64) -> Place {
         let ahead = due_s.saturating_sub(now_s).clamp(1, SLOTS as u64 - 2);
         let slot = (now_s + ahead + 1) as usize % SLOTS;
-        self.lock(slot).insert(address(nudge), nudge.clone());
+        self.lock(slot).insert(OneOf(nudge.clone()));
         Place(slot as u16)
     }
 
     /// The connection is over.
     pub fn remove(&self, place: Place, nudge: &Arc<Nudge>) {
-        self.lock(usize::from(place.0)).remove(&address(nudge));
+        let mut slot = self.lock(usize::from(place.0));
+        slot.remove(&OneOf(nudge.clone()));
+        shrink(&mut slot);
     }
 
     /// A second has come: wakes all whose deadline may have passed. Returns how many.
     pub fn turn(&self, now_s: u64) -> usize {
         let due = std::mem::take(&mut *self.lock(now_s as usize % SLOTS));
-        due.values().for_each(|nudge| nudge.nudge(Reasons::TICK));
+        due.iter().for_each(|one| one.0.nudge(Reasons::TICK));
         due.len()
     }
 
@@ -56,20 +58,14 @@ impl Wheel {
     pub fn all(&self) -> Vec<Arc<Nudge>> {
         let mut all = Vec::new();
         for slot in 0..SLOTS {
-            all.extend(self.lock(slot).values().cloned());
+            all.extend(self.lock(slot).iter().map(|one| one.0.clone()));
         }
         all
     }
 
-    fn lock(&self, slot: usize) -> std::sync::MutexGuard<'_, HashMap<usize, Arc<Nudge>>> {
+    fn lock(&self, slot: usize) -> std::sync::MutexGuard<'_, HashSet<OneOf>> {
         self.slots[slot].lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-// The address is a name, never followed; the `Arc` beside it keeps it from being
-// given to another nudge.
-fn address(nudge: &Arc<Nudge>) -> usize {
-    Arc::as_ptr(nudge).addr()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Accepted, Edge, Handshaking, websocket};
+use super::{Accepted, Edge, Handshaking, life::Life, websocket};
 use crate::base::{
     metrics::{Handshake, Transport},
     net,
@@ -110,7 +110,7 @@ impl Accepted {
     /// Starts the task of the socket; a kind of task each, so that none is larger than it needs.
     fn start(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         match (self.transport, tls) {
-            (Transport::Tcp, None) => drop(tasks::spawn("connection", self.converse(stream))),
+            (Transport::Tcp, None) => drop(tasks::spawn("connection", Life::new(self, stream))),
             (Transport::WebSocket, None) => {
                 drop(tasks::spawn("connection", self.over_websocket(stream)))
             }
@@ -128,14 +128,14 @@ impl Accepted {
 
     async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
         let Some(stream) = self.secured(stream, tls).await else { return };
-        self.converse(stream).await;
+        Life::new(self, stream).await;
     }
 
-    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
+    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
         let bytes_max = self.handshaking.edge.config().packet_bytes_max as usize;
         let upgrade = Box::pin(timeout_at(self.deadline(), websocket::accept(stream, bytes_max)));
         match upgrade.await {
-            Ok(Ok(stream)) => self.converse(stream).await,
+            Ok(Ok(stream)) => Life::new(self, stream).await,
             Ok(Err(_)) => self.failed(Handshake::Transport),
             Err(_) => self.failed(Handshake::Timeout),
         }

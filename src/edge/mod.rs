@@ -9,6 +9,7 @@ mod connection;
 pub mod farewell;
 mod greeting;
 mod heartbeat;
+mod life;
 mod listener;
 mod perform;
 mod pool;
@@ -33,7 +34,9 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use self::{close::EndMetrics, farewell::Farewell, heartbeat::Wheel, sessions::Sessions};
+use self::{
+    close::EndMetrics, farewell::Farewell, heartbeat::Wheel, life::Life, sessions::Sessions,
+};
 use crate::{
     base::{
         metrics::{Handshake, Metrics, Transport},
@@ -97,7 +100,7 @@ impl Edge {
         _peer: Option<IpAddr>,
         transport: Transport,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (Some(admission), Ok(permit)) =
             (self.admit(), self.handshakes.clone().try_acquire_owned())
@@ -108,7 +111,7 @@ impl Edge {
         let handshaking = Handshaking::new(&self, permit);
         let serial = self.next_serial();
         let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
-        accepted.converse(stream).await;
+        Life::new(accepted, stream).await;
     }
 
     /// Bounds for what comes from now on; a connection keeps what it was granted. The
@@ -156,6 +159,11 @@ impl Edge {
     /// Sockets are accepted in the order in which they were opened.
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Since the edge was made.
+    fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     fn now_s(&self) -> u64 {
@@ -206,18 +214,6 @@ impl Accepted {
 
     fn failed(&self, result: Handshake) {
         self.handshaking.edge.metrics.edge.handshakes.of(result).increment(1);
-    }
-
-    async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(self, stream: S) {
-        let edge = self.handshaking.edge.clone();
-        // Boxed: what a handshake needs is given back when it ends.
-        let greeting =
-            Box::pin(tokio::time::timeout_at(self.deadline(), greeting::greet(self, stream)));
-        match greeting.await {
-            Ok(Some((connection, output))) => connection.run(output).await,
-            Ok(None) => {}
-            Err(_) => edge.metrics.edge.handshakes.of(Handshake::Timeout).increment(1),
-        }
     }
 }
 

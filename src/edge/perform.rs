@@ -45,7 +45,7 @@ pub fn effect(service: &Arc<Service>, nudge: &Arc<Nudge>, effect: Effect) {
         Effect::Acknowledge { regid, queue, position } => {
             service.acknowledge(&regid, queue, position)
         }
-        Effect::Follow(queue) => service.follow(queue, nudge),
+        Effect::Follow(queue) => service.follow(&queue, nudge),
         Effect::Unfollow(queue) => service.unfollow(queue, nudge),
         Effect::Stands(reason) => service.metrics().edge.resumes.of(reason).increment(1),
     }
@@ -97,12 +97,12 @@ fn standing(
     registration: &Registration,
     heads: Heads,
 ) -> Result<Standing, Error> {
-    let followings = Following::all_of(registration);
-    let start =
-        |following: &Following| service.stand(&registration.regid, following, Claim::Stored);
-    let starts = followings.iter().map(start).collect::<Result<_, _>>()?;
+    let followings = service.followings(registration);
+    let starts = service.stands(&registration.regid, &followings, |_, _| Claim::Stored)?;
     let heads = match heads {
-        Heads::Read => followings.iter().map(|f| service.head(&f.id)).collect::<Result<_, _>>()?,
+        Heads::Read => {
+            followings.iter().map(|f| service.head(&f.queue.id())).collect::<Result<_, _>>()?
+        }
         Heads::Skip => Vec::new(),
     };
     Ok(with_starts(registration, followings, starts, heads))
@@ -116,7 +116,6 @@ fn with_starts(
 ) -> Standing {
     Standing {
         regid: registration.regid,
-        app: registration.app.clone(),
         control: registration.control,
         followings,
         starts,
@@ -125,7 +124,9 @@ fn with_starts(
     }
 }
 
-/// Compares the device's digest with the stored pointers. `None`: they differ.
+/// Compares the device's digest with the stored pointers of the queues that the device knows
+/// it follows: a control entry that it has not acknowledged, it has not applied. `None`: they
+/// differ.
 fn resume(
     service: &Arc<Service>,
     device: &DeviceId,
@@ -133,43 +134,32 @@ fn resume(
 ) -> Result<Option<Vec<Standing>>, Error> {
     let registrations = service.registrations(device)?;
     let mut ours = Digest::new();
+    let mut followed = Vec::with_capacity(registrations.len());
     for registration in &registrations {
-        let positions = known_positions(service, registration)?;
+        let followings = service.followings(registration);
+        let positions = service.stored_positions(&registration.regid, &followings)?;
         let regid = registration.regid.to_string();
-        for (following, position) in positions {
-            let (kind, name) = (following.queue.kind(), following.queue.wire_name());
-            ours.add(position_hash(&regid, kind, name, position.epoch.0, position.seq.0));
+        let own = positions[0].seq;
+        for (following, at) in followings.iter().zip(&positions) {
+            if following.control <= own {
+                let queue = following.queue.name();
+                let (kind, name) = (queue.kind(), queue.wire_name());
+                ours.add(position_hash(&regid, kind, name, at.epoch.0, at.seq.0));
+            }
         }
+        followed.push(followings);
     }
     if ours != Digest::from_idl(digest) {
         return Ok(None);
     }
-    let by_digest = |registration| {
-        let mut standing = standing(service, registration, Heads::Skip)?;
-        for start in standing.starts.iter_mut().filter(|start| start.jump.is_none()) {
+    let standing = |(registration, followings): (&Registration, Vec<Following>)| {
+        let mut starts = service.stands(&registration.regid, &followings, |_, _| Claim::Stored)?;
+        for start in starts.iter_mut().filter(|start| start.jump.is_none()) {
             start.reason = ResumeReason::Digest;
         }
-        Ok(standing)
+        Ok(with_starts(registration, followings, starts, Vec::new()))
     };
-    registrations.iter().map(by_digest).collect::<Result<_, _>>().map(Some)
-}
-
-/// The queues that the device knows it follows, each with its stored position: a control
-/// entry that it has not acknowledged, it has not applied.
-fn known_positions(
-    service: &Arc<Service>,
-    registration: &Registration,
-) -> Result<Vec<(Following, Position)>, Error> {
-    let followings = Following::all_of(registration);
-    let own = service.stored_position(&registration.regid, &followings[0])?;
-    followings
-        .into_iter()
-        .filter(|following| following.control <= own.seq)
-        .map(|following| {
-            let position = service.stored_position(&registration.regid, &following)?;
-            Ok((following, position))
-        })
-        .collect()
+    registrations.iter().zip(followed).map(standing).collect::<Result<_, _>>().map(Some)
 }
 
 /// Takes the device's positions for each queue that it follows. Also returns the regIDs
@@ -198,15 +188,13 @@ fn stated_standing(
     registration: &Registration,
     positions: &[&idl::Position],
 ) -> Result<Standing, Error> {
-    let followings = Following::all_of(registration);
-    let mut starts = Vec::with_capacity(followings.len());
-    for following in &followings {
+    let followings = service.followings(registration);
+    let claim = |following: &Following, own: Option<Seq>| {
         let stated = positions
             .iter()
             .find(|p| names(&p.queue, following))
             .and_then(|p| read(service, following, p));
-        let own = starts.first().map(|own: &Start| own.after.seq);
-        let claim = match (stated, own) {
+        match (stated, own) {
             (Some(stated), _) => stated,
             // Its own queue will tell it of this one, from where the stored pointer is.
             // The control entry that is still to come will put the device there.
@@ -214,15 +202,16 @@ fn stated_standing(
                 Claim::At { position: following.since, is_genuine: false }
             }
             (None, _) => Claim::Nothing,
-        };
-        starts.push(service.stand(&registration.regid, following, claim)?);
-    }
+        }
+    };
+    let starts = service.stands(&registration.regid, &followings, claim)?;
     Ok(with_starts(registration, followings, starts, Vec::new()))
 }
 
 fn names(queue: &idl::Queue, following: &Following) -> bool {
     let name = queue.name.as_deref().unwrap_or("");
-    kind_byte(queue.kind) == Some(following.queue.kind()) && name == following.queue.wire_name()
+    let ours = following.queue.name();
+    kind_byte(queue.kind) == Some(ours.kind()) && name == ours.wire_name()
 }
 
 /// What a device states of one queue; `None` where it is no position at all.
@@ -231,7 +220,7 @@ fn read(service: &Arc<Service>, following: &Following, position: &idl::Position)
     let seq = Seq(frame::seq_from_idl(position.seq).ok()?);
     let at = Position { epoch, seq };
     let tag = position.tag.as_deref().and_then(|tag| frame::tag_from_idl(tag).ok());
-    let is_genuine = tag.is_some_and(|tag| tag == service.tag(&following.id, at));
+    let is_genuine = tag.is_some_and(|tag| tag == service.tag(&following.queue.id(), at));
     Some(Claim::At { position: at, is_genuine })
 }
 

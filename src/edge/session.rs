@@ -37,7 +37,7 @@ use super::{
 };
 use crate::{
     base::{
-        ids::{QueueId, RegId},
+        ids::{Queue, QueueId, RegId},
         metrics::ResumeReason,
     },
     config,
@@ -93,7 +93,7 @@ pub enum Effect {
         position: Position,
     },
     /// Hear of new entries of a queue.
-    Follow(QueueId),
+    Follow(Queue),
     /// No longer.
     Unfollow(QueueId),
     /// Delivery of a queue begins: where the device stood, for the metric.
@@ -201,8 +201,8 @@ pub struct Parked {
 #[derive(Debug)]
 enum Mode {
     Undecided,
-    Plain(Box<Plain>),
-    Frames(Box<Frames>),
+    Plain(Plain),
+    Frames(Frames),
 }
 
 /// The protocol state of one connection whose CONNECT was accepted.
@@ -253,7 +253,7 @@ impl Session {
         session.feeds.merge(standings, &plain.usage(), Begin::Stored, &mut fresh, out);
         session.window = Window::restored(parked.items, parked.last_id);
         session.feeds.restore(&mut session.window);
-        session.mode = Mode::Plain(Box::new(plain));
+        session.mode = Mode::Plain(plain);
         session
     }
 

@@ -5,7 +5,8 @@
 //! delay until the next heartbeat, never a message.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
+    hash::{Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -16,7 +17,7 @@ use std::{
 use atomic_waker::AtomicWaker;
 use dashmap::{DashMap, Entry};
 
-use crate::base::ids::QueueId;
+use crate::base::ids::{Queue, QueueId, QueueName};
 
 /// Why a connection was woken: a set of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +44,22 @@ impl Reasons {
 /// The handle by which one connection's task is woken.
 #[derive(Debug, Default)]
 pub struct Nudge {
-    reasons: AtomicU8,
     waker: AtomicWaker,
+    reasons: AtomicU8,
+    opened: u64,
 }
 
 impl Nudge {
+    /// Of a connection with this place in the order of opening.
+    pub fn of(opened: u64) -> Self {
+        Self { opened, ..Self::default() }
+    }
+
+    /// The connection's place in the order of opening.
+    pub fn opened(&self) -> u64 {
+        self.opened
+    }
+
     /// Adds a reason and wakes the owner.
     pub fn nudge(&self, reason: Reasons) {
         if self.reasons.fetch_or(reason.0, Ordering::AcqRel) & reason.0 == 0 {
@@ -75,31 +87,59 @@ impl Nudge {
     }
 }
 
+/// A nudge in a set: itself and no other, however alike. Eight bytes.
+#[derive(Clone, Debug)]
+pub struct OneOf(pub Arc<Nudge>);
+
+impl PartialEq for OneOf {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for OneOf {}
+
+impl Hash for OneOf {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        // The address is a name, never followed; while it is in a set it is not given to another.
+        Arc::as_ptr(&self.0).addr().hash(hasher);
+    }
+}
+
 /// The followers of every queue that a connection on this node follows.
 #[derive(Default)]
 pub struct Followers {
     queues: DashMap<QueueId, Group>,
 }
 
+// Most queues have one follower on a node: that one costs no allocation.
 enum Group {
     One(Arc<Nudge>),
-    Many(HashMap<usize, Arc<Nudge>>),
+    Many(Box<Many>),
 }
 
-// The address is a name, never followed; the `Arc` beside it keeps it from being
-// given to another nudge.
-fn address(nudge: &Arc<Nudge>) -> usize {
-    Arc::as_ptr(nudge).addr()
+struct Many {
+    queue: Queue,
+    nudges: HashSet<OneOf>,
 }
 
 impl Followers {
+    /// The form of a queue's name that its followers share, if it has several.
+    pub fn named(&self, name: &QueueName) -> Queue {
+        let fresh = Queue::from(name.clone());
+        match self.queues.get(&fresh.id()).as_deref() {
+            Some(Group::Many(many)) => many.queue.clone(),
+            Some(Group::One(_)) | None => fresh,
+        }
+    }
+
     /// From now on `nudge` is woken when the queue grows. Twice is once.
-    pub fn add(&self, queue: QueueId, nudge: &Arc<Nudge>) {
-        match self.queues.entry(queue) {
+    pub fn add(&self, queue: &Queue, nudge: &Arc<Nudge>) {
+        match self.queues.entry(queue.id()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Group::One(nudge.clone()));
             }
-            Entry::Occupied(mut occupied) => occupied.get_mut().add(nudge),
+            Entry::Occupied(mut occupied) => occupied.get_mut().add(queue, nudge),
         }
     }
 
@@ -121,23 +161,23 @@ impl Followers {
                 1
             }
             Some(Group::Many(many)) => {
-                many.values().for_each(|one| one.nudge(Reasons::DELIVER));
-                many.len()
+                many.nudges.iter().for_each(|one| one.0.nudge(Reasons::DELIVER));
+                many.nudges.len()
             }
         }
     }
 }
 
 impl Group {
-    fn add(&mut self, nudge: &Arc<Nudge>) {
+    fn add(&mut self, queue: &Queue, nudge: &Arc<Nudge>) {
         match self {
             Self::One(one) if Arc::ptr_eq(one, nudge) => {}
             Self::One(one) => {
-                let pair = [(address(one), one.clone()), (address(nudge), nudge.clone())];
-                *self = Self::Many(HashMap::from(pair));
+                let nudges = HashSet::from([OneOf(one.clone()), OneOf(nudge.clone())]);
+                *self = Self::Many(Box::new(Many { queue: queue.clone(), nudges }));
             }
             Self::Many(many) => {
-                many.insert(address(nudge), nudge.clone());
+                many.nudges.insert(OneOf(nudge.clone()));
             }
         }
     }
@@ -147,9 +187,17 @@ impl Group {
         match self {
             Self::One(one) => Arc::ptr_eq(one, nudge),
             Self::Many(many) => {
-                many.remove(&address(nudge));
-                many.is_empty()
+                many.nudges.remove(&OneOf(nudge.clone()));
+                shrink(&mut many.nudges);
+                many.nudges.is_empty()
             }
         }
+    }
+}
+
+/// Gives back what a set held when it was eight times as large.
+pub fn shrink(set: &mut HashSet<OneOf>) {
+    if set.capacity() > 64 && set.len() < set.capacity() / 8 {
+        set.shrink_to(set.len() * 2);
     }
 }

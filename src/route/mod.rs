@@ -6,5 +6,5 @@
 pub mod followers;
 pub mod router;
 
-pub use followers::{Followers, Nudge, Reasons};
+pub use followers::{Followers, Nudge, OneOf, Reasons, shrink};
 pub use router::Router;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::{
     Error, Service,
-    records::{Follow, MessageRecord, Registration, place_key},
+    records::{MessageRecord, Positions, Registration, place_key},
 };
 pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
         clock::day_of,
-        ids::{MessageId, QueueId, QueueName, RegId},
+        ids::{MessageId, Queue, QueueId, QueueName, RegId},
         metrics::ResumeReason,
         tasks,
     },
@@ -27,37 +27,31 @@ use crate::{
 /// One queue that a connected registration follows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Following {
-    /// Its name.
-    pub queue: QueueName,
-    /// The same as an id.
-    pub id: QueueId,
+    /// The queue.
+    pub queue: Queue,
     /// Where the following began.
     pub since: Position,
     /// The own queue's control entry that began it, 0 if it came with the registration.
     pub control: Seq,
 }
 
-impl From<&Follow> for Following {
-    fn from(follow: &Follow) -> Self {
-        Self {
-            id: follow.queue.id(),
-            queue: follow.queue.clone(),
-            since: follow.since,
-            control: follow.control,
-        }
-    }
-}
-
 impl Following {
-    /// Everything that a registration follows, its own queue first.
-    pub fn all_of(registration: &Registration) -> Vec<Self> {
+    /// Everything that a registration follows, its own queue first. `named` gives a
+    /// queue its shared form.
+    pub fn all_of(registration: &Registration, named: impl Fn(&QueueName) -> Queue) -> Vec<Self> {
         let own = Self {
-            queue: QueueName::Own(registration.regid),
-            id: QueueName::Own(registration.regid).id(),
+            queue: QueueName::Own(registration.regid).into(),
             since: registration.since,
             control: Seq(0),
         };
-        std::iter::once(own).chain(registration.follows.iter().map(Self::from)).collect()
+        let mut all = Vec::with_capacity(1 + registration.follows.len());
+        all.push(own);
+        all.extend(registration.follows.iter().map(|follow| Self {
+            queue: named(&follow.queue),
+            since: follow.since,
+            control: follow.control,
+        }));
+        all
     }
 }
 
@@ -70,6 +64,8 @@ pub struct Start {
     pub jump: Option<Jump>,
     /// For the metric.
     pub reason: ResumeReason,
+    /// The stored pointer is there already.
+    pub is_stored: bool,
 }
 
 /// What comes next for a registration: `(after..to]` of one queue, in one epoch.
@@ -82,19 +78,35 @@ pub struct Pulled {
 }
 
 impl Service {
-    /// Where a registration stands in one of its queues.
+    /// Where a registration stands in the queues that it follows. `claim` gives what is
+    /// claimed of each, knowing where it stands in its own queue once that is settled.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub fn stand(&self, regid: &RegId, of: &Following, claim: Claim) -> Result<Start, Error> {
-        let log = self.router.log(&of.id)?;
-        let stored = self.positions(regid)?.of(&of.id);
+    pub fn stands(
+        &self,
+        regid: &RegId,
+        followings: &[Following],
+        claim: impl Fn(&Following, Option<Seq>) -> Claim,
+    ) -> Result<Vec<Start>, Error> {
+        let positions = self.positions(regid)?;
+        let mut starts: Vec<Start> = Vec::with_capacity(followings.len());
+        for following in followings {
+            let own = starts.first().map(|own| own.after.seq);
+            starts.push(self.stand(&positions, following, claim(following, own))?);
+        }
+        Ok(starts)
+    }
+
+    fn stand(&self, positions: &Positions, of: &Following, claim: Claim) -> Result<Start, Error> {
+        let log = self.router.log(&of.queue.id())?;
+        let stored = positions.of(&of.queue.id());
         let stand = Stand { claim, stored, since: of.since };
         let plan = plan(&log, self.router.oldest_day(), stand);
         if plan.proves_loss
             && let Claim::At { position, .. } = claim
         {
-            self.raise_epoch(of.id, position.epoch);
+            self.raise_epoch(of.queue.id(), position.epoch);
         }
         let reason = match (plan.is_forged, plan.jump, claim) {
             (true, ..) => ResumeReason::Forged,
@@ -105,10 +117,11 @@ impl Service {
             (_, None, Claim::Stored) => ResumeReason::Stored,
             (_, None, Claim::Nothing | Claim::At { .. }) => ResumeReason::Continued,
         };
-        let current = self.router.epoch(of.id.shard());
+        let current = self.router.epoch(of.queue.id().shard());
         let after =
             Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
-        Ok(Start { after, jump: plan.jump, reason })
+        let is_stored = after == raised(stored, of);
+        Ok(Start { after, jump: plan.jump, reason, is_stored })
     }
 
     /// A device proved that entries of this queue were lost: alarm, and a new
@@ -139,8 +152,20 @@ impl Service {
     /// # Errors
     /// [`Error::Unavailable`].
     pub fn stored_position(&self, regid: &RegId, of: &Following) -> Result<Position, Error> {
-        let stored = self.positions(regid)?.of(&of.id);
-        Ok(stored.filter(|stored| stored.seq >= of.since.seq).unwrap_or(of.since))
+        Ok(raised(self.positions(regid)?.of(&of.queue.id()), of))
+    }
+
+    /// The same for all followings of a registration, in their order.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub fn stored_positions(
+        &self,
+        regid: &RegId,
+        all: &[Following],
+    ) -> Result<Vec<Position>, Error> {
+        let positions = self.positions(regid)?;
+        Ok(all.iter().map(|of| raised(positions.of(&of.queue.id()), of)).collect())
     }
 
     /// Where the queue's newest visible entry is.
@@ -163,8 +188,7 @@ impl Service {
         after: Seq,
         take: Take,
     ) -> Result<Option<Pulled>, Error> {
-        let queue = &all[at].id;
-        let mut entries = self.router.read(queue, after, take)?;
+        let mut entries = self.router.read(&all[at].queue.id(), after, take)?;
         let Some(last) = entries.last() else {
             return Ok(None);
         };
@@ -195,11 +219,11 @@ impl Service {
             return Ok(true);
         };
         let record: MessageRecord = decode(&record)?;
-        for queue in record.queues.iter().take_while(|queue| **queue != all[at].queue) {
-            let Some(earlier) = all.iter().find(|following| following.queue == *queue) else {
+        for queue in record.queues.iter().take_while(|queue| *queue != all[at].queue.name()) {
+            let Some(earlier) = all.iter().find(|following| following.queue.name() == queue) else {
                 continue;
             };
-            let place = self.router.get(space, &place_key(id, &earlier.id))?;
+            let place = self.router.get(space, &place_key(id, &earlier.queue.id()))?;
             let place: Option<Position> = place.map(|bytes| decode(&bytes)).transpose()?;
             // Without a place the append is still to come, behind any `since`.
             if place.is_none_or(|place| place.seq > earlier.since.seq) {
@@ -214,8 +238,13 @@ impl Service {
         position::tag(&self.keys, queue, position)
     }
 
+    /// Everything that a registration follows, its own queue first.
+    pub fn followings(&self, registration: &Registration) -> Vec<Following> {
+        Following::all_of(registration, |name| self.router.followers().named(name))
+    }
+
     /// From now on `nudge` hears of new entries of the queue.
-    pub fn follow(&self, queue: QueueId, nudge: &Arc<Nudge>) {
+    pub fn follow(&self, queue: &Queue, nudge: &Arc<Nudge>) {
         self.router.followers().add(queue, nudge);
     }
 
@@ -223,6 +252,11 @@ impl Service {
     pub fn unfollow(&self, queue: QueueId, nudge: &Arc<Nudge>) {
         self.router.followers().remove(queue, nudge);
     }
+}
+
+/// A pointer is never behind where its following began.
+fn raised(stored: Option<Position>, of: &Following) -> Position {
+    stored.filter(|stored| stored.seq >= of.since.seq).unwrap_or(of.since)
 }
 
 /// The epoch of the place where deltas begin. Where the log has no entry there,

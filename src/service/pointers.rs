@@ -46,10 +46,10 @@ impl Service {
         if let Some(changed) = self.pointers.changed.get(regid) {
             return Ok(changed.positions.clone());
         }
-        self.stored_positions(regid)
+        self.read_positions(regid)
     }
 
-    fn stored_positions(&self, regid: &RegId) -> Result<Positions, Error> {
+    fn read_positions(&self, regid: &RegId) -> Result<Positions, Error> {
         match self.router.get(Space::Pointers, regid.as_bytes())? {
             Some(bytes) => Ok(decode(&bytes)?),
             None => Ok(Positions::default()),
@@ -68,7 +68,7 @@ impl Service {
 
     fn change_positions(&self, regid: &RegId, change: impl FnOnce(&mut Positions)) {
         let mut changed = self.pointers.changed.entry(*regid).or_insert_with(|| {
-            let stored = self.stored_positions(regid).unwrap_or_else(|error| {
+            let stored = self.read_positions(regid).unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot read pointers, some entries will be redelivered");
                 Positions::default()
             });

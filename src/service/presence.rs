@@ -10,23 +10,23 @@ use crate::{
     route::{Nudge, Reasons},
 };
 
-/// One connection a device, with the place of its opening among all.
-pub type Presence = DashMap<DeviceId, (u64, Arc<Nudge>)>;
+/// One connection a device.
+pub type Presence = DashMap<DeviceId, Arc<Nudge>>;
 
 impl Service {
     /// A device's connection is established; an older one is told that it was
     /// taken over, before the new one reads anything. False if the device has opened
     /// another one since: then this one, which it has given up, is not let in.
-    pub fn arrive(&self, device: DeviceId, nudge: &Arc<Nudge>, opened: u64) -> bool {
+    pub fn arrive(&self, device: DeviceId, nudge: &Arc<Nudge>) -> bool {
         match self.presence.entry(device) {
-            Entry::Occupied(present) if present.get().0 > opened => false,
+            Entry::Occupied(present) if present.get().opened() > nudge.opened() => false,
             Entry::Occupied(mut present) => {
-                let (_, older) = present.insert((opened, nudge.clone()));
+                let older = present.insert(nudge.clone());
                 older.nudge(Reasons::TAKEN_OVER);
                 true
             }
             Entry::Vacant(vacant) => {
-                vacant.insert((opened, nudge.clone()));
+                vacant.insert(nudge.clone());
                 true
             }
         }
@@ -35,7 +35,7 @@ impl Service {
     /// A connection is over. A newer one of the same device stays.
     pub fn leave(&self, device: &DeviceId, nudge: &Arc<Nudge>) {
         self.flush_soon();
-        self.presence.remove_if(device, |_, (_, current)| Arc::ptr_eq(current, nudge));
+        self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
     }
 
     /// Whether the device is connected to this node.
@@ -46,7 +46,7 @@ impl Service {
     /// Tells the device's connection, if there is one, to read its registrations again.
     pub(super) fn refresh(&self, device: &DeviceId) {
         if let Some(present) = self.presence.get(device) {
-            present.1.nudge(Reasons::REFRESH);
+            present.nudge(Reasons::REFRESH);
         }
     }
 }

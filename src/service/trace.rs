@@ -153,18 +153,18 @@ impl Service {
             queue: None,
             position: None,
         }];
-        let follows = Following::all_of(&registration);
-        let concerned = follows.iter().filter(|follow| record.queues.contains(&follow.queue));
+        let follows = self.followings(&registration);
+        let concerned = follows.iter().filter(|follow| record.queues.contains(follow.queue.name()));
         let mut is_followed = false;
         for follow in concerned {
             is_followed = true;
             let milestone = |name, position: Option<Position>| Milestone {
                 name,
                 at_ms: None,
-                queue: Some(follow.queue.to_string()),
+                queue: Some(follow.queue.name().to_string()),
                 position: position.map(|at| at.to_string()),
             };
-            let Some(place) = self.place(&id, &record, &follow.queue)? else {
+            let Some(place) = self.place(&id, &record, follow.queue.name())? else {
                 milestones.push(milestone("pending", None));
                 continue;
             };
@@ -196,12 +196,12 @@ impl Service {
         let (device, registration) = self.registration_of(regid, By::App(app))?;
         let pointer = |follow: &Following| {
             let acked = self.stored_position(&registration.regid, follow)?;
-            let head = self.head(&follow.id)?;
-            let queue = follow.queue.to_string();
+            let head = self.head(&follow.queue.id())?;
+            let queue = follow.queue.name().to_string();
             Ok(PointerView { queue, acked: acked.to_string(), head: head.to_string() })
         };
         let pointers: Result<_, Error> =
-            Following::all_of(&registration).iter().map(pointer).collect();
+            self.followings(&registration).iter().map(pointer).collect();
         Ok(RegistrationView {
             regid: regid.to_owned(),
             online: self.is_online(&device),

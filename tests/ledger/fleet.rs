@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
@@ -118,7 +118,8 @@ impl Fleet {
             let (shared, dice) = (shared.clone(), dice.fork());
             async move { shared.follow_at_first(device, dice).await }
         });
-        join_all(follows).await;
+        // A connection for each of them would be too many at once.
+        stream::iter(follows).buffer_unordered(FOLLOWS_AT_ONCE).collect::<()>().await;
         let (stop_devices, devices_stop) = watch::channel(false);
         let mut devices = JoinSet::new();
         for number in 0..shared.plan.devices {
@@ -188,6 +189,8 @@ impl Fleet {
     }
 }
 
+/// Devices that are set up at the same time.
+const FOLLOWS_AT_ONCE: usize = 64;
 /// Devices that may come and go all the time.
 const RESTLESS_MAX: usize = 600;
 

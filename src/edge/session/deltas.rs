@@ -13,7 +13,7 @@ use super::{
     window::{Cover, InFlight, Stage},
 };
 use crate::{
-    base::ids::{QueueName, RegId},
+    base::ids::{Queue, RegId},
     edge::close::Ignored,
     queue::{
         entry::{Body, Entry},
@@ -36,7 +36,7 @@ pub struct Draft {
 
 #[derive(Debug)]
 struct DraftDelta {
-    queue: QueueName,
+    queue: Queue,
     cover: Cover,
     tag: Tag,
     jump: Option<Jump>,
@@ -188,14 +188,14 @@ impl Draft {
     /// beside what is there already.
     fn fit(
         &mut self,
-        queue: &QueueName,
+        queue: &Queue,
         after: Seq,
         pulled: &Pulled,
         budget: usize,
         out: &mut Output,
     ) -> Option<Fitted> {
         let is_empty = self.deltas.is_empty();
-        let fixed = self.bytes + frame::delta_overhead_bytes(down::queue_name(queue));
+        let fixed = self.bytes + frame::delta_overhead_bytes(down::queue_name(queue.name()));
         let mut fitted =
             Fitted { entries: Vec::new(), at_ms: Vec::new(), to: pulled.to, is_cut: false };
         let mut bytes = fixed;
@@ -229,14 +229,14 @@ impl Draft {
     fn add(
         &mut self,
         cx: &Context<'_>,
-        queue: QueueName,
+        queue: Queue,
         after: Seq,
         fitted: Fitted,
         jump: Option<Jump>,
     ) {
         let Fitted { entries, at_ms, to, is_cut: _ } = fitted;
         let id = queue.id();
-        self.bytes += frame::delta_overhead_bytes(down::queue_name(&queue));
+        self.bytes += frame::delta_overhead_bytes(down::queue_name(queue.name()));
         self.bytes += entries.iter().map(Bytes::len).sum::<usize>();
         self.entries += entries.len();
         let cover = Cover { queue: id, after, seq: to.seq, to };
@@ -247,8 +247,8 @@ impl Draft {
         let part = |delta: &'a DraftDelta| {
             let DraftDelta { queue, cover, tag, jump, entries, at_ms: _ } = delta;
             DeltaParts {
-                queue_kind: down::queue_kind(queue),
-                queue_name: down::queue_name(queue),
+                queue_kind: down::queue_kind(queue.name()),
+                queue_name: down::queue_name(queue.name()),
                 epoch: cover.to.epoch.0,
                 from: cover.after.next().0,
                 to: cover.to.seq.0,

@@ -7,7 +7,7 @@
 use super::{Effect, Output, window::Window};
 use crate::{
     base::{
-        ids::{AppId, QueueId, QueueName, RegId},
+        ids::{QueueId, QueueName, RegId},
         metrics::ResumeReason,
     },
     queue::{
@@ -23,8 +23,6 @@ use crate::{
 pub struct Standing {
     /// Its name.
     pub regid: RegId,
-    /// Its app.
-    pub app: AppId,
     /// The own queue's newest control entry that `followings` contains.
     pub control: Seq,
     /// What it follows, its own queue first.
@@ -87,8 +85,6 @@ pub struct Lane {
 pub struct Feed {
     /// Its name.
     pub regid: RegId,
-    /// Its app.
-    pub app: AppId,
     /// Control entries up to this one are in `followings` already.
     pub control: Seq,
     /// Its own queue first.
@@ -118,7 +114,8 @@ impl Lane {
     }
 
     fn at_position(at: Position, usage: Use) -> Self {
-        Self::at(Start { after: at, jump: None, reason: ResumeReason::Stored }, usage)
+        let reason = ResumeReason::Stored;
+        Self::at(Start { after: at, jump: None, reason, is_stored: false }, usage)
     }
 }
 
@@ -145,7 +142,7 @@ impl Feed {
 
     /// The lane of a queue.
     pub fn lane_of(&self, queue: &QueueId) -> Option<usize> {
-        self.followings.iter().position(|following| following.id == *queue)
+        self.followings.iter().position(|following| following.queue.id() == *queue)
     }
 }
 
@@ -201,7 +198,7 @@ impl Feeds {
     /// The queues of which the connection hears.
     pub fn heard(&self) -> impl Iterator<Item = QueueId> {
         let heard = |(following, lane): (&Following, &Lane)| {
-            (lane.usage != Use::Off).then_some(following.id)
+            (lane.usage != Use::Off).then_some(following.queue.id())
         };
         self.list
             .iter()
@@ -232,7 +229,7 @@ impl Feeds {
         if matches!(begin, Begin::Reset | Begin::Stated) {
             window.forget_all();
         }
-        let mut old = std::mem::take(&mut self.list);
+        let mut old = std::mem::replace(&mut self.list, Vec::with_capacity(standings.len()));
         for standing in standings {
             let begin = match (begin, standing.is_named) {
                 (Begin::Restated, true) => {
@@ -250,7 +247,7 @@ impl Feeds {
         let gone = old.iter().map(|feed| feed.regid).collect();
         for feed in old {
             window.forget(&feed.regid);
-            feed.followings.iter().for_each(|f| out.effects.push(Effect::Unfollow(f.id)));
+            feed.followings.iter().for_each(|f| out.effects.push(Effect::Unfollow(f.queue.id())));
         }
         gone
     }
@@ -267,16 +264,18 @@ impl Feeds {
         let feed = &mut self.list[index];
         let lane = Lane::at_position(following.since, usage);
         if usage != Use::Off {
-            out.effects.push(Effect::Follow(following.id));
+            out.effects.push(Effect::Follow(following.queue.clone()));
         }
-        match feed.lane_of(&following.id) {
+        match feed.lane_of(&following.queue.id()) {
             Some(at) => {
-                window.forget_queue(&feed.regid, &following.id);
+                window.forget_queue(&feed.regid, &following.queue.id());
                 feed.followings[at] = following;
                 feed.lanes[at] = lane;
             }
             None => {
+                feed.followings.reserve_exact(1);
                 feed.followings.push(following);
+                feed.lanes.reserve_exact(1);
                 feed.lanes.push(lane);
             }
         }
@@ -302,7 +301,7 @@ impl Feeds {
     pub fn restore(&mut self, window: &mut Window) {
         for feed in &mut self.list {
             for (following, lane) in feed.followings.iter().zip(&mut feed.lanes) {
-                let (regid, queue) = (&feed.regid, &following.id);
+                let (regid, queue) = (&feed.regid, &following.queue.id());
                 window.drop_up_to(regid, queue, lane.pointer.acked());
                 // A following that began anew has nothing older than itself in the window.
                 let goes_on = matches!(lane.jump, None | Some(Jump::New));
@@ -329,14 +328,15 @@ fn merge_one(
     window: &mut Window,
     out: &mut Output,
 ) -> Feed {
-    let Standing { regid, app, control, followings, starts, heads, is_named: _ } = standing;
+    let Standing { regid, control, followings, starts, heads, is_named: _ } = standing;
     assert_eq!(followings.len(), starts.len(), "a start for each following");
     let is_new = before.is_none();
     let mut lanes = Vec::with_capacity(followings.len());
     for (i, following) in followings.iter().enumerate() {
-        let usage = usage(&regid, &following.queue);
+        let id = following.queue.id();
+        let usage = usage(&regid, following.queue.name());
         let old = before.as_ref().and_then(|feed| {
-            let at = feed.lane_of(&following.id)?;
+            let at = feed.lane_of(&id)?;
             Some((&feed.followings[at], feed.lanes[at]))
         });
         if let Some((known, lane)) = old
@@ -347,7 +347,7 @@ fn merge_one(
             lanes.push(lane);
             continue;
         }
-        window.forget_queue(&regid, &following.id);
+        window.forget_queue(&regid, &id);
         let lane = match usage {
             Use::Deliver => delivered(
                 starts[i],
@@ -366,23 +366,25 @@ fn merge_one(
             (Use::Deliver, Begin::Stated, _) if starts[i].jump.is_none() => Some(starts[i].after),
             _ => None,
         };
-        if let Some(position) = stored {
-            out.effects.push(Effect::Acknowledge { regid, queue: following.id, position });
+        let is_news = |position: &Position| !starts[i].is_stored || starts[i].after != *position;
+        if let Some(position) = stored.filter(is_news) {
+            out.effects.push(Effect::Acknowledge { regid, queue: id, position });
         }
         match usage {
-            Use::Deliver | Use::Watch => out.effects.push(Effect::Follow(following.id)),
-            Use::Off if old.is_some() => out.effects.push(Effect::Unfollow(following.id)),
+            Use::Deliver | Use::Watch => out.effects.push(Effect::Follow(following.queue.clone())),
+            Use::Off if old.is_some() => out.effects.push(Effect::Unfollow(id)),
             Use::Off => {}
         }
         lanes.push(lane);
     }
     for known in before.iter().flat_map(|feed| &feed.followings) {
-        if !followings.iter().any(|following| following.id == known.id) {
-            window.forget_queue(&regid, &known.id);
-            out.effects.push(Effect::Unfollow(known.id));
+        let id = known.queue.id();
+        if !followings.iter().any(|following| following.queue.id() == id) {
+            window.forget_queue(&regid, &id);
+            out.effects.push(Effect::Unfollow(id));
         }
     }
-    Feed { regid, app, control, followings, lanes, rotor: 0 }
+    Feed { regid, control, followings, lanes, rotor: 0 }
 }
 
 /// A lane that is delivered from now on.

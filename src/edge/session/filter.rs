@@ -33,7 +33,7 @@ pub struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription {
     /// As subscribed; the MQTT topic of what is delivered by it.
-    pub text: String,
+    pub text: Box<str>,
     /// At most 1.
     pub qos: Qos,
     /// The registration that it is about.
@@ -93,7 +93,7 @@ pub fn resolve(wanted: Wanted, registrations: &[Registration]) -> Result<Subscri
         }
     };
     let qos = wanted.qos.min(Qos::AtLeastOnce);
-    Ok(Subscription { text: wanted.text, qos, regid: registration.regid, topic })
+    Ok(Subscription { text: wanted.text.into(), qos, regid: registration.regid, topic })
 }
 
 /// SUBACK's and UNSUBACK's code for a topic that could not be followed.

@@ -59,6 +59,14 @@ struct Reply {
     uplink: Option<Ticket>,
 }
 
+/// What most connections have nothing of.
+#[derive(Debug, Default)]
+struct Rare {
+    pending: VecDeque<Reply>,
+    /// Uplink packet ids of QoS 2 that are not released.
+    received: Vec<u16>,
+}
+
 /// The state of a connection that uses frames.
 #[derive(Debug)]
 pub struct Frames {
@@ -70,9 +78,8 @@ pub struct Frames {
     expects_more: bool,
     /// Replies of QoS 1 on their way. Their packet ids stand for nothing, so they are only counted.
     pub(super) unacknowledged: u16,
-    pending: VecDeque<Reply>,
-    /// Uplink packet ids of QoS 2 that are not released.
-    received: Vec<u16>,
+    /// Absent while nothing waits.
+    rare: Option<Box<Rare>>,
     is_alias_told: bool,
     pub(super) draft: Option<Box<Draft>>,
 }
@@ -84,8 +91,7 @@ impl Default for Frames {
             is_attached: false,
             expects_more: false,
             unacknowledged: 0,
-            pending: VecDeque::new(),
-            received: Vec::new(),
+            rare: None,
             is_alias_told: false,
             draft: None,
         }
@@ -128,9 +134,22 @@ impl Frames {
         self.qos
     }
 
+    /// Replies that wait.
+    fn pending(&self) -> usize {
+        self.rare.as_ref().map_or(0, |rare| rare.pending.len())
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn tidy(&mut self) {
+        self.rare.take_if(|rare| rare.pending.is_empty() && rare.received.is_empty());
+    }
+
     /// Whether deltas may be sent now: they never overtake replies.
     pub(super) fn is_flowing(&self) -> bool {
-        self.is_attached && self.qos.is_some() && self.pending.is_empty()
+        self.is_attached && self.qos.is_some() && self.pending() == 0
     }
 }
 
@@ -144,7 +163,7 @@ impl Session {
             return self.close(CloseReason::QosNotSupported, out);
         }
         if matches!(self.mode, Mode::Undecided) && publish.topic == UP {
-            self.mode = Mode::Frames(Box::default());
+            self.mode = Mode::Frames(Frames::default());
         }
         if publish.topic != UP {
             return self.foreign(&publish, out);
@@ -152,17 +171,18 @@ impl Session {
         let Mode::Frames(frames) = &mut self.mode else {
             return self.close(CloseReason::ProtocolError, out);
         };
-        if frames.pending.len() >= PENDING_MAX {
+        if frames.pending() >= PENDING_MAX {
             return self.close(CloseReason::ReceiveMaxExceeded, out);
         }
         if publish.qos == Qos::ExactlyOnce {
-            if frames.received.contains(&publish.packet_id) {
+            let received = &mut frames.rare().received;
+            if received.contains(&publish.packet_id) {
                 return self.received(publish.packet_id, out);
             }
-            if frames.received.len() >= RECEIVED_MAX {
+            if received.len() >= RECEIVED_MAX {
                 return self.close(CloseReason::QuotaExceeded, out);
             }
-            frames.received.push(publish.packet_id);
+            received.push(publish.packet_id);
         }
         self.frame(&publish, out);
     }
@@ -289,7 +309,8 @@ impl Session {
             return self.close(CloseReason::ProtocolError, out);
         }
         if let Mode::Frames(frames) = &mut self.mode {
-            frames.received.retain(|id| *id != packet_id);
+            frames.rare().received.retain(|id| *id != packet_id);
+            frames.tidy();
         }
         let ack = Ack { packet_id, reason: reason::SUCCESS };
         out.packet(self.terms.version, &Packet::PubComp(ack));
@@ -308,7 +329,7 @@ impl Session {
         let encoded = frame::encode_down(&down, &mut frame);
         assert!(encoded.is_ok(), "a reply fits a frame");
         if let Mode::Frames(frames) = &mut self.mode {
-            frames.pending.push_back(Reply { frame, uplink });
+            frames.rare().pending.push_back(Reply { frame, uplink });
         }
         self.flush_replies(out);
     }
@@ -317,15 +338,11 @@ impl Session {
         loop {
             let credit = self.credit();
             let Mode::Frames(frames) = &mut self.mode else { return };
-            let Some(reply) = frames.pending.front() else {
-                frames.pending = VecDeque::new();
-                return;
-            };
             if frames.qos == Some(Qos::AtLeastOnce) && credit == 0 {
                 return;
             }
-            let uplink = reply.uplink;
-            let frame = frames.pending.pop_front().map(|reply| reply.frame).unwrap_or_default();
+            let next = frames.rare.as_mut().and_then(|rare| rare.pending.pop_front());
+            let Some(Reply { frame, uplink }) = next else { return frames.tidy() };
             let packet_id = self.next_down_id();
             if self.publish_down(packet_id, &frame, out)
                 && packet_id != 0

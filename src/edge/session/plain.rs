@@ -57,7 +57,10 @@ impl Plain {
     pub fn add(&mut self, subscription: Subscription) {
         match self.subscriptions.iter_mut().find(|(old, _)| old.text == subscription.text) {
             Some((old, _)) => *old = subscription,
-            None => self.subscriptions.push((subscription, false)),
+            None => {
+                self.subscriptions.reserve_exact(1);
+                self.subscriptions.push((subscription, false));
+            }
         }
     }
 
@@ -66,7 +69,7 @@ impl Plain {
     /// # Errors
     /// If there is none with this text.
     pub fn take(&mut self, text: &str) -> Result<Subscription, u8> {
-        let index = self.subscriptions.iter().position(|(s, _)| s.text == text);
+        let index = self.subscriptions.iter().position(|(s, _)| *s.text == *text);
         let index = index.ok_or(reason::NO_SUBSCRIPTION)?;
         let (taken, _) = self.subscriptions.remove(index);
         // Aliases are places, and these have moved.
@@ -198,7 +201,7 @@ impl Session {
         for entry in &entries {
             let Body::Message(message) = &entry.body else { continue };
             let reached = entry.position;
-            let cover = Cover { queue: queue.id, after, seq: reached.seq, to: reached };
+            let cover = Cover { queue: queue.queue.id(), after, seq: reached.seq, to: reached };
             if is_delivered && self.deliver(cx, &queue, (entry, message), (regid, cover), out) {
                 after = reached.seq;
             }
@@ -227,8 +230,9 @@ impl Session {
         lane.epoch = to.epoch;
         lane.jump = None;
         let is_delivered = lane.usage == Use::Deliver;
-        if is_delivered && after < to.seq && !self.window.extend(&want.regid, &queue.id, to) {
-            self.feeds.acknowledge(&want.regid, queue.id, to, out);
+        if is_delivered && after < to.seq && !self.window.extend(&want.regid, &queue.queue.id(), to)
+        {
+            self.feeds.acknowledge(&want.regid, queue.queue.id(), to, out);
         }
     }
 
@@ -243,7 +247,7 @@ impl Session {
             Body::Message(_) => return,
             Body::Follow { queue, since } => {
                 let following =
-                    Following { queue: queue.clone(), id: queue.id(), since: *since, control: seq };
+                    Following { queue: queue.clone().into(), since: *since, control: seq };
                 let usage = match &self.mode {
                     Mode::Plain(plain) => plain.usage()(&regid, queue),
                     Mode::Frames(_) | Mode::Undecided => Use::Deliver,
@@ -319,7 +323,7 @@ impl Session {
 
     fn qos_of(&self, regid: &RegId, queue: &Following) -> Option<Qos> {
         let Mode::Plain(plain) = &self.mode else { return None };
-        plain.place_of(regid, &queue.queue).map(|place| plain.subscriptions[place].0.qos)
+        plain.place_of(regid, queue.queue.name()).map(|place| plain.subscriptions[place].0.qos)
     }
 
     /// Writes one PUBLISH, unless it is too large for the client.
@@ -333,10 +337,10 @@ impl Session {
         out: &mut Output,
     ) -> bool {
         let Mode::Plain(plain) = &mut self.mode else { return false };
-        let Some(place) = plain.place_of(&sending.regid, &queue.queue) else { return false };
+        let Some(place) = plain.place_of(&sending.regid, queue.queue.name()) else { return false };
         let (subscription, is_told) = &mut plain.subscriptions[place];
         let alias = u16::try_from(place + 1).ok().filter(|alias| *alias <= self.terms.alias_max);
-        let texts = Texts::of(self.terms.version, &queue.queue, entry, message);
+        let texts = Texts::of(self.terms.version, queue.queue.name(), entry, message);
         let user = texts.user();
         let head = PublishHead {
             version: self.terms.version,

@@ -6,6 +6,8 @@ use super::{
     Call, Mode, Output, Session,
     feeds::{Begin, Use},
     filter::{self, Filter, Wanted},
+    frames::Frames,
+    plain::Plain,
 };
 
 impl Session {
@@ -46,8 +48,8 @@ impl Session {
     fn decide(&mut self, first: Option<&Wanted>) {
         if let (Mode::Undecided, Some(wanted)) = (&self.mode, first) {
             self.mode = match wanted.filter {
-                Filter::Down => Mode::Frames(Box::default()),
-                Filter::Push(_) | Filter::Topic(..) => Mode::Plain(Box::default()),
+                Filter::Down => Mode::Frames(Frames::default()),
+                Filter::Push(_) | Filter::Topic(..) => Mode::Plain(Plain::default()),
             };
         }
     }

@@ -124,17 +124,22 @@ impl Rig {
     }
 
     fn standing(&self, registration: &Registration) -> Standing {
-        let followings = Following::all_of(registration);
+        let followings = Following::all_of(registration, |name| name.clone().into());
         let start = |following: &Following| Start {
-            after: at(self.stored.get(&following.id).copied().unwrap_or(following.since.seq.0)),
+            after: at(self
+                .stored
+                .get(&following.queue.id())
+                .copied()
+                .unwrap_or(following.since.seq.0)),
             jump: None,
             reason: ResumeReason::Stored,
+            is_stored: false,
         };
-        let head =
-            |following: &Following| at(self.queues.get(&following.id).map_or(0, Vec::len) as u64);
+        let head = |following: &Following| {
+            at(self.queues.get(&following.queue.id()).map_or(0, Vec::len) as u64)
+        };
         Standing {
             regid: registration.regid,
-            app: registration.app.clone(),
             control: registration.control,
             starts: followings.iter().map(start).collect(),
             heads: followings.iter().map(head).collect(),
@@ -176,7 +181,7 @@ impl Rig {
             let want = self.session.want(&cx, &mut self.out);
             self.settle();
             let Some(want) = want else { break };
-            let queue = self.session.followings(want.feed)[want.at].id;
+            let queue = self.session.followings(want.feed)[want.at].queue.id();
             let entries = self.queues.get(&queue).map_or(&[][..], Vec::as_slice);
             let next = entries.iter().skip(want.after.0 as usize).take(want.take.entries);
             let entries: Vec<_> = next.cloned().collect();

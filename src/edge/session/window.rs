@@ -68,7 +68,9 @@ pub struct Moved {
 /// All that is in flight on one connection, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct Window {
-    items: VecDeque<InFlight>,
+    /// Absent while nothing is in flight.
+    #[expect(clippy::box_collection, reason = "most connections are idle and have none")]
+    items: Option<Box<VecDeque<InFlight>>>,
     last_id: u16,
 }
 
@@ -100,12 +102,14 @@ impl Window {
             }
             item
         };
-        Self { items: items.into_iter().map(again).collect(), last_id }
+        let items: VecDeque<InFlight> = items.into_iter().map(again).collect();
+        Self { items: (!items.is_empty()).then(|| Box::new(items)), last_id }
     }
 
     /// What must outlive the connection: the items, and the newest packet id given.
     pub fn into_parts(self) -> (Vec<InFlight>, u16) {
-        let kept = self.items.into_iter().filter(|item| item.packet_id != 0).collect();
+        let items = self.items.map(|items| *items).unwrap_or_default();
+        let kept = items.into_iter().filter(|item| item.packet_id != 0).collect();
         (kept, self.last_id)
     }
 
@@ -115,7 +119,7 @@ impl Window {
         loop {
             self.last_id = self.last_id.checked_add(1).unwrap_or(1);
             let id = self.last_id;
-            if id != 0 && !self.items.iter().any(|item| item.packet_id == id) {
+            if id != 0 && !self.iter().any(|item| item.packet_id == id) {
                 return id;
             }
         }
@@ -123,37 +127,37 @@ impl Window {
 
     /// Notes a PUBLISH that goes out.
     pub fn push(&mut self, item: InFlight) {
-        self.items.push_back(item);
+        self.items.get_or_insert_default().push_back(item);
     }
 
     /// All that is held.
     pub fn len(&self) -> usize {
-        self.items.len()
+        self.items.as_ref().map_or(0, |items| items.len())
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.items.is_none()
     }
 
     /// What is held for one registration.
     pub fn of(&self, regid: &RegId) -> usize {
-        self.items.iter().filter(|item| item.regid == *regid).count()
+        self.iter().filter(|item| item.regid == *regid).count()
     }
 
     /// On its way and unacknowledged: what the client's Receive Maximum counts.
     pub fn unacknowledged(&self) -> usize {
-        self.items.iter().filter(|item| item.stage == Stage::Sent && item.packet_id != 0).count()
+        self.iter().filter(|item| item.stage == Stage::Sent && item.packet_id != 0).count()
     }
 
     /// The oldest one that is still to be sent again.
     pub fn first_resend(&self) -> Option<&InFlight> {
-        self.items.iter().find(|item| item.stage == Stage::Resend)
+        self.iter().find(|item| item.stage == Stage::Resend)
     }
 
     /// The one with this packet id is on its way now.
     pub fn resent(&mut self, packet_id: u16, at_ms: u64) {
-        if let Some(item) = self.items.iter_mut().find(|item| item.packet_id == packet_id) {
+        if let Some(item) = self.iter_mut().find(|item| item.packet_id == packet_id) {
             item.stage = Stage::Sent;
             item.at_ms = at_ms;
         }
@@ -163,7 +167,7 @@ impl Window {
     /// its messages go to `at_ms`.
     pub fn ack(&mut self, packet_id: u16, at_ms: &mut Vec<u64>) -> Option<Vec<Moved>> {
         let sent = |item: &InFlight| item.packet_id == packet_id && item.stage != Stage::Acked;
-        let index = self.items.iter().position(sent)?;
+        let index = self.iter().position(sent)?;
         Some(self.ack_at(index, at_ms))
     }
 
@@ -171,17 +175,17 @@ impl Window {
     pub fn written(&mut self, at_ms: &mut Vec<u64>) -> Vec<Moved> {
         let mut moved = Vec::new();
         let unwritten = |item: &InFlight| item.packet_id == 0 && item.stage == Stage::Sent;
-        while let Some(index) = self.items.iter().position(unwritten) {
+        loop {
+            let index = self.iter().position(unwritten);
+            let Some(index) = index else { return moved };
             moved.append(&mut self.ack_at(index, at_ms));
         }
-        moved
     }
 
     /// The range behind the newest one of a queue held nothing to send. Returns whether
     /// that one takes it along; otherwise nothing of the queue is in flight.
     pub fn extend(&mut self, regid: &RegId, queue: &QueueId, to: Position) -> bool {
         let newest = self
-            .items
             .iter_mut()
             .rev()
             .filter(|item| item.regid == *regid)
@@ -198,7 +202,7 @@ impl Window {
 
     /// Acknowledgements no longer move the pointer of this queue. The packet ids stay in use.
     pub fn forget_queue(&mut self, regid: &RegId, queue: &QueueId) {
-        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+        for item in self.iter_mut().filter(|item| item.regid == *regid) {
             item.drop_covers(queue);
         }
         self.sweep();
@@ -206,7 +210,7 @@ impl Window {
 
     /// The same for all queues of a registration.
     pub fn forget(&mut self, regid: &RegId) {
-        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+        for item in self.iter_mut().filter(|item| item.regid == *regid) {
             item.cover = None;
             item.more.clear();
         }
@@ -215,7 +219,7 @@ impl Window {
 
     /// The same for all registrations.
     pub fn forget_all(&mut self) {
-        for item in &mut self.items {
+        for item in self.iter_mut() {
             item.cover = None;
             item.more.clear();
         }
@@ -225,8 +229,7 @@ impl Window {
     /// The ranges of one queue that are held, oldest first.
     pub fn covers_of(&self, regid: &RegId, queue: &QueueId) -> impl Iterator<Item = &Cover> {
         let (regid, queue) = (*regid, *queue);
-        self.items
-            .iter()
+        self.iter()
             .filter(move |item| item.regid == regid)
             .flat_map(InFlight::covers)
             .filter(move |cover| cover.queue == queue)
@@ -234,14 +237,22 @@ impl Window {
 
     /// Drops what a restored window holds of a queue up to `acked`.
     pub fn drop_up_to(&mut self, regid: &RegId, queue: &QueueId, acked: Seq) {
-        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+        for item in self.iter_mut().filter(|item| item.regid == *regid) {
             item.cover.take_if(|cover| cover.queue == *queue && cover.to.seq <= acked);
         }
         self.sweep();
     }
 
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &InFlight> {
+        self.items.iter().flat_map(|items| items.iter())
+    }
+
+    fn iter_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut InFlight> {
+        self.items.iter_mut().flat_map(|items| items.iter_mut())
+    }
+
     fn ack_at(&mut self, index: usize, at_ms: &mut Vec<u64>) -> Vec<Moved> {
-        let item = &mut self.items[index];
+        let Some(item) = self.iter_mut().nth(index) else { return Vec::new() };
         item.stage = Stage::Acked;
         at_ms.extend(Some(item.at_ms).filter(|at| *at != 0));
         at_ms.append(&mut item.more_at_ms);
@@ -258,7 +269,7 @@ impl Window {
     /// Takes the acknowledged prefix of a queue out and returns where it ends.
     fn settle(&mut self, regid: &RegId, queue: &QueueId) -> Option<Position> {
         let mut newest = None;
-        for item in self.items.iter_mut().filter(|item| item.regid == *regid) {
+        for item in self.iter_mut().filter(|item| item.regid == *regid) {
             let Some(to) = item.covers().filter(|c| c.queue == *queue).last().map(|c| c.to) else {
                 continue;
             };
@@ -274,12 +285,13 @@ impl Window {
     /// Removes what stands for nothing more. An unacknowledged packet id stays in use; one
     /// that was never sent on this connection does not.
     fn sweep(&mut self) {
-        self.items.retain(|item| match item.stage {
+        let Some(items) = &mut self.items else { return };
+        items.retain(|item| match item.stage {
             Stage::Sent => true,
             Stage::Acked | Stage::Resend => item.has_cover(),
         });
-        if self.items.is_empty() {
-            self.items = VecDeque::new();
+        if items.is_empty() {
+            self.items = None;
         }
     }
 }
@@ -341,7 +353,7 @@ mod tests {
 
     #[test]
     fn packet_ids_go_round_and_skip_those_in_use() {
-        let mut window = Window { items: VecDeque::new(), last_id: u16::MAX - 1 };
+        let mut window = Window { items: None, last_id: u16::MAX - 1 };
         assert_eq!(sent(&mut window, QUEUE, 0, 1), u16::MAX);
         assert_eq!(sent(&mut window, QUEUE, 1, 2), 1);
         window.last_id = u16::MAX - 1;

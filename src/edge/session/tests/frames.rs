@@ -103,7 +103,8 @@ fn a_following_is_not_sent_before_its_control_entry() {
 fn a_jump_is_told_even_when_there_is_nothing_new() {
     let mut rig = Rig::v5();
     let mut standing = rig.standing(&registration(1, "demo", &[]));
-    standing.starts[1] = Start { after: at(7), jump: Some(Jump::New), reason: ResumeReason::New };
+    standing.starts[1] =
+        Start { after: at(7), jump: Some(Jump::New), reason: ResumeReason::New, is_stored: false };
     let ticket = Ticket { packet_id: 0, qos: Qos::AtMostOnce, request: 0, kind: UpKind::Positions };
     up(
         &mut rig,
