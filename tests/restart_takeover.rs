@@ -53,6 +53,13 @@ async fn a_restart_under_load_refuses_nobody_and_loses_nothing() {
         let accepted = fleet.ledger.accepted();
         let more = async || (fleet.ledger.accepted() > accepted + 100).then_some(());
         poll_until(DEADLINE, more).await.expect("the load runs");
+        // A reload under load must cost nobody anything either.
+        node.signal("HUP");
+        let reloads = async || {
+            let done = node.log().matches("the configuration was read again").count();
+            (done as u64 == round).then_some(())
+        };
+        poll_until(DEADLINE, reloads).await.expect("a reload");
         let ended = node.take_over().await;
         assert!(ended.success(), "the old process, at restart {round}: {ended}");
     }
