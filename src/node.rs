@@ -4,6 +4,7 @@ pub mod core;
 mod data;
 mod doors;
 mod handover;
+mod lobby;
 mod reload;
 
 use std::{io, sync::Arc, time::Duration};
@@ -82,7 +83,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let core = build(&config, clock, metrics.clone()).await?;
     let demo = data::demo_app(&core.service, &dir).await?;
 
-    let (ready, doors) = (Ready::default(), ground.doors);
+    let (ready, mut doors) = (Ready::default(), ground.doors);
+    doors.close_lobbies().await?;
     let (stop, stopped) = watch::channel(false);
     let (close, closed) = watch::channel(false);
     let (orders, ordered) = mpsc::channel(ORDERS_MAX);
@@ -164,13 +166,14 @@ impl Ground {
             return Ok(Self { lock, doors, gone_at: None });
         }
         let mut old = Predecessor::meet(dir).await?;
-        let doors = Doors::open(config, std::mem::take(&mut old.listeners))?;
+        let mut doors = Doors::open(config, std::mem::take(&mut old.listeners))?;
         let addresses = doors.addresses()?;
         doors::identity(config, &addresses, clock.unix_ms())?;
         data::load_keys(dir)?;
         tracing::info!("taking over");
         let gone_at = Some(Instant::now());
         let _stream = old.go().await?;
+        doors.open_lobbies(config.edge.connections_max);
         let wait = Duration::from_secs(config.drain.deadline_s) + LOCK_WAIT;
         let lock = data::lock_within(dir, wait).await?;
         Ok(Self { lock, doors, gone_at })
@@ -279,9 +282,14 @@ impl Leave {
     }
 
     /// Lets nobody in, answers what was asked, and sends the devices away. The admin door
-    /// closes last.
+    /// closes last, unless a successor waits.
     async fn part(&mut self, is_takeover: bool) {
         self.stop.send_replace(true);
+        if is_takeover {
+            // Who asks the admin door now is answered by the successor.
+            self.close.send_replace(true);
+            self.serving.https.append(&mut self.serving.admin);
+        }
         // Whoever was accepted is let in before the devices are told.
         joined(&mut self.serving.edge).await;
         let devices = async {

@@ -26,7 +26,8 @@ fn serve(node: &Node, transport: Transport) -> (SocketAddr, watch::Sender<bool>)
     let listener = net::listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    let door = Door { listener, transport, tls: None, balancers: Balancers::default() };
+    let (balancers, early) = (Balancers::default(), Vec::new());
+    let door = Door { listener, transport, tls: None, balancers, early };
     tasks::spawn("edge", Arc::clone(&node.edge).serve(door, stopped));
     (addr, stop)
 }

@@ -28,11 +28,16 @@ pub struct Door {
     pub tls: Option<tls::Live>,
     /// Who must say whom he serves.
     pub balancers: Balancers,
+    /// Who came in before, in the order in which they came.
+    pub early: Vec<(TcpStream, SocketAddr)>,
 }
 
 impl Edge {
     /// Accepts connections until `stop` says so or its sender is gone.
-    pub async fn serve(self: Arc<Self>, door: Door, mut stop: watch::Receiver<bool>) {
+    pub async fn serve(self: Arc<Self>, mut door: Door, mut stop: watch::Receiver<bool>) {
+        for (stream, peer) in std::mem::take(&mut door.early) {
+            self.let_in(stream, peer, &door).await;
+        }
         loop {
             // Biased: once told to stop, nobody more is let in.
             let accepted = tokio::select! {

@@ -18,6 +18,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::lobby::{Early, Lobby};
 use crate::{
     admin::{self, Admin, AdminFile, Order},
     api::{self, Authority},
@@ -39,7 +40,11 @@ use crate::{
 };
 
 /// The listening sockets, by the name that the configuration gives them.
-pub(super) struct Doors(BTreeMap<&'static str, TcpListener>);
+pub(super) struct Doors {
+    listeners: BTreeMap<&'static str, TcpListener>,
+    lobbies: BTreeMap<&'static str, Lobby>,
+    early: BTreeMap<&'static str, Vec<Early>>,
+}
 
 pub(super) type Addresses = BTreeMap<String, SocketAddr>;
 
@@ -67,17 +72,37 @@ impl Doors {
             })?;
             doors.insert(name, opened);
         }
-        Ok(Self(doors))
+        Ok(Self { listeners: doors, lobbies: BTreeMap::new(), early: BTreeMap::new() })
+    }
+
+    /// Takes devices in before anybody can serve them.
+    pub(super) fn open_lobbies(&mut self, connections_max: usize) {
+        let sockets_max = connections_max.min(net::device_files_max() / 2);
+        for name in ["mqtt", "mqtts", "ws"] {
+            if let Some(listener) = self.listeners.remove(name) {
+                self.lobbies.insert(name, Lobby::open(listener, sockets_max));
+            }
+        }
+    }
+
+    /// Ends that: whoever came waits for [`serve`].
+    pub(super) async fn close_lobbies(&mut self) -> anyhow::Result<()> {
+        for (name, lobby) in std::mem::take(&mut self.lobbies) {
+            let (listener, early) = lobby.close().await?;
+            self.listeners.insert(name, listener);
+            self.early.insert(name, early);
+        }
+        Ok(())
     }
 
     pub(super) fn addresses(&self) -> io::Result<Addresses> {
-        let all = self.0.iter();
+        let all = self.listeners.iter();
         all.map(|(name, door)| Ok(((*name).to_owned(), door.local_addr()?))).collect()
     }
 
     /// The sockets once more, to be passed on.
     pub(super) fn copies(&self) -> io::Result<Vec<OwnedFd>> {
-        self.0.values().map(|door| door.as_fd().try_clone_to_owned()).collect()
+        self.listeners.values().map(|door| door.as_fd().try_clone_to_owned()).collect()
     }
 }
 
@@ -203,14 +228,14 @@ pub(super) struct Serving {
 
 /// Opens all doors. The admin door goes by a signal of its own, so that it tells of a drain.
 pub(super) fn serve(
-    doors: Doors,
+    mut doors: Doors,
     (edge, config): (&Arc<Edge>, &Config),
     shown: &Shown,
     stopped: &watch::Receiver<bool>,
     closed: &watch::Receiver<bool>,
 ) -> Serving {
     let mut serving = Serving::default();
-    for (name, listener) in doors.0 {
+    for (name, listener) in doors.listeners {
         let (transport, tls) = match name {
             "mqtt" => (Transport::Tcp, None),
             "mqtts" => (Transport::Tls, Some(shown.mqtts.clone())),
@@ -226,7 +251,9 @@ pub(super) fn serve(
                 continue;
             }
         };
-        let door = Door { listener, transport, tls, balancers: balancers(&config.listen, name) };
+        let early = doors.early.remove(name).unwrap_or_default();
+        let balancers = balancers(&config.listen, name);
+        let door = Door { listener, transport, tls, balancers, early };
         let loop_ = edge.clone().serve(door, stopped.clone());
         serving.edge.push(tasks::spawn("edge", loop_));
     }
