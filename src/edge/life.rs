@@ -5,6 +5,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -37,13 +38,24 @@ pub(super) enum Life<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Life<S> {
-    /// Of a stream that speaks MQTT.
-    pub(super) fn new(accepted: Accepted, stream: S) -> Self {
+    /// Of a stream that speaks MQTT once it is prepared, all under one deadline.
+    pub(super) fn new(
+        accepted: Accepted,
+        prepare: impl Future<Output = io::Result<S>> + Send + 'static,
+    ) -> Self {
         let edge = accepted.handshaking.edge.clone();
         let deadline = accepted.deadline();
         Self::Greeting(Box::pin(async move {
-            let greeted = timeout_at(deadline, greeting::greet(accepted, stream)).await;
-            greeted.unwrap_or_else(|_| {
+            let greet = async {
+                match prepare.await {
+                    Ok(stream) => greeting::greet(accepted, stream).await,
+                    Err(_) => {
+                        accepted.failed(Handshake::Transport);
+                        None
+                    }
+                }
+            };
+            timeout_at(deadline, greet).await.unwrap_or_else(|_| {
                 edge.metrics.edge.handshakes.of(Handshake::Timeout).increment(1);
                 None
             })

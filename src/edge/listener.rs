@@ -2,20 +2,21 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tokio_rustls::TlsAcceptor;
 
-use super::{Accepted, Edge, Handshaking, life::Life, websocket};
+use super::{Accepted, Edge, Handshaking, life::Life, tls::TlsStream, websocket};
 use crate::base::{
     metrics::{Handshake, Transport},
     net,
     proxy::{self, Balancers},
-    tasks, tls,
+    tasks,
+    tls::Live,
 };
 
 /// A listener with what those who come in meet.
@@ -25,7 +26,7 @@ pub struct Door {
     /// What they speak.
     pub transport: Transport,
     /// Around it, if anything.
-    pub tls: Option<tls::Live>,
+    pub tls: Option<Live>,
     /// Who must say whom he serves.
     pub balancers: Balancers,
     /// Who came in before, in the order in which they came.
@@ -68,11 +69,10 @@ impl Edge {
             return;
         }
         let handshaking = Handshaking::new(self, permit);
-        let tls = door.tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
+        let tls = door.tls.as_ref().map(|tls| tls.load_full());
         let accepted = Accepted { transport: door.transport, at, admission, handshaking, serial };
         if door.balancers.contains(peer.ip()) {
-            let balancers = door.balancers.clone();
-            let behind = accepted.behind_balancer(stream, peer, balancers, tls);
+            let behind = accepted.behind_balancer(stream, peer, door.balancers.clone(), tls);
             tasks::spawn("balancer's header", behind);
             return;
         }
@@ -96,7 +96,7 @@ impl Accepted {
         mut stream: TcpStream,
         balancer: SocketAddr,
         balancers: Balancers,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<ServerConfig>>,
     ) {
         let header = proxy::client_address(&mut stream, balancer, &balancers);
         match Box::pin(timeout_at(self.deadline(), header)).await {
@@ -113,56 +113,30 @@ impl Accepted {
     }
 
     /// Starts the task of the socket; a kind of task each, so that none is larger than it needs.
-    fn start(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    fn start(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
+        let bytes_max = self.handshaking.edge.config().packet_bytes_max as usize;
         match (self.transport, tls) {
-            (Transport::Tcp, None) => drop(tasks::spawn("connection", Life::new(self, stream))),
+            (Transport::Tcp, None) => {
+                start(Life::new(self, std::future::ready(Ok(stream))));
+            }
             (Transport::WebSocket, None) => {
-                drop(tasks::spawn("connection", self.over_websocket(stream)))
+                start(Life::new(self, websocket::accept(stream, bytes_max)));
             }
             (Transport::Tcp | Transport::Tls, Some(tls)) => {
-                drop(tasks::spawn("connection", self.over_tls(stream, tls)));
+                start(Life::new(self, TlsStream::accept(stream, tls)));
             }
-            (Transport::WebSocket, Some(tls)) => {
-                drop(tasks::spawn("connection", self.over_tls_websocket(stream, tls)));
-            }
+            (Transport::WebSocket, Some(tls)) => start(Life::new(self, async move {
+                websocket::accept(TlsStream::accept(stream, tls).await?, bytes_max).await
+            })),
             (Transport::Tls, None) => {
                 unreachable!("the composition root gives TLS its configuration")
             }
         }
     }
+}
 
-    async fn over_tls(self, stream: TcpStream, tls: TlsAcceptor) {
-        let Some(stream) = self.secured(stream, tls).await else { return };
-        Life::new(self, stream).await;
-    }
-
-    async fn over_websocket<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
-        let bytes_max = self.handshaking.edge.config().packet_bytes_max as usize;
-        let upgrade = Box::pin(timeout_at(self.deadline(), websocket::accept(stream, bytes_max)));
-        match upgrade.await {
-            Ok(Ok(stream)) => Life::new(self, stream).await,
-            Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(_) => self.failed(Handshake::Timeout),
-        }
-    }
-
-    async fn over_tls_websocket(self, stream: TcpStream, tls: TlsAcceptor) {
-        let Some(stream) = self.secured(stream, tls).await else { return };
-        self.over_websocket(stream).await;
-    }
-
-    async fn secured(
-        &self,
-        stream: TcpStream,
-        tls: TlsAcceptor,
-    ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
-        match Box::pin(timeout_at(self.deadline(), tls.accept(stream))).await {
-            Ok(Ok(stream)) => return Some(stream),
-            Ok(Err(_)) => self.failed(Handshake::Transport),
-            Err(_) => self.failed(Handshake::Timeout),
-        }
-        None
-    }
+fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(life: Life<S>) {
+    drop(tasks::spawn("connection", life));
 }
 
 /// After an accept that failed.

@@ -15,6 +15,7 @@ mod perform;
 mod pool;
 pub mod session;
 mod sessions;
+mod tls;
 mod websocket;
 
 use std::{
@@ -111,7 +112,7 @@ impl Edge {
         let handshaking = Handshaking::new(&self, permit);
         let serial = self.next_serial();
         let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
-        Life::new(accepted, stream).await;
+        Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
     /// Bounds for what comes from now on; a connection keeps what it was granted. The

@@ -32,14 +32,15 @@ pub struct WsStream<S> {
 pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     message_bytes_max: usize,
-) -> Result<WsStream<S>, Error> {
+) -> io::Result<WsStream<S>> {
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
         .write_buffer_size(0)
         .max_write_buffer_size(message_bytes_max.max(WRITE_BYTES) * 4)
         .max_message_size(Some(message_bytes_max))
         .max_frame_size(Some(message_bytes_max));
-    let socket = accept_hdr_async_with_config(stream, choose_mqtt, Some(config)).await?;
+    let socket = accept_hdr_async_with_config(stream, choose_mqtt, Some(config)).await;
+    let socket = socket.map_err(other)?;
     Ok(WsStream { socket, unread: Bytes::new() })
 }
 
