@@ -176,6 +176,7 @@ impl Ground {
         doors.open_lobbies(config.edge.connections_max);
         let wait = Duration::from_secs(config.drain.deadline_s) + LOCK_WAIT;
         let lock = data::lock_within(dir, wait).await?;
+        tracing::info!("the old process has ended");
         Ok(Self { lock, doors, gone_at })
     }
 }
@@ -259,7 +260,9 @@ impl Leave {
             if timeout_at(now + allowed * 9 / 10, self.part(is_takeover)).await.is_err() {
                 tracing::warn!("some connections did not end within the drain's deadline");
             }
+            tracing::info!("all connections have ended");
             core.stop().await;
+            tracing::info!("all pointers are written");
         });
         tokio::pin!(drained);
         let mut is_orphaned = false;
