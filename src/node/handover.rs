@@ -128,7 +128,7 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
         _ => {}
     }
     let socket = UnixListener::bind(path)?;
-    // The directory keeps strangers out already.
+    // Until then the user of whoever connects is checked all the same.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(socket)
 }
