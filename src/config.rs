@@ -3,6 +3,7 @@
 //! `config/carillon.toml` explains every key and is proved equal to the defaults.
 
 mod drain;
+mod gate;
 mod listen;
 
 use std::{fs, path::Path, path::PathBuf};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     drain::Drain,
+    gate::Gate,
     listen::{Bind, Listen, Network},
 };
 
@@ -86,6 +88,10 @@ pub struct Edge {
     pub keep_alive_min_s: u16,
     /// The longest, also given to who asks for none.
     pub keep_alive_max_s: u16,
+    /// Networks whose idle timeouts are remembered.
+    pub heartbeat_networks_max: usize,
+    /// Devices of a small network whose experience is passed on.
+    pub heartbeat_voices_min: usize,
     /// Unacknowledged pushes on a connection.
     pub window: u16,
     /// Of these, for one registration.
@@ -96,8 +102,12 @@ pub struct Edge {
     pub session_expiry_max_s: u32,
     /// How many such sessions are kept.
     pub parked_sessions_max: usize,
-    /// A write that takes longer ends the connection.
+    /// What the kernel may keep for a device that does not read; 0: as it likes.
+    pub send_buffer_bytes: usize,
+    /// A device that takes nothing for longer ends its connection.
     pub write_timeout_ms: u64,
+    /// Bounds of what comes in.
+    pub gate: Gate,
 }
 
 impl Default for Edge {
@@ -110,12 +120,16 @@ impl Default for Edge {
             packet_bytes_max: 160 << 10,
             keep_alive_min_s: 10,
             keep_alive_max_s: 1_200,
+            heartbeat_networks_max: 10_000,
+            heartbeat_voices_min: 2,
             window: 32,
             window_per_registration: 16,
             frame_entries_max: 64,
             session_expiry_max_s: 7_200,
             parked_sessions_max: 100_000,
+            send_buffer_bytes: 64 << 10,
             write_timeout_ms: 30_000,
+            gate: Gate::default(),
         }
     }
 }
@@ -126,6 +140,8 @@ impl Default for Edge {
 pub struct Api {
     /// Connections at once.
     pub connections_max: usize,
+    /// Calls at once that change something.
+    pub calls_max: usize,
     /// The largest request body.
     pub body_bytes_max: usize,
     /// The largest request head.
@@ -144,6 +160,7 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            calls_max: 1_024,
             body_bytes_max: 6 << 20,
             head_bytes_max: 16 << 10,
             head_timeout_ms: 10_000,
@@ -275,7 +292,8 @@ impl Config {
     /// [`Error::OutOfRange`] for the first value out of its range.
     pub fn check(&self) -> Result<(), Error> {
         let rules = self.listen.rules().into_iter().chain(self.store.rules());
-        let rules = rules.chain(self.edge.rules()).chain(self.api.rules());
+        let rules =
+            rules.chain(self.edge.rules()).chain(self.edge.gate.rules()).chain(self.api.rules());
         let rules = rules.chain(self.drain.rules());
         let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
         match rules.find(|rule| !rule.0) {
@@ -320,6 +338,16 @@ impl Edge {
                 "edge.keep_alive_min_s",
                 "1 to edge.keep_alive_max_s",
             ),
+            Rule(
+                (10..=1_000_000).contains(&self.heartbeat_networks_max),
+                "edge.heartbeat_networks_max",
+                "10 to 1000000",
+            ),
+            Rule(
+                (1..=7).contains(&self.heartbeat_voices_min),
+                "edge.heartbeat_voices_min",
+                "1 to 7",
+            ),
             Rule(self.window >= 1, "edge.window", "at least 1"),
             Rule(
                 (1..=self.window).contains(&self.window_per_registration),
@@ -331,6 +359,11 @@ impl Edge {
                 "edge.frame_entries_max",
                 "1 to 4096",
             ),
+            Rule(
+                self.send_buffer_bytes == 0 || (4_096..=16 << 20).contains(&self.send_buffer_bytes),
+                "edge.send_buffer_bytes",
+                "0, or 4096 to 16777216",
+            ),
             Rule(self.write_timeout_ms >= 100, "edge.write_timeout_ms", "at least 100"),
         ]
     }
@@ -340,6 +373,7 @@ impl Api {
     fn rules(&self) -> Vec<Rule> {
         vec![
             Rule(self.connections_max >= 1, "api.connections_max", "at least 1"),
+            Rule(self.calls_max >= 1, "api.calls_max", "at least 1"),
             Rule(self.head_bytes_max >= 8_192, "api.head_bytes_max", "at least 8192"),
             Rule(self.body_bytes_max >= 1_024, "api.body_bytes_max", "at least 1024"),
             Rule(self.head_timeout_ms >= 100, "api.head_timeout_ms", "at least 100"),

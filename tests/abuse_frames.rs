@@ -11,7 +11,7 @@ use support::Device;
 use wirelab::{
     bytes::{Publish, Version, varint},
     frames::{self, Framed, encode},
-    lab::{Patient, memory_kib},
+    lab::{Patient, UNPACED, memory_kib},
     rng::Rng,
     seen::Seen,
 };
@@ -141,7 +141,7 @@ async fn a_hostile_frame_is_answered_and_the_next_one_is_served() {
 
 #[tokio::test]
 async fn what_a_frame_claims_takes_no_memory() {
-    let mut patient = Patient::new().await;
+    let mut patient = Patient::with(UNPACED).await;
     let device = patient.device.clone();
     let mut framed = Framed::connect(&patient.node, &device).await;
     let claims = [
@@ -223,7 +223,7 @@ fn good(device: &Device) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn a_frame_may_be_cut_or_changed_at_every_byte() {
-    let mut patient = Patient::new().await;
+    let mut patient = Patient::with(UNPACED).await;
     let mut rng = Rng::seeded("changed frames", 5);
     let device = patient.device.clone();
     let mut framed = Framed::connect(&patient.node, &device).await;

@@ -15,7 +15,7 @@ use wirelab::{
         packet, receive_max, subscribe, text, topic_alias, unsubscribe, user_property, varint,
     },
     frames,
-    lab::{Patient, asked_kib, devices, memory_kib, open_files, send_numbers},
+    lab::{Patient, UNPACED, asked_kib, devices, memory_kib, open_files, send_numbers},
     seen::{ConnAck, Push, Seen},
     transport,
     wire::{Wire, device_connect},
@@ -241,7 +241,7 @@ async fn properties_cost_neither_time_nor_memory() {
 /// acknowledgements.
 #[tokio::test]
 async fn qos_2_and_packet_ids_keep_no_more_than_they_may() {
-    let mut patient = Patient::new().await;
+    let mut patient = Patient::with(UNPACED).await;
     let mut wire = patient.clean(V311).await;
     let garbage = Publish::new(V311, "up", [0xFF; 100]).qos(2, 7);
     wire.send(garbage.bytes()).await;

@@ -342,7 +342,7 @@ async fn every_door_asks_for_the_secret_also_without_files() {
     let limit = format!("ulimit -n {FILES}; exec \"$0\" \"$@\"");
     let options = Options {
         wrapper: vec!["bash".into(), "-c".into(), limit],
-        config: Some("[edge]\nhandshake_timeout_ms = 2000\n".into()),
+        config: Some("[edge]\nhandshake_timeout_ms = 8000\n".into()),
         ..Options::default()
     };
     let mut patient = Patient::with_options(options).await;

@@ -175,7 +175,9 @@ async fn who_sends_more_than_our_receive_maximum_is_told_so() {
 /// NanoMQ CVE-2024-48077: a flood that nobody answers blocks everybody.
 #[tokio::test]
 async fn who_floods_and_does_not_read_blocks_nobody_and_is_closed() {
-    let mut patient = Patient::with("[edge]\nwrite_timeout_ms = 1500\n").await;
+    let config = "[edge]\nwrite_timeout_ms = 1500\n\
+                  [edge.gate]\npackets_per_s = 0\nrequests_per_s = 0\n";
+    let mut patient = Patient::with(config).await;
     let filters: Vec<(&[u8], u8)> = vec![(b"#", 1); 1_000];
     let foreign = Publish::new(V5, "elsewhere", "").qos(1, 9).bytes();
     let subscribe = subscribe(V5, 7, &filters);

@@ -8,8 +8,14 @@ const DOCUMENTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/carillon.t
 
 fn keys(config: &toml::Table) -> Vec<(String, String)> {
     let of = |(section, keys): (&String, &toml::Value)| {
-        let keys = keys.as_table().expect("only sections at the top").keys();
-        keys.map(|key| (section.clone(), key.clone())).collect::<Vec<_>>()
+        let keys = keys.as_table().expect("only sections at the top");
+        let inner = |(key, value): (&String, &toml::Value)| match value {
+            toml::Value::Table(table) => {
+                table.keys().map(|inner| (section.clone(), format!("{key}.{inner}"))).collect()
+            }
+            _ => vec![(section.clone(), key.clone())],
+        };
+        keys.iter().flat_map(inner).collect::<Vec<_>>()
     };
     config.iter().flat_map(of).collect()
 }

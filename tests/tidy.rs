@@ -53,7 +53,7 @@ fn is_generated(path: &Path) -> bool {
 }
 
 fn all_sources() -> Vec<(String, String)> {
-    ["src", "wire", "sdk", "loadtest", "tests"].into_iter().flat_map(sources).collect()
+    ["src", "wire", "sdk", "loadtest", "tests", "fuzz"].into_iter().flat_map(sources).collect()
 }
 
 fn fail_if_any(offences: Vec<String>) {

@@ -1,28 +1,29 @@
-//! The app server's side: messages through the HTTP API, or through the admin door with the operator's token.
+//! The app server's side of a gateway: messages, aliases and topics through the HTTP API.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use reqwest::{Certificate, Client, Url};
-use serde::Serialize;
+use reqwest::{Certificate, Client, Method, Url};
+use serde_json::{Value, json, value::RawValue};
+use tokio::task::JoinSet;
+
+use crate::credentials::Credentials;
+use crate::report::Line;
 
 /// Where and as whom messages are sent.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Access {
-    /// https://… of the API, or http://… of the admin door
+    /// A gateway's API, https://…
     #[arg(long, value_name = "URL")]
-    api: Url,
+    pub api: Option<Url>,
     /// The app
+    #[arg(long, default_value = "demo")]
+    pub app: String,
+    /// The app's secret (a gateway's demo app has it in <data>/demo-app.json)
     #[arg(long)]
-    app: String,
-    /// The app's secret, or the operator's token
-    #[arg(long)]
-    secret: String,
-    /// The CA that signed the API's certificate, as PEM
-    #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    pub secret: Option<String>,
 }
 
 /// An app server.
@@ -30,64 +31,132 @@ pub struct Access {
 pub struct Api {
     client: Client,
     url: Url,
+    app: String,
     secret: String,
 }
 
-#[derive(Serialize)]
-struct Message<'a> {
-    target: Target<'a>,
-    payload: Stamp,
-    ttl_s: u32,
-}
-
-#[derive(Serialize)]
-struct Target<'a> {
-    regids: &'a [&'a str],
-}
-
-/// What a load message carries: its number and when it was sent, in microseconds since the start of the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct Stamp {
-    pub n: u32,
-    pub t: u64,
-}
-
 impl Access {
-    /// Makes a client that keeps its connections.
-    pub fn client(&self) -> anyhow::Result<Api> {
-        let host = self.api.host_str().unwrap_or_default();
+    /// Makes a client that keeps its connections. `ca` signed the API's certificate.
+    pub fn client(&self, ca: Option<&PathBuf>, allow_remote: bool) -> anyhow::Result<Api> {
+        let url =
+            self.api.clone().context("a gateway gets its messages by --api https://ADDR:PORT")?;
+        let secret = self.secret.clone().context("--api needs --secret, the app's secret")?;
+        let host = url.host_str().unwrap_or_default();
         let is_local = host == "localhost" || host.starts_with("127.") || host == "[::1]";
-        ensure!(is_local, "{} is not this machine", self.api);
+        ensure!(is_local || allow_remote, "{url} is not this machine (--allow-remote)");
         // Somebody may have set it already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut client = Client::builder().no_proxy().timeout(CALL_WITHIN);
-        if let Some(ca) = &self.ca {
+        if let Some(ca) = ca {
             let pem = std::fs::read(ca).with_context(|| ca.display().to_string())?;
             client = client.tls_certs_only([Certificate::from_pem(&pem)?]);
         }
-        let path = format!("/v1/apps/{}/messages", self.app);
-        Ok(Api {
-            client: client.build().context("cannot make an HTTP client")?,
-            url: self.api.join(&path)?,
-            secret: self.secret.clone(),
-        })
+        let client = client.build().context("cannot make an HTTP client")?;
+        Ok(Api { client, url, app: self.app.clone(), secret })
     }
 }
 
 impl Api {
     /// Sends one message to all of these; done when the gateway has it durably.
-    pub async fn send(&self, regids: &[&str], payload: Stamp) -> anyhow::Result<()> {
-        let message = Message { target: Target { regids }, payload, ttl_s: TTL_S };
-        let request = self.client.post(self.url.clone()).bearer_auth(&self.secret).json(&message);
+    pub async fn send_to(&self, regids: &[&str], payload: &str) -> anyhow::Result<()> {
+        self.send(json!({ "regids": regids }), payload).await
+    }
+
+    /// Sends one message to a topic.
+    pub async fn send_topic(&self, topic: &str, payload: &str) -> anyhow::Result<()> {
+        self.send(json!({ "topic": topic }), payload).await
+    }
+
+    async fn send(&self, target: Value, payload: &str) -> anyhow::Result<()> {
+        #[derive(serde::Serialize)]
+        struct Message {
+            target: Value,
+            payload: Box<RawValue>,
+            ttl_s: u32,
+        }
+        let payload = RawValue::from_string(payload.to_owned())?;
+        let message = Message { target, payload, ttl_s: TTL_S };
+        let url = self.url.join(&format!("/v1/apps/{}/messages", self.app))?;
+        self.call(Method::POST, url, Some(&message)).await.map(drop)
+    }
+
+    /// Subscribes every registration to one of `topics` topics, in turn.
+    pub async fn subscribe_all(&self, devices: &Credentials, topics: usize) -> anyhow::Result<()> {
+        let topics = topics.max(1);
+        for topic in 0..topics {
+            let mine = (topic..devices.count()).step_by(topics);
+            let mine: Vec<&str> = mine.map(|at| devices.device(at).regid).collect();
+            for regids in mine.chunks(REGIDS_A_CALL) {
+                self.subscribe(&topic_name(topic), regids).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds an alias of its own to every registration.
+    pub async fn bind_all(&self, devices: &Credentials, line: &Line) -> anyhow::Result<()> {
+        let mut calls = JoinSet::new();
+        for at in 0..devices.count() {
+            if calls.len() >= CALLS_AT_ONCE {
+                one_is_done(&mut calls).await?;
+            }
+            if at % 1000 == 0 {
+                line.show(&format!("{at} aliases bound"));
+            }
+            let (api, regid) = (self.clone(), devices.device(at).regid.to_owned());
+            calls.spawn(async move { api.bind(&regid, &format!("load-{at}")).await });
+        }
+        while !calls.is_empty() {
+            one_is_done(&mut calls).await?;
+        }
+        Ok(())
+    }
+
+    async fn bind(&self, regid: &str, alias: &str) -> anyhow::Result<()> {
+        let path = format!("/v1/apps/{}/registrations/{regid}/aliases/{alias}", self.app);
+        self.call(Method::PUT, self.url.join(&path)?, None::<&()>).await.map(drop)
+    }
+
+    async fn subscribe(&self, topic: &str, regids: &[&str]) -> anyhow::Result<()> {
+        let body = json!({ "regids": regids });
+        let path = format!("/v1/apps/{}/topics/{topic}:subscribe", self.app);
+        let answer = self.call(Method::POST, self.url.join(&path)?, Some(&body)).await?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        let failed = answer["failed"].as_array().map_or(0, Vec::len);
+        ensure!(failed == 0, "{failed} registrations could not subscribe: {answer}");
+        Ok(())
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        url: Url,
+        body: Option<&impl serde::Serialize>,
+    ) -> anyhow::Result<String> {
+        let mut request = self.client.request(method, url).bearer_auth(&self.secret);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
         let answer = request.send().await.context("the API does not answer")?;
         let status = answer.status();
         let body = answer.text().await.context("the API's answer broke off")?;
         if !status.is_success() {
             bail!("the API answered {status}: {body}");
         }
-        Ok(())
+        Ok(body)
     }
+}
+
+async fn one_is_done(calls: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    calls.join_next().await.map_or(Ok(()), |call| call.context("a call")?)
+}
+
+/// The topics of [`Api::subscribe_all`]; fan-outs go to the first one.
+pub fn topic_name(topic: usize) -> String {
+    format!("load-{topic}")
 }
 
 const CALL_WITHIN: Duration = Duration::from_secs(60);
 const TTL_S: u32 = 3600;
+const REGIDS_A_CALL: usize = 1000;
+const CALLS_AT_ONCE: usize = 64;

@@ -1,143 +1,153 @@
-//! Many connections that do nothing: what one costs the server in memory.
+//! Many connections that do nothing: what one costs the server in memory, and what is left when they are gone.
 
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
+use serde::Serialize;
 use serde_json::json;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::sleep;
 
-use crate::fleet::Target;
-use crate::link::Link;
-use crate::{credentials, process, report};
+use crate::api::Access;
+use crate::credentials::Credentials;
+use crate::crew::Crew;
+use crate::order::{Cut, Open, TopicOf};
+use crate::process;
+use crate::report::{Output, Table, number};
+use crate::target::{Server, Target};
 
-/// Open many connections and hold them.
+/// Hold many connections and read the server's memory.
 #[derive(Debug, Args)]
 pub struct Idle {
-    /// Connections
+    /// Connections at which the slope begins
+    #[arg(long, default_value_t = 5000)]
+    from: usize,
+    /// Connections at which it ends
+    #[arg(long, default_value_t = 19_000)]
+    to: usize,
+    /// How long memory has to settle before it is read
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
+    settle: f64,
+    /// How long to hold the connections besides
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    hold: f64,
+    /// Before: bind an alias to each registration and subscribe it to a topic, through --api
     #[arg(long)]
-    count: usize,
-    /// CSV of device_id,secret,regid
-    #[arg(long, value_name = "FILE")]
-    credentials: PathBuf,
+    follow: bool,
+    /// How many topics the registrations share, with --follow
+    #[arg(long, default_value_t = 1)]
+    topics: usize,
     #[command(flatten)]
     target: Target,
-    /// The server's process, to read its memory
-    #[arg(long, visible_alias = "admin-pid", value_name = "PID")]
-    pid: Option<u32>,
-    /// Counts at which memory is read; the slope is taken between the last two
-    #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000])]
-    at: Vec<usize>,
-    /// How long memory has to settle before it is read
-    #[arg(long, value_name = "SECONDS", default_value_t = 3)]
-    settle: u64,
-    /// How long to hold the connections at the end
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    hold: u64,
-    /// Write the results here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
+    #[command(flatten)]
+    output: Output,
 }
 
-/// Memory at a number of connections.
+/// How it is done.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
-    connections: usize,
-    bytes: u64,
+pub struct Plan {
+    pub from: usize,
+    pub to: usize,
+    pub settle: Duration,
+    pub hold: Duration,
+}
+
+/// What came out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    pub from: usize,
+    pub to: usize,
+    /// Anonymous memory of the server with none, `from` and `to` connections and after all have closed.
+    pub bytes_before: Option<u64>,
+    pub bytes_from: Option<u64>,
+    pub bytes_to: Option<u64>,
+    pub bytes_after: Option<u64>,
+    pub bytes_per_connection: Option<f64>,
+    /// That ended before they were told to.
+    pub connections_lost: usize,
+    pub generator_bytes_per_device: f64,
 }
 
 impl Idle {
     pub async fn run(self) -> anyhow::Result<()> {
-        self.target.check(self.count)?;
-        let devices = credentials::read(&self.credentials, self.count)?;
-        let mut holders = JoinSet::new();
-        let mut samples = Vec::new();
-        let mut open = 0;
-        for stop in self.stops() {
-            let start = Instant::now();
-            let links = self.target.open(open, &devices[open..stop]).await?;
-            let rate = links.len() as f64 / start.elapsed().as_secs_f64();
-            open = stop;
-            for link in links {
-                holders.spawn(hold(link, self.target.ping_after()));
-            }
-            print!("{open} connections, {rate:.0}/s");
-            if let Some(pid) = self.pid {
-                sleep(Duration::from_secs(self.settle)).await;
-                let bytes = process::anonymous_bytes(pid)?;
-                print!(", {:.1} MB anonymous", bytes as f64 / 1e6);
-                samples.push(Sample { connections: open, bytes });
-            }
-            println!();
+        ensure!(self.from < self.to, "--from {} must be less than --to {}", self.from, self.to);
+        let server = self.target.server(self.to, TopicOf::Each, 1)?;
+        let line = self.output.line("idle");
+        if self.follow {
+            let credentials = self.target.credentials.as_ref();
+            let credentials =
+                credentials.context("--follow is for a gateway: give --credentials")?;
+            let devices = Credentials::read(credentials, self.to, 0, 1)?;
+            let api = self.access.client(self.target.ca.as_ref(), self.target.allow_remote)?;
+            api.subscribe_all(&devices, self.topics).await?;
+            api.bind_all(&devices, &line).await?;
         }
-        let slope = slope(&samples);
-        if let Some(slope) = slope {
-            println!("{slope:.0} bytes per connection");
-        }
-        self.hold(&mut holders).await?;
-        let samples = samples.iter().map(|sample| json!([sample.connections, sample.bytes]));
-        let result = json!({
-            "kind": "idle",
-            "connections": open,
-            "anonymous_bytes": samples.collect::<Vec<_>>(),
-            "bytes_per_connection": slope,
-        });
-        report::write(self.json.as_deref(), &result)
-    }
-
-    /// The counts to stop at, ascending, the last one at the end.
-    fn stops(&self) -> Vec<usize> {
-        let mut stops = self.at.clone();
-        stops.retain(|stop| (1..self.count).contains(stop));
-        stops.push(self.count);
-        stops.sort_unstable();
-        stops.dedup();
-        stops
-    }
-
-    /// Every connection must last.
-    async fn hold(&self, holders: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
-        let held = tokio::select! {
-            () = sleep(Duration::from_secs(self.hold)) => return Ok(()),
-            Some(ended) = holders.join_next() => ended.context("a connection's task")?,
-        };
-        held.context("a connection did not last")
+        let seconds =
+            |seconds: f64| Duration::try_from_secs_f64(seconds).context("--settle, --hold");
+        let (settle, hold) = (seconds(self.settle)?, seconds(self.hold)?);
+        let plan = Plan { from: self.from, to: self.to, settle, hold };
+        let mut crew = Crew::start(&server.setup, server.processes, line).await?;
+        let outcome = measure(&mut crew, &server, plan).await?;
+        crew.stop().await?;
+        let result = json!({ "kind": "idle", "result": outcome });
+        self.output.tell(&[outcome.table()], &result)?;
+        let lost = outcome.connections_lost;
+        ensure!(lost == 0, "{lost} connections did not last");
+        Ok(())
     }
 }
 
-/// Holds a connection until it breaks.
-async fn hold(mut link: Link, ping_after: Duration) -> anyhow::Result<()> {
-    let mut ping_at = tokio::time::Instant::now() + ping_after;
-    loop {
-        tokio::select! {
-            ready = link.ready() => {
-                ready?;
-                link.turn(&mut |_| Ok(()))?;
-            }
-            () = sleep_until(ping_at) => {
-                link.ping()?;
-                ping_at += ping_after;
-            }
+/// The devices are closed before and after.
+pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Result<Outcome> {
+    let bytes = || server.pid.map(process::anonymous_bytes).transpose();
+    let open = |to| Open { retries_max: 20, ..server.open(to) };
+    let bytes_before = bytes()?;
+    crew.open_all(open(plan.from)).await?;
+    sleep(plan.settle).await;
+    let bytes_from = bytes()?;
+    crew.open_all(open(plan.to)).await?;
+    sleep(plan.settle).await;
+    let bytes_to = bytes()?;
+    let generator_bytes_per_device = crew.bytes_per_device(plan.to)?;
+    sleep(plan.hold).await;
+    // What has to be opened again did not last.
+    let again = crew.open(open(plan.to)).await?;
+    let connections_lost = again.opened + again.failed;
+    crew.cut(Cut::Disconnect).await?;
+    sleep(plan.settle).await;
+    let slope = bytes_from
+        .zip(bytes_to)
+        .map(|(from, to)| (to as f64 - from as f64) / (plan.to - plan.from) as f64);
+    Ok(Outcome {
+        from: plan.from,
+        to: plan.to,
+        bytes_before,
+        bytes_from,
+        bytes_to,
+        bytes_after: bytes()?,
+        bytes_per_connection: slope,
+        connections_lost,
+        generator_bytes_per_device,
+    })
+}
+
+impl Outcome {
+    pub fn table(&self) -> Table {
+        let mut table = Table::new(format!("{} idle connections", self.to));
+        table.row("server, bytes each", [number(self.bytes_per_connection, 0)]);
+        for (what, bytes) in [
+            ("none".to_owned(), self.bytes_before),
+            (self.from.to_string(), self.bytes_from),
+            (self.to.to_string(), self.bytes_to),
+            ("all closed".to_owned(), self.bytes_after),
+        ] {
+            let mib = bytes.map(|bytes| bytes as f64 / f64::from(1 << 20));
+            table.row(format!("server, MiB with {what}"), [number(mib, 1)]);
         }
-    }
-}
-
-fn slope(samples: &[Sample]) -> Option<f64> {
-    let [.., first, last] = samples else { return None };
-    let connections = (last.connections - first.connections) as f64;
-    Some((last.bytes as f64 - first.bytes as f64) / connections)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_slope_is_between_the_last_two() {
-        let sample = |connections, bytes| Sample { connections, bytes };
-        assert_eq!(slope(&[sample(1, 500), sample(10, 1000), sample(20, 3000)]), Some(200.0));
-        assert_eq!(slope(&[sample(10, 1000)]), None);
+        table.row("connections lost", [self.connections_lost.to_string()]);
+        table.row("generator, bytes each", [number(Some(self.generator_bytes_per_device), 0)]);
+        table
     }
 }

@@ -1,337 +1,323 @@
-//! Messages to random devices, durable before they are pushed: the rate, the cost, the latency, and that nothing is
-//! lost or doubled.
+//! Messages to random devices: the rate, the cost, the latency, and that nothing is lost or doubled.
 
-use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
-use crate::api::{Access, Api, Stamp};
-use crate::credentials::{self, Device};
-use crate::fleet::Target;
-use crate::link::Link;
-use crate::mqtt311::Incoming;
-use crate::report::Percentiles;
-use crate::{process, report};
+use crate::api::{Access, Api};
+use crate::clock;
+use crate::credentials::Credentials;
+use crate::crew::Crew;
+use crate::histogram::Percentiles;
+use crate::order::{Choice, Open, Speech, TopicOf, Watch};
+use crate::publisher::{Pace, Publisher, payload, wait_until};
+use crate::report::{Output, Table, number};
+use crate::target::{Server, Target};
 
-/// Send to random devices through the HTTP API while they receive and acknowledge.
+/// Send to random devices while they receive and acknowledge.
 #[derive(Debug, Args)]
 pub struct Unicast {
     /// Devices
-    #[arg(long)]
-    count: usize,
-    /// CSV of device_id,secret,regid
-    #[arg(long, value_name = "FILE")]
-    credentials: PathBuf,
-    #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
-    access: Access,
-    /// RegIDs of one request
-    #[arg(long, default_value_t = 500)]
-    batch: usize,
+    #[arg(long, default_value_t = 1000)]
+    devices: usize,
     /// Messages to deliver, counted once for each device
     #[arg(long, default_value_t = 100_000)]
     messages: usize,
-    /// Requests at a time
-    #[arg(long, default_value_t = 8)]
-    concurrency: usize,
-    /// The server's process, to read its processor time
-    #[arg(long, value_name = "PID")]
-    pid: Option<u32>,
-    /// How long to wait for the last deliveries
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// RegIDs of one request to a gateway; the default is 500, and 1 with --rate
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Requests at a time, or publishers to a broker; the default is 8, or 4
+    #[arg(long)]
+    concurrency: Option<usize>,
+    /// Unacknowledged messages of a publisher to a broker
+    #[arg(long, default_value_t = 50)]
+    window: usize,
+    /// Sends a second, whatever comes back; the default is as fast as they are accepted
+    #[arg(long, value_name = "PER_SECOND")]
+    rate: Option<f64>,
+    /// Bytes of a payload
+    #[arg(long, default_value_t = 100)]
+    bytes: usize,
+    /// How long nothing may come before the rest is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     drain: u64,
     /// Chooses the devices
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the results here
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    access: Access,
+    #[command(flatten)]
+    output: Output,
 }
 
-/// What one device received.
-#[derive(Debug, Default)]
-struct Inbox {
-    numbers: Vec<u32>,
-    latencies_us: Vec<u64>,
+/// Who sends.
+pub enum Sender {
+    /// So many publishers.
+    Broker {
+        publishers: u32,
+        window: usize,
+    },
+    Gateway {
+        api: Api,
+        devices: Arc<Credentials>,
+        concurrency: usize,
+    },
 }
 
-/// What all tasks share.
-#[derive(Debug)]
-struct Run {
-    start: Instant,
-    delivered: AtomicU64,
-    /// Of the newest delivery, in microseconds since the start.
-    last_at_us: AtomicU64,
-    next: AtomicU32,
+/// How it is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub choice: Choice,
+    pub rate: Option<f64>,
+    pub bytes: usize,
+    pub drain: Duration,
 }
 
 /// What came out.
-#[derive(Debug, Default)]
-struct Outcome {
-    lost: usize,
-    doubled: usize,
-    strange: usize,
-    latencies_us: Vec<u64>,
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    pub devices: usize,
+    pub batch: usize,
+    pub rate: Option<f64>,
+    pub delivered: u64,
+    pub seconds: f64,
+    pub messages_per_s: f64,
+    pub server_cpu_s_per_million: Option<f64>,
+    pub generator_cpu_s_per_million: f64,
+    pub lost: u64,
+    pub doubled: u64,
+    pub strange: u64,
+    pub connections_lost: usize,
+    pub latency: Option<Percentiles>,
 }
 
 impl Unicast {
     pub async fn run(self) -> anyhow::Result<()> {
-        self.target.check(self.count + self.concurrency)?;
-        ensure!((1..=self.count).contains(&self.batch), "a batch is at most all devices");
-        let devices: Arc<[Device]> = credentials::read(&self.credentials, self.count)?.into();
-        let api = self.access.client()?;
-        println!("opening {} connections", self.count);
-        let links = self.target.open(0, &devices).await?;
-        let requests = u32::try_from(self.messages.div_ceil(self.batch))?;
-        let run = Arc::new(Run::new());
-        let (stop, stopped) = watch::channel(());
-        let mut receivers = JoinSet::new();
-        for (at, link) in links.into_iter().enumerate() {
-            let (run, stopped) = (run.clone(), stopped.clone());
-            let ping_after = self.target.ping_after();
-            receivers.spawn(async move { (at, receive(link, &run, stopped, ping_after).await) });
-        }
-        let before = self.cpu()?;
-        println!("sending {requests} requests of {} regids", self.batch);
-        let sent = self.send_all(&api, &devices, &run, requests).await?;
-        let owed = requests as u64 * self.batch as u64;
-        self.drain(&run, owed).await;
-        let after = self.cpu()?;
-        drop(stop);
-        let mut inboxes = Vec::new();
-        inboxes.resize_with(self.count, Inbox::default);
-        while let Some(received) = receivers.join_next().await {
-            let (at, inbox) = received.context("a device's task")?;
-            inboxes[at] = inbox.with_context(|| format!("device {at}"))?;
-        }
-        let outcome = judge(self.seed, self.batch, sent, inboxes);
-        self.tell(&run, outcome, [after[0] - before[0], after[1] - before[1]])
-    }
-
-    /// Processor time of the server and of ourselves.
-    fn cpu(&self) -> anyhow::Result<[f64; 2]> {
-        let server = self.pid.map(process::cpu_seconds).transpose()?;
-        Ok([server.unwrap_or(0.0), process::cpu_seconds(std::process::id())?])
-    }
-
-    /// Sends until all requests are answered; how many there were.
-    async fn send_all(
-        &self,
-        api: &Api,
-        devices: &Arc<[Device]>,
-        run: &Arc<Run>,
-        requests: u32,
-    ) -> anyhow::Result<u32> {
-        let mut senders = JoinSet::new();
-        for _ in 0..self.concurrency.max(1) {
-            let (api, devices, run) = (api.clone(), devices.clone(), run.clone());
-            let (seed, batch) = (self.seed, self.batch);
-            senders.spawn(async move {
-                loop {
-                    let n = run.next.fetch_add(1, Ordering::Relaxed);
-                    if n >= requests {
-                        return anyhow::Ok(());
-                    }
-                    let chosen = choose(seed, n, batch, devices.len());
-                    let regids: Vec<&str> =
-                        chosen.iter().map(|at| devices[*at].regid.as_str()).collect();
-                    let stamp = Stamp { n, t: run.now_us() };
-                    api.send(&regids, stamp).await?;
-                }
-            });
-        }
-        while let Some(sent) = senders.join_next().await {
-            sent.context("a sender")??;
-        }
-        Ok(requests)
-    }
-
-    async fn drain(&self, run: &Run, owed: u64) {
-        let deadline = Instant::now() + Duration::from_secs(self.drain);
-        while run.delivered.load(Ordering::Relaxed) < owed && Instant::now() < deadline {
-            sleep(POLL).await;
-        }
-        // What is doubled may come behind what was owed.
-        sleep(LATE).await;
-    }
-
-    fn tell(&self, run: &Run, mut outcome: Outcome, cpu: [f64; 2]) -> anyhow::Result<()> {
-        let delivered = outcome.latencies_us.len();
-        let seconds = run.last_at_us.load(Ordering::Relaxed) as f64 / 1e6;
-        let rate = delivered as f64 / seconds;
-        let percentiles = Percentiles::of(&mut outcome.latencies_us);
-        let [server, ours] = cpu.map(|seconds| seconds / delivered as f64 * 1e6);
-        println!("{delivered} delivered in {seconds:.2} s: {rate:.0} messages/s");
-        if self.pid.is_some() {
-            println!("server {server:.1} CPU s per million");
-        }
-        println!("generator {ours:.1} CPU s per million");
-        println!("lost {}, doubled {}, strange {}", outcome.lost, outcome.doubled, outcome.strange);
-        println!("from the request's start to the device:");
-        percentiles.iter().for_each(Percentiles::print);
-        let server: Value = self.pid.map(|_| server).into();
-        let result = json!({
-            "kind": "unicast",
-            "devices": self.count,
-            "batch": self.batch,
-            "concurrency": self.concurrency,
-            "delivered": delivered,
-            "seconds": seconds,
-            "messages_per_s": rate,
-            "server_cpu_s_per_million": server,
-            "generator_cpu_s_per_million": ours,
-            "lost": outcome.lost,
-            "doubled": outcome.doubled,
-            "strange": outcome.strange,
-            "latency": percentiles,
-        });
-        report::write(self.json.as_deref(), &result)?;
+        let server = self.target.server(self.devices, TopicOf::Each, 1)?;
+        let sender = self.sender(&server)?;
+        let plan = self.plan(&sender)?;
+        let line = self.output.line("unicast");
+        let mut crew = Crew::start(&server.setup, server.processes, line).await?;
+        crew.open_all(Open { retries_max: 20, ..server.open(self.devices) }).await?;
+        let outcome = measure(&mut crew, &server, &sender, plan).await?;
+        crew.stop().await?;
+        let result = json!({ "kind": "unicast", "result": outcome });
+        self.output.tell(&[outcome.table()], &result)?;
         let is_clean = (outcome.lost, outcome.doubled, outcome.strange) == (0, 0, 0);
         ensure!(is_clean, "messages were lost, doubled or not for their receiver");
         Ok(())
     }
-}
 
-impl Run {
-    fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            delivered: AtomicU64::new(0),
-            last_at_us: AtomicU64::new(0),
-            next: AtomicU32::new(0),
-        }
-    }
-
-    fn now_us(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-}
-
-/// Receives until told to stop.
-async fn receive(
-    mut link: Link,
-    run: &Run,
-    mut stop: watch::Receiver<()>,
-    ping_after: Duration,
-) -> anyhow::Result<Inbox> {
-    let mut inbox = Inbox::default();
-    let mut ping_at = tokio::time::Instant::now() + ping_after;
-    loop {
-        tokio::select! {
-            ready = link.ready() => {
-                ready?;
-                link.turn(&mut |incoming| inbox.take(incoming, run))?;
+    fn sender(&self, server: &Server) -> anyhow::Result<Sender> {
+        ensure!(server.setup.tls.is_none(), "--tls is for connect, idle and storm");
+        match &server.setup.speech {
+            Speech::Broker { .. } => {
+                let publishers = u32::try_from(self.concurrency.unwrap_or(PUBLISHERS).max(1))?;
+                Ok(Sender::Broker { publishers, window: self.window })
             }
-            () = tokio::time::sleep_until(ping_at) => {
-                link.ping()?;
-                ping_at += ping_after;
-            }
-            _ = stop.changed() => {
-                link.disconnect();
-                return Ok(inbox);
+            Speech::Plain { credentials } | Speech::Frames { credentials } => {
+                let api = self.access.client(self.target.ca.as_ref(), self.target.allow_remote)?;
+                let devices = Arc::new(Credentials::read(credentials, self.devices, 0, 1)?);
+                let concurrency = self.concurrency.unwrap_or(REQUESTS).max(1);
+                Ok(Sender::Gateway { api, devices, concurrency })
             }
         }
     }
-}
 
-impl Inbox {
-    fn take(&mut self, incoming: Incoming<'_>, run: &Run) -> anyhow::Result<()> {
-        let Incoming::Publish { payload, .. } = incoming else { return Ok(()) };
-        let stamp: Stamp = serde_json::from_slice(payload).context("a payload that is not ours")?;
-        let now_us = run.now_us();
-        self.numbers.push(stamp.n);
-        self.latencies_us.push(now_us.saturating_sub(stamp.t));
-        run.delivered.fetch_add(1, Ordering::Relaxed);
-        run.last_at_us.fetch_max(now_us, Ordering::Relaxed);
-        Ok(())
+    fn plan(&self, sender: &Sender) -> anyhow::Result<Plan> {
+        let batch = match (sender, self.batch, self.rate) {
+            (Sender::Broker { .. }, None, _) | (Sender::Gateway { .. }, None, Some(_)) => 1,
+            (Sender::Gateway { .. }, None, None) => BATCH.min(self.devices),
+            (Sender::Broker { .. }, Some(batch), _) => {
+                ensure!(batch == 1, "--batch is for a gateway: a broker has no such call");
+                batch
+            }
+            (Sender::Gateway { .. }, Some(batch), _) => batch,
+        };
+        ensure!((1..=self.devices).contains(&batch), "--batch must be 1 to {}", self.devices);
+        ensure!(self.messages > 0, "no messages: give --messages at least 1");
+        if let Some(rate) = self.rate {
+            ensure!(rate.is_finite() && rate > 0.0, "--rate must be more than 0");
+        }
+        let sends = u32::try_from(self.messages.div_ceil(batch)).context("too many messages")?;
+        let choice = Choice { seed: self.seed, batch, sends, devices: self.devices };
+        let drain = Duration::from_secs(self.drain);
+        Ok(Plan { choice, rate: self.rate, bytes: self.bytes, drain })
     }
 }
 
-/// Holds what each device received against what was sent to it.
-fn judge(seed: u64, batch: usize, requests: u32, inboxes: Vec<Inbox>) -> Outcome {
-    let mut owed = vec![HashSet::new(); inboxes.len()];
-    for n in 0..requests {
-        for at in choose(seed, n, batch, inboxes.len()) {
-            owed[at].insert(n);
+/// The devices are open before and after.
+pub async fn measure(
+    crew: &mut Crew,
+    server: &Server,
+    sender: &Sender,
+    plan: Plan,
+) -> anyhow::Result<Outcome> {
+    crew.watch(Watch::Unicast(plan.choice)).await?;
+    let before = (server.cpu_seconds()?, crew.cpu_seconds()?);
+    let start_us = clock::unix_us();
+    sender.send_all(server, plan).await?;
+    let owed = u64::from(plan.choice.sends) * plan.choice.batch as u64;
+    crew.drained(owed, plan.drain).await?;
+    // What is doubled may come behind what was owed.
+    sleep(LATE).await;
+    let after = (server.cpu_seconds()?, crew.cpu_seconds()?);
+    let tally = crew.tally().await?;
+    let seconds = tally.last_us.saturating_sub(start_us) as f64 / 1e6;
+    let per_million = |seconds: f64| seconds / tally.delivered as f64 * 1e6;
+    Ok(Outcome {
+        devices: plan.choice.devices,
+        batch: plan.choice.batch,
+        rate: plan.rate,
+        delivered: tally.delivered,
+        seconds,
+        messages_per_s: tally.delivered as f64 / seconds,
+        server_cpu_s_per_million: server.known(per_million(after.0 - before.0)),
+        generator_cpu_s_per_million: per_million(after.1 - before.1),
+        lost: tally.lost,
+        doubled: tally.doubled,
+        strange: tally.strange,
+        connections_lost: tally.connections_lost,
+        latency: tally.latency.percentiles(),
+    })
+}
+
+impl Sender {
+    async fn send_all(&self, server: &Server, plan: Plan) -> anyhow::Result<()> {
+        match (self, plan.rate) {
+            (Self::Broker { publishers, window }, None) => {
+                let pace = Pace { window: *window, bytes: plan.bytes };
+                publish(server, plan.choice, *publishers, pace).await
+            }
+            (Self::Broker { .. }, Some(rate)) => {
+                let (target, version) = (server.setup.target, server.setup.version);
+                let run = move || {
+                    let publisher = Publisher::connect(target, version, 0)?;
+                    publisher.publish_at_rate(&plan.choice, rate, plan.bytes)
+                };
+                spawn_blocking(run).await.context("the publisher has panicked")?
+            }
+            (Self::Gateway { api, devices, concurrency }, None) => {
+                request(api, devices, plan, *concurrency).await
+            }
+            (Self::Gateway { api, devices, .. }, Some(rate)) => {
+                request_at_rate(api, devices, plan, rate).await
+            }
         }
     }
-    let mut outcome = Outcome::default();
-    for (inbox, owed) in inboxes.into_iter().zip(owed) {
-        let mut seen = HashSet::with_capacity(inbox.numbers.len());
-        for n in inbox.numbers {
-            outcome.strange += usize::from(!owed.contains(&n));
-            outcome.doubled += usize::from(!seen.insert(n));
-        }
-        outcome.lost += owed.difference(&seen).count();
-        outcome.latencies_us.extend(inbox.latencies_us);
-    }
-    outcome
 }
 
-/// The different devices of request `n`: the same for the sender and for the judge.
-fn choose(seed: u64, n: u32, batch: usize, devices: usize) -> Vec<usize> {
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(n) << 20);
-    let mut chosen = HashSet::with_capacity(batch);
-    let mut order = Vec::with_capacity(batch);
-    while order.len() < batch.min(devices) {
-        random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let at = ((z ^ (z >> 31)) % devices as u64) as usize;
-        if chosen.insert(at) {
-            order.push(at);
-        }
+async fn publish(
+    server: &Server,
+    choice: Choice,
+    publishers: u32,
+    pace: Pace,
+) -> anyhow::Result<()> {
+    let (target, version) = (server.setup.target, server.setup.version);
+    let mut threads = JoinSet::new();
+    for first in 0..publishers {
+        threads.spawn_blocking(move || {
+            let mut publisher = Publisher::connect(target, version, first as usize)?;
+            publisher.publish_all(&choice, first, publishers, pace)
+        });
     }
-    order
+    all_done(threads).await
 }
 
-const POLL: Duration = Duration::from_millis(10);
+async fn request(
+    api: &Api,
+    devices: &Arc<Credentials>,
+    plan: Plan,
+    concurrency: usize,
+) -> anyhow::Result<()> {
+    let next = Arc::new(AtomicU32::new(0));
+    let mut senders = JoinSet::new();
+    for _ in 0..concurrency {
+        let (api, devices, next) = (api.clone(), devices.clone(), next.clone());
+        senders.spawn(async move {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= plan.choice.sends {
+                    return anyhow::Ok(());
+                }
+                send(&api, &devices, plan, n).await?;
+            }
+        });
+    }
+    all_done(senders).await
+}
+
+/// A thread keeps the time; each request is a task, so that a slow one holds up no other.
+async fn request_at_rate(
+    api: &Api,
+    devices: &Arc<Credentials>,
+    plan: Plan,
+    rate: f64,
+) -> anyhow::Result<()> {
+    let (ticks, mut due) = mpsc::channel(TICKS_MAX);
+    let timer = spawn_blocking(move || {
+        let start = Instant::now();
+        for n in 0..plan.choice.sends {
+            wait_until(start + Duration::from_secs_f64(f64::from(n) / rate));
+            if ticks.blocking_send(n).is_err() {
+                return;
+            }
+        }
+    });
+    let mut calls = JoinSet::new();
+    while let Some(n) = due.recv().await {
+        let (api, devices) = (api.clone(), devices.clone());
+        calls.spawn(async move { send(&api, &devices, plan, n).await });
+        while let Some(call) = calls.try_join_next() {
+            call.context("a sender has panicked")??;
+        }
+    }
+    timer.await.context("the timer has panicked")?;
+    all_done(calls).await
+}
+
+async fn send(api: &Api, devices: &Credentials, plan: Plan, n: u32) -> anyhow::Result<()> {
+    let chosen = plan.choice.devices(n);
+    let regids: Vec<&str> = chosen.iter().map(|at| devices.device(*at).regid).collect();
+    api.send_to(&regids, &payload(n, plan.bytes)).await
+}
+
+async fn all_done(mut tasks: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    while let Some(done) = tasks.join_next().await {
+        done.context("a sender has panicked")??;
+    }
+    Ok(())
+}
+
+impl Outcome {
+    pub fn table(&self) -> Table {
+        let mut table =
+            Table::new(format!("{} delivered in {:.2} s", self.delivered, self.seconds));
+        table.row("messages/s", [number(Some(self.messages_per_s), 0)]);
+        table.row("server, CPU s per million", [number(self.server_cpu_s_per_million, 1)]);
+        let generator = Some(self.generator_cpu_s_per_million);
+        table.row("generator's devices, CPU s per million", [number(generator, 1)]);
+        table.row("lost", [self.lost.to_string()]);
+        table.row("doubled", [self.doubled.to_string()]);
+        table.row("strange", [self.strange.to_string()]);
+        table.row("connections lost", [self.connections_lost.to_string()]);
+        table.percentiles(&[("send to device", self.latency)]);
+        table
+    }
+}
+
+const PUBLISHERS: usize = 4;
+const REQUESTS: usize = 8;
+const BATCH: usize = 500;
+const TICKS_MAX: usize = 1024;
 const LATE: Duration = Duration::from_millis(500);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn losses_doubles_and_strangers_are_counted() {
-        let batch = 3;
-        let devices = 5;
-        let mut inboxes: Vec<Inbox> = Vec::new();
-        inboxes.resize_with(devices, Inbox::default);
-        for n in 0..4 {
-            for at in choose(9, n, batch, devices) {
-                inboxes[at].numbers.push(n);
-            }
-        }
-        let full = judge(9, batch, 4, inboxes);
-        assert_eq!((full.lost, full.doubled, full.strange), (0, 0, 0));
-
-        let mut inboxes: Vec<Inbox> = Vec::new();
-        inboxes.resize_with(devices, Inbox::default);
-        let first = choose(9, 0, batch, devices);
-        inboxes[first[0]].numbers = vec![0, 0];
-        let stranger = (0..devices).find(|at| !first.contains(at)).unwrap();
-        inboxes[stranger].numbers = vec![0];
-        let bad = judge(9, batch, 1, inboxes);
-        assert_eq!((bad.lost, bad.doubled, bad.strange), (2, 1, 1));
-    }
-
-    #[test]
-    fn the_devices_of_a_request_are_different_and_repeatable() {
-        let chosen = choose(1, 7, 500, 600);
-        assert_eq!(chosen.iter().collect::<HashSet<_>>().len(), 500);
-        assert_eq!(chosen, choose(1, 7, 500, 600));
-        assert_ne!(chosen, choose(2, 7, 500, 600));
-    }
-}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use carillon_wire::idl;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::heartbeat::StoredRecord;
 use crate::names::{Position, QueueName, Received, RegId};
 use crate::replica::{Fault, Outcome, Replica};
 use crate::store::{BoxFuture, PositionStore};
@@ -30,6 +31,8 @@ pub enum Work {
     Registered(RegId),
     /// A call ended this registration.
     Unregistered(RegId),
+    /// What was learned of networks.
+    Networks(Vec<StoredRecord>),
     /// Where the device stands.
     Positions(oneshot::Sender<Positions>),
 }
@@ -104,6 +107,7 @@ impl<S: PositionStore> Applier<S> {
             }
             Work::Registered(regid) => self.replica.registered(regid),
             Work::Unregistered(regid) => self.replica.unregistered(&regid),
+            Work::Networks(networks) => self.replica.learned(networks),
             // The caller may have gone; then nobody wants to know.
             Work::Positions(reply) => drop(reply.send(self.replica.positions())),
         }

@@ -3,6 +3,7 @@
 use carillon_wire::{frame, mqtt, mqtt::reason};
 
 use crate::applier::Failure;
+use crate::heartbeat::Lost;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +11,9 @@ pub enum End {
     /// The app wants it.
     #[error("shut down")]
     Shutdown,
+    /// The app says that the device is on another network.
+    #[error("the network changed")]
+    NetworkChanged,
     /// The stream could not be opened, or it broke.
     #[error("network: {0}")]
     Io(#[from] std::io::Error),
@@ -72,7 +76,8 @@ impl End {
             Self::Refused(code) | Self::Disconnected(code) if is_final(*code) => {
                 Some(StopReason::Refused { reason: *code })
             }
-            Self::Io(_)
+            Self::NetworkChanged
+            | Self::Io(_)
             | Self::Closed
             | Self::NoAnswer
             | Self::Refused(_)
@@ -93,11 +98,29 @@ impl End {
                 Some(reason::PROTOCOL_ERROR)
             }
             Self::Applier(Failure::Store(_)) | Self::HandlerPanicked => Some(reason::UNSPECIFIED),
-            Self::Io(_)
+            Self::NetworkChanged
+            | Self::Io(_)
             | Self::Closed
             | Self::NoAnswer
             | Self::Refused(_)
             | Self::Disconnected(_) => None,
+        }
+    }
+
+    /// How the connection was lost, if the gateway did not end it with a word, nor we ourselves.
+    pub fn lost(&self) -> Option<Lost> {
+        match self {
+            Self::NoAnswer => Some(Lost::Silence),
+            Self::Io(_) | Self::Closed => Some(Lost::Broken),
+            Self::Shutdown
+            | Self::NetworkChanged
+            | Self::Refused(_)
+            | Self::Disconnected(_)
+            | Self::Wire(_)
+            | Self::Frame(_)
+            | Self::Fault(_)
+            | Self::Applier(_)
+            | Self::HandlerPanicked => None,
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::applier::{Done, Work};
 use crate::calls::Call;
 use crate::close::End;
+use crate::heartbeat::{AppState, NetworkLabel};
 use crate::session::{Given, Session};
 use crate::transport::BoxStream;
 
@@ -21,6 +22,10 @@ use crate::transport::BoxStream;
 pub enum Command {
     /// Ask the gateway for something.
     Call(Call),
+    /// The app is in use, or is not any more.
+    App(AppState),
+    /// The device is on this network now.
+    Network(Option<NetworkLabel>),
     /// Finish what is in hand and end.
     Shutdown,
 }
@@ -28,7 +33,7 @@ pub enum Command {
 /// One connection.
 pub struct Connection<'a> {
     pub stream: BoxStream,
-    pub session: Session,
+    pub session: Session<'a>,
     pub commands: &'a mut mpsc::Receiver<Command>,
     pub applier: &'a mpsc::Sender<Work>,
     /// Told once, when the first `Resumed` comes.
@@ -97,6 +102,8 @@ impl Connection<'_> {
                     self.session.finished(finished?, now)?;
                 }
                 Event::Command(Command::Call(call)) => self.session.call(call, now),
+                Event::Command(Command::App(app)) => self.session.app_became(app),
+                Event::Command(Command::Network(label)) => self.session.network_changed(label)?,
                 Event::Command(Command::Shutdown) => is_closing = true,
                 Event::Packet(packet) => {
                     let given = self.session.packet(packet, now)?;
@@ -109,6 +116,7 @@ impl Connection<'_> {
                 }
                 Event::Time => self.session.tick(now)?,
             }
+            self.save_networks();
         }
     }
 
@@ -130,6 +138,15 @@ impl Connection<'_> {
                 Err(End::Fault("more frames than Receive Maximum"))
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(End::HandlerPanicked),
+        }
+    }
+
+    /// Without room now, they are saved another time.
+    fn save_networks(&mut self) {
+        if let Ok(room) = self.applier.try_reserve()
+            && let Some(networks) = self.session.take_networks()
+        {
+            room.send(Work::Networks(networks));
         }
     }
 

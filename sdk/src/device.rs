@@ -2,18 +2,19 @@
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carillon_wire::idl;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::applier::{Applier, Positions, Work};
 use crate::calls::{Call, CallError, Request};
 use crate::close::StopReason;
 use crate::connection::{Command, IN_HAND_MAX};
 use crate::driver::{Driver, Status};
+use crate::heartbeat::{AppState, Heartbeat, Learner, NetworkLabel, Parameters};
 use crate::names::{Received, RegId};
 use crate::random::Random;
 use crate::replica::Replica;
@@ -57,6 +58,10 @@ pub struct DeviceBuilder<C, S> {
     store: S,
     keep_alive: Duration,
     random: Random,
+    heartbeat: Parameters,
+    forced: Option<Duration>,
+    network: Option<NetworkLabel>,
+    app: AppState,
 }
 
 /// A device that runs in the background. Clones are handles of the same one; it stops when none is left.
@@ -89,6 +94,10 @@ impl Device {
             store,
             keep_alive: KEEP_ALIVE,
             random: Random::from_system(),
+            heartbeat: Parameters::default(),
+            forced: None,
+            network: None,
+            app: AppState::default(),
         }
     }
 
@@ -164,6 +173,19 @@ impl Device {
         self.call(Request::Unsubscribe(unsubscribe)).await.map(drop)
     }
 
+    /// Tells the device that its app came to the front, or went to the back. While it is active, heartbeats keep to the
+    /// minimum.
+    pub async fn app_became(&self, app: AppState) {
+        // A device that has stopped needs to know nothing more.
+        let _ = self.commands.send(Command::App(app)).await;
+    }
+
+    /// Tells the device that it is on another network now, if its name is known. The connection over the old one is
+    /// given up, and a new one is opened at once, unless the gateway asked to wait.
+    pub async fn network_changed(&self, label: Option<NetworkLabel>) {
+        let _ = self.commands.send(Command::Network(label)).await;
+    }
+
     /// Where the device stands in every queue of every registration, as soon as the handler is not busy. `None` if
     /// the device has stopped.
     pub async fn positions(&self) -> Option<Positions> {
@@ -228,10 +250,39 @@ impl Device {
 }
 
 impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
-    /// The longest silence that the network survives: what CONNECT states. 240 s unless set; at least 1 s.
+    /// What CONNECT states as keep-alive: no heartbeat is ever later, and the gateway gives a silent device up after one
+    /// and a half times as long. 600 s unless set; at least 1 s.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.keep_alive = interval.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Other numbers for the adaptive heartbeat.
+    #[must_use]
+    pub fn heartbeat(mut self, parameters: Parameters) -> Self {
+        self.heartbeat = parameters;
+        self
+    }
+
+    /// Turns adaptation off: heartbeats come after this much silence of ours, on every network.
+    #[must_use]
+    pub fn heartbeat_every(mut self, interval: Duration) -> Self {
+        self.forced = Some(interval);
+        self
+    }
+
+    /// The network that the device is on. Without a name for it nothing is learned, and heartbeats keep to the minimum.
+    #[must_use]
+    pub fn network(mut self, label: NetworkLabel) -> Self {
+        self.network = Some(label);
+        self
+    }
+
+    /// Whether somebody uses the app now; inactive unless set.
+    #[must_use]
+    pub fn app(mut self, app: AppState) -> Self {
+        self.app = app;
         self
     }
 
@@ -261,6 +312,10 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
             Some(bytes) => State::from_bytes(&device_id, &bytes).map_err(StartError::State)?,
             None => State::default(),
         };
+        let mut learner = Learner::new(self.heartbeat, &state.networks, unix_s());
+        learner.force(self.forced);
+        learner.set_app(self.app);
+        learner.set_network(self.network);
         let (work, inbox) = mpsc::channel(usize::from(IN_HAND_MAX));
         let (commands, commands_from) = mpsc::channel(COMMANDS_MAX);
         let (status, status_of) = watch::channel(Status::Connecting);
@@ -281,6 +336,7 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
             applier: work,
             status,
             random: self.random,
+            heartbeat: Heartbeat::new(learner, Instant::now(), unix_s()),
         };
         let applying = tokio::spawn(applier.run());
         tokio::spawn(supervise(driver, applying));
@@ -297,8 +353,13 @@ async fn supervise<C: Connector>(driver: Driver<C>, applying: JoinHandle<()>) {
     }
 }
 
-/// CONNECT's keep-alive unless the app sets one.
-const KEEP_ALIVE: Duration = Duration::from_secs(240);
+/// Seconds since 1970, for the dates of records. A clock before that is a broken one.
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// CONNECT's keep-alive unless the app sets one: the longest interval that is ever tried.
+const KEEP_ALIVE: Duration = Duration::from_secs(600);
 /// Frames that the gateway may have sent and we not acknowledged.
 const RECEIVE_MAX: u16 = 32;
 /// For the answer to a call.

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use carillon_wire::idl;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::applier::Work;
 use crate::backoff::Backoff;
 use crate::calls::CallError;
 use crate::close::{End, StopReason};
 use crate::connection::{Command, Connection};
+use crate::heartbeat::Heartbeat;
 use crate::random::Random;
 use crate::session::{Session, Terms};
 use crate::transport::{BoxStream, Connector};
@@ -35,6 +37,7 @@ pub struct Driver<C> {
     pub applier: mpsc::Sender<Work>,
     pub status: watch::Sender<Status>,
     pub random: Random,
+    pub heartbeat: Heartbeat,
 }
 
 impl<C: Connector> Driver<C> {
@@ -49,10 +52,11 @@ impl<C: Connector> Driver<C> {
                 break stop;
             }
             backoff.lived(lived);
-            // The advice says "not before": our own jitter comes on top.
-            let delay = backoff.next_delay() + advised.unwrap_or(Duration::ZERO);
-            self.status.send_replace(Status::Waiting(delay));
-            if let Err(end) = offline(&mut self.commands, sleep(delay)).await {
+            let delay = match end {
+                End::NetworkChanged => Duration::ZERO,
+                _ => backoff.next_delay(),
+            };
+            if let Err(end) = self.wait(delay, advised.unwrap_or(Duration::ZERO)).await {
                 break end.stop().unwrap_or(StopReason::Shutdown);
             }
         };
@@ -60,33 +64,56 @@ impl<C: Connector> Driver<C> {
         stop
     }
 
+    /// The advice says "not before": our own jitter comes on top. Another network cuts only the jitter.
+    async fn wait(&mut self, jitter: Duration, advised: Duration) -> Result<(), End> {
+        let not_before = Instant::now() + advised;
+        let mut wake_at = not_before + jitter;
+        loop {
+            self.status.send_replace(Status::Waiting(wake_at.duration_since(Instant::now())));
+            let waiting = sleep_until(wake_at);
+            match offline(&mut self.commands, &mut self.heartbeat, waiting).await {
+                Err(End::NetworkChanged) => wake_at = not_before,
+                over => return over,
+            }
+        }
+    }
+
     /// One connection from its attempt to its end; the third value is how long it was online.
     async fn attempt(&mut self) -> (End, Option<Duration>, Duration) {
         let mut online_at = None;
-        let (end, advised) = match self.open().await {
+        let (end, advised) = match self.converse(&mut online_at).await {
+            Ok(ended) => ended,
             Err(end) => (end, None),
-            Ok((stream, session)) => {
-                let status = &self.status;
-                let online_at = &mut online_at;
-                let connection = Connection {
-                    stream,
-                    session,
-                    commands: &mut self.commands,
-                    applier: &self.applier,
-                    on_online: Box::new(move || {
-                        *online_at = Some(Instant::now());
-                        status.send_replace(Status::Online);
-                    }),
-                };
-                connection.run().await
-            }
         };
+        self.heartbeat.link_down(end.lost(), Instant::now());
+        self.save_networks();
         let lived = online_at.map_or(Duration::ZERO, |at| at.elapsed());
         (end, advised, lived)
     }
 
+    async fn converse(
+        &mut self,
+        online_at: &mut Option<Instant>,
+    ) -> Result<(End, Option<Duration>), End> {
+        let (stream, resume) = self.open().await?;
+        let heartbeat = &mut self.heartbeat;
+        let session = Session::new(&self.terms, heartbeat, &resume, Instant::now())?;
+        let status = &self.status;
+        let connection = Connection {
+            stream,
+            session,
+            commands: &mut self.commands,
+            applier: &self.applier,
+            on_online: Box::new(move || {
+                *online_at = Some(Instant::now());
+                status.send_replace(Status::Online);
+            }),
+        };
+        Ok(connection.run().await)
+    }
+
     /// What we stand for must be durable before the gateway hears it.
-    async fn open(&mut self) -> Result<(BoxStream, Session), End> {
+    async fn open(&mut self) -> Result<(BoxStream, idl::Up), End> {
         let (connector, applier) = (&self.connector, &self.applier);
         let opening = async {
             let (reply, resume) = oneshot::channel();
@@ -98,15 +125,23 @@ impl<C: Connector> Driver<C> {
             let stream = stream.map_err(|_| End::NoAnswer)??;
             Ok::<_, End>((stream, resume))
         };
-        let (stream, resume) = offline(&mut self.commands, opening).await??;
-        let session = Session::new(&self.terms, &resume, Instant::now())?;
-        Ok((stream, session))
+        offline(&mut self.commands, &mut self.heartbeat, opening).await?
+    }
+
+    /// Without room now, they are saved another time.
+    fn save_networks(&mut self) {
+        if let Ok(room) = self.applier.try_reserve()
+            && let Some(networks) = self.heartbeat.learner().take_unsaved()
+        {
+            room.send(Work::Networks(networks));
+        }
     }
 }
 
-/// Runs `work` while there is no connection: calls are answered, and a shutdown ends it.
+/// Runs `work` while there is no connection: calls are answered, and a shutdown or another network ends it.
 async fn offline<T>(
     commands: &mut mpsc::Receiver<Command>,
+    heartbeat: &mut Heartbeat,
     work: impl Future<Output = T>,
 ) -> Result<T, End> {
     tokio::pin!(work);
@@ -116,6 +151,8 @@ async fn offline<T>(
             command = commands.recv() => match command {
                 // The caller may have given up.
                 Some(Command::Call(call)) => drop(call.reply.send(Err(CallError::Offline))),
+                Some(Command::App(app)) => heartbeat.learner().set_app(app),
+                Some(Command::Network(label)) => heartbeat.change_network(label)?,
                 Some(Command::Shutdown) | None => return Err(End::Shutdown),
             },
         }

@@ -25,7 +25,8 @@
 //! - `replica`: pure: which entries are new, what is acknowledged, what must be asked.
 //! - `state`, `store`: what is durable, and where.
 //! - `applier`: the task that owns the three and the app's handler.
-//! - `session`: the pure protocol machine of one connection; `calls`, `heartbeat`, `close` belong to it.
+//! - `session`: the pure protocol machine of one connection; `calls`, `close` belong to it.
+//! - [`heartbeat`]: pure: when to ping, and what each network bears; it lives longer than connections.
 //! - `connection`, `driver`: the task that owns the stream, and connects again with `backoff`.
 //! - `device`: the app's handle; `transport`: TCP, TLS and what a simulation puts in their place.
 
@@ -41,7 +42,7 @@ mod applier;
 
 mod calls;
 mod close;
-mod heartbeat;
+pub mod heartbeat;
 mod session;
 
 mod backoff;
@@ -58,6 +59,7 @@ pub use calls::{CallError, Refusal};
 pub use close::StopReason;
 pub use device::{Credentials, Device, DeviceBuilder, StartError};
 pub use driver::Status;
+pub use heartbeat::{AppState, NetworkLabel};
 pub use names::{Message, MessageId, NotAName, Notification, Position, QueueName, Received, RegId};
 pub use state::{RECENT_IDS_MAX, StateError};
 pub use store::{BoxFuture, FileStore, MemoryStore, PositionStore};

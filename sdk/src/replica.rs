@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use carillon_wire::idl;
 
+use crate::heartbeat::StoredRecord;
 use crate::names::{Position, QueueName, Received, RegId};
 use crate::state::{Registration, State};
 use delta::{Delta, Fit};
@@ -188,6 +189,12 @@ impl Replica {
         registrations
             .map(|(regid, registration)| (regid.clone(), registration.positions.clone()))
             .collect()
+    }
+
+    /// What was learned of networks: kept beside the positions.
+    pub fn learned(&mut self, networks: Vec<StoredRecord>) {
+        self.state.networks = networks;
+        self.is_dirty = true;
     }
 
     /// The state, if it has changed since it was last saved.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::applier::{Finished, Frame};
 use crate::calls::{self, Call, CallError, Effect};
 use crate::close::End;
-use crate::heartbeat::{Due, Heartbeat};
+use crate::heartbeat::{AppState, Due, Heartbeat, NetworkLabel, StoredRecord};
 use crate::names::RegId;
 
 /// What the session is told at its start.
@@ -24,6 +24,7 @@ use crate::names::RegId;
 pub struct Terms {
     pub device_id: String,
     pub secret: String,
+    /// What CONNECT states: no silence of ours is longer.
     pub keep_alive: Duration,
     /// PUBLISHes that the gateway may have unacknowledged.
     pub receive_max: u16,
@@ -38,7 +39,7 @@ pub enum Given {
 }
 
 /// See the module.
-pub struct Session {
+pub struct Session<'a> {
     phase: Phase,
     /// To be written by the caller, who takes it.
     pub out: BytesMut,
@@ -55,7 +56,7 @@ pub struct Session {
     /// `Resume` and `Positions` without an answer, and until when one must come.
     unanswered: u32,
     answer_by: Instant,
-    heartbeat: Heartbeat,
+    heartbeat: &'a mut Heartbeat,
     reconnect_after: Option<Duration>,
 }
 
@@ -79,9 +80,15 @@ struct PendingCall {
     reply: tokio::sync::oneshot::Sender<calls::Answer>,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Writes CONNECT and, right behind it, the first frame.
-    pub fn new(terms: &Terms, resume: &idl::Up, now: Instant) -> Result<Self, End> {
+    pub fn new(
+        terms: &Terms,
+        heartbeat: &'a mut Heartbeat,
+        resume: &idl::Up,
+        now: Instant,
+    ) -> Result<Self, End> {
+        heartbeat.link_up(terms.keep_alive, now);
         let connect = Packet::Connect(Box::new(Connect {
             version: Version::V5,
             clean_start: true,
@@ -105,7 +112,7 @@ impl Session {
             next_number: 0,
             unanswered: 0,
             answer_by: now + ANSWER_WITHIN,
-            heartbeat: Heartbeat::new(terms.keep_alive, now),
+            heartbeat,
             reconnect_after: None,
         };
         mqtt::encode(Version::V5, &connect, &mut session.out).map_err(End::Wire)?;
@@ -130,11 +137,15 @@ impl Session {
 
     /// A packet came.
     pub fn packet(&mut self, packet: Packet, now: Instant) -> Result<Given, End> {
-        self.heartbeat.heard();
+        self.heartbeat.heard(now);
         match (self.phase, packet) {
             (Phase::Connecting, Packet::ConnAck(ack)) => self.accepted(&ack, now)?,
             (Phase::Connecting, _) => return Err(End::Fault("a packet before CONNACK")),
-            (_, Packet::Publish(publish)) => return self.publish(publish, now),
+            (_, Packet::Publish(publish)) => {
+                let given = self.publish(publish, now)?;
+                self.report(now)?;
+                return Ok(given);
+            }
             (_, Packet::PubAck(ack)) => self.acknowledged(ack)?,
             (_, Packet::PingResp) => {}
             (_, Packet::Disconnect(disconnect)) => {
@@ -152,6 +163,7 @@ impl Session {
             }
         }
         self.pump(now);
+        self.report(now)?;
         Ok(Given::Nothing)
     }
 
@@ -229,6 +241,9 @@ impl Session {
 
     fn accepted(&mut self, ack: &ConnAck, now: Instant) -> Result<(), End> {
         if ack.reason != reason::SUCCESS {
+            let after = ack.user.iter().find(|(name, _)| name == RETRY_AFTER_MS);
+            let after = after.and_then(|(_, ms)| ms.parse().ok());
+            self.reconnect_after = after.and_then(within_bounds);
             return Err(End::Refused(ack.reason));
         }
         self.phase = Phase::Accepted;
@@ -241,7 +256,7 @@ impl Session {
                 0 => NO_KEEP_ALIVE,
                 seconds => Duration::from_secs(seconds.into()),
             };
-            self.heartbeat.set_interval(interval);
+            self.heartbeat.granted(interval, now);
         }
         self.answer_by = now + ANSWER_WITHIN;
         Ok(())
@@ -287,6 +302,7 @@ impl Session {
             idl::Down { resumed: Some(resumed), .. } => {
                 self.answered(now)?;
                 self.phase = Phase::Online;
+                self.heartbeat.online();
                 Frame::Resumed(resumed)
             }
             idl::Down { ask_positions: Some(_), .. } => {
@@ -295,13 +311,51 @@ impl Session {
             }
             idl::Down { ended: Some(ended), .. } => Frame::Ended(RegId::from(ended.regid)),
             idl::Down { advice: Some(advice), .. } => {
-                self.reconnect_after = advice.reconnect_after_ms.and_then(within_bounds);
+                self.advised(&advice, now);
                 return Ok(Given::Nothing);
             }
             // A kind that we do not know yet: acknowledged and ignored.
             _ => return Ok(Given::Nothing),
         };
         Ok(Given::Frame { frame, packet_id })
+    }
+
+    fn advised(&mut self, advice: &idl::Advice, now: Instant) {
+        if let Some(ms) = advice.reconnect_after_ms {
+            self.reconnect_after = within_bounds(ms);
+        }
+        let heartbeat_s = advice.heartbeat_s.and_then(|s| u64::try_from(s).ok());
+        let heartbeat_s = heartbeat_s.filter(|s| *s > 0);
+        if let Some(seconds) = heartbeat_s {
+            self.heartbeat.advise(Duration::from_secs(seconds), now);
+        }
+    }
+
+    /// Tells the gateway how idle gaps fared, if there is news.
+    fn report(&mut self, now: Instant) -> Result<(), End> {
+        if !self.is_online() || !self.has_room() {
+            return Ok(());
+        }
+        let Some(report) = self.heartbeat.take_report(now) else { return Ok(()) };
+        let frame = self.encode(&idl::Up { heartbeat: Some(report), ..frame::empty_up() })?;
+        self.outgoing.push_back(Outgoing::Up(frame));
+        self.pump(now);
+        Ok(())
+    }
+
+    /// What was learned of networks, if it is to be saved.
+    pub fn take_networks(&mut self) -> Option<Vec<StoredRecord>> {
+        self.heartbeat.learner().take_unsaved()
+    }
+
+    /// The device is on another network: the connection belongs to the old one.
+    pub fn network_changed(&mut self, label: Option<NetworkLabel>) -> Result<(), End> {
+        self.heartbeat.change_network(label)
+    }
+
+    /// The app is in use, or is not any more.
+    pub fn app_became(&mut self, app: AppState) {
+        self.heartbeat.learner().set_app(app);
     }
 
     fn result(&mut self, result: idl::Result) -> Given {
@@ -403,6 +457,8 @@ const UP: &str = "up";
 const DOWN: &str = "down";
 const PINGREQ: [u8; 2] = [0xC0, 0];
 const PUBACK: u8 = 0x40;
+/// The user property of a CONNACK that refuses: when to come back.
+const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// For CONNACK, and for the answer to `Resume` and `Positions`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// Calls without an answer.

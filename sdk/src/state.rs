@@ -1,4 +1,5 @@
-//! What a device keeps durably: where it stands in every queue, and the ids of the last messages.
+//! What a device keeps durably: where it stands in every queue, the ids of the last messages, and what it has learned
+//! of networks.
 //!
 //! Owns the file's format, JSON with a version. It must never read damage as emptiness: what is not a whole state of
 //! this device is an error.
@@ -8,6 +9,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use carillon_wire::digest::{Digest, position_hash};
 use serde::{Deserialize, Serialize};
 
+use crate::heartbeat::StoredRecord;
 use crate::names::{MessageId, Position, QueueName, RegId, base32};
 
 /// Message ids that a registration remembers, so that a message that comes again is not given to the app again.
@@ -34,6 +36,8 @@ pub enum StateError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     pub registrations: BTreeMap<RegId, Registration>,
+    /// Intervals of heartbeats. They are checked by who uses them: nothing is lost with them.
+    pub networks: Vec<StoredRecord>,
 }
 
 /// One registration's part.
@@ -59,6 +63,7 @@ impl State {
         let file = File {
             version: VERSION,
             device_id: device_id.to_owned(),
+            networks: self.networks.clone(),
             registrations: self
                 .registrations
                 .iter()
@@ -82,7 +87,7 @@ impl State {
             .into_iter()
             .map(|(regid, stored)| Ok((RegId::from(regid), Registration::from_file(stored)?)))
             .collect::<Result<_, StateError>>()?;
-        Ok(Self { registrations })
+        Ok(Self { registrations, networks: file.networks })
     }
 }
 
@@ -165,6 +170,8 @@ struct File {
     version: u32,
     device_id: String,
     registrations: BTreeMap<String, FileRegistration>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<StoredRecord>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -56,6 +56,7 @@ pub(super) async fn create(
     if is_limited {
         api.device_rates.check_app(&request.app_id)?;
     }
+    let _room = api.busy.take()?;
     let first = if request.register { FirstRegistration::Yes } else { FirstRegistration::No };
     let device = api.service.create_device(&request.app_id, &request.app_key, first).await?;
     if is_limited {

@@ -74,6 +74,7 @@ pub(super) async fn send(
     Extension(trace_id): Extension<TraceId>,
     JsonBody(request): JsonBody<Request>,
 ) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    let _room = api.busy.take()?;
     let sent = api.service.send(&app, request.try_into()?).await?;
     let accepted = Accepted {
         id: sent.id.to_string(),

@@ -5,6 +5,7 @@
 //! refusals look like in `error`. Knows no MQTT, and no queue but through the service.
 
 mod auth;
+mod busy;
 mod devices;
 mod documents;
 pub mod error;
@@ -142,6 +143,7 @@ struct Api {
     authority: Authority,
     ready: Ready,
     device_rates: rate::DeviceRates,
+    busy: busy::Busy,
 }
 
 type Shared = Arc<Api>;
@@ -159,8 +161,13 @@ pub fn router(
         metrics: Some(service.metrics().clone()),
     };
     let is_public = matches!(authority, Authority::AppSecrets);
-    let shared =
-        Arc::new(Api { service, authority, ready, device_rates: rate::DeviceRates::new(config) });
+    let shared = Arc::new(Api {
+        busy: busy::Busy::new(config.calls_max, service.metrics().clone()),
+        device_rates: rate::DeviceRates::new(config),
+        service,
+        authority,
+        ready,
+    });
     let limit = DefaultBodyLimit::max(config.body_bytes_max);
     envelope.around(mounted(is_public).layer(limit).with_state(shared))
 }

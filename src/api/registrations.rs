@@ -26,6 +26,7 @@ pub(super) async fn unregister(
     Caller(app): Caller,
     InPath((_, regid)): One,
 ) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
     api.service.unregister(&regid, By::App(&app)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -35,6 +36,7 @@ pub(super) async fn bind(
     Caller(app): Caller,
     InPath((_, regid, alias)): Followed,
 ) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
     api.service.bind(&regid, &alias, By::App(&app)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -44,6 +46,7 @@ pub(super) async fn unbind(
     Caller(app): Caller,
     InPath((_, regid, alias)): Followed,
 ) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
     api.service.unbind(&regid, &alias, By::App(&app)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -53,6 +56,7 @@ pub(super) async fn subscribe(
     Caller(app): Caller,
     InPath((_, regid, topic)): Followed,
 ) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
     api.service.subscribe(&regid, &[topic], By::App(&app)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -62,6 +66,7 @@ pub(super) async fn unsubscribe(
     Caller(app): Caller,
     InPath((_, regid, topic)): Followed,
 ) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
     api.service.unsubscribe(&regid, &[topic], By::App(&app)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

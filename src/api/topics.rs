@@ -52,6 +52,7 @@ pub(super) async fn change(
     if !(1..=REGIDS_MAX).contains(&regids.len()) {
         return Err(Problem::out_of_bounds("regids", "1 to 1000 of them"));
     }
+    let _room = api.busy.take()?;
     let topics = [topic];
     let total = regids.len();
     let failed: Vec<Failed> = stream::iter(regids)

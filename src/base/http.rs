@@ -58,6 +58,8 @@ pub enum Code {
     Internal,
     /// We cannot do it now.
     Unavailable,
+    /// We have as much in hand as we take.
+    Overloaded,
 }
 
 /// Whose fault a refusal is.
@@ -95,7 +97,7 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -111,6 +113,7 @@ impl Code {
         Self::RateLimited,
         Self::Internal,
         Self::Unavailable,
+        Self::Overloaded,
     ];
 
     /// The table of refusals.
@@ -135,6 +138,7 @@ impl Code {
             Self::RateLimited => ("rate_limited", S::TOO_MANY_REQUESTS, "Too many requests", Caller, AfterS(60)),
             Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR, "The gateway has a defect", Ours, AfterS(1)),
             Self::Unavailable => ("unavailable", S::SERVICE_UNAVAILABLE, "The gateway cannot do this now", Ours, AfterS(1)),
+            Self::Overloaded => ("overloaded", S::SERVICE_UNAVAILABLE, "The gateway has too much to do", Ours, AfterS(1)),
         };
         Row { text, status, title, fault, retry }
     }

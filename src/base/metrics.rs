@@ -73,8 +73,12 @@ labels! {
         Timeout = "timeout",
         /// TLS, WebSocket or the header of a balancer failed.
         Transport = "transport",
-        /// Over a bound of the node.
+        /// Over a bound of the node: `carillon_refused_connections_total` says which.
         Refused = "refused",
+        /// It gave its place to others who waited.
+        Evicted = "evicted",
+        /// The client had closed before its turn came.
+        GaveUp = "gave_up",
     }
 }
 
@@ -97,6 +101,8 @@ labels! {
         Subscribe = "subscribe",
         /// `Unsubscribe`.
         Unsubscribe = "unsubscribe",
+        /// `HeartbeatReport`.
+        Heartbeat = "heartbeat",
         /// Not a frame, or of no known kind.
         Unknown = "unknown",
     }
@@ -133,6 +139,32 @@ labels! {
         Forged = "forged",
         /// The stored pointer answered (plain use).
         Stored = "stored",
+    }
+}
+
+labels! {
+    /// What became of what devices report of idle gaps.
+    HeartbeatReport {
+        /// It was weighed.
+        Taken = "taken",
+        /// Other devices speak for the network.
+        Aside = "aside",
+        /// The device has just reported.
+        TooFrequent = "too_frequent",
+        /// A value was out of its range.
+        Invalid = "invalid",
+        /// No report: the gateway saw itself how a gap fared.
+        Seen = "seen",
+    }
+}
+
+labels! {
+    /// How an interval was advised.
+    HeartbeatAdvice {
+        /// In an answer to a report.
+        Frame = "frame",
+        /// As Server Keep Alive.
+        KeepAlive = "keep_alive",
     }
 }
 
@@ -193,6 +225,14 @@ pub struct EdgeMetrics {
     pub durable_to_acked_seconds: Histogram,
     /// Followed queues at resume, by where the device stood.
     pub resumes: CounterBy<ResumeReason>,
+    /// Networks of which the advisor knows something.
+    pub heartbeat_networks: Gauge,
+    /// What became of heartbeat reports.
+    pub heartbeat_reports: CounterBy<HeartbeatReport>,
+    /// Advised intervals, by way.
+    pub heartbeat_advice: CounterBy<HeartbeatAdvice>,
+    /// The same intervals.
+    pub heartbeat_advised_seconds: Histogram,
 }
 
 impl EdgeMetrics {
@@ -238,6 +278,8 @@ pub struct QueueMetrics {
 pub struct ApiMetrics {
     /// Answers by status class: index 2 is 2xx.
     responses: [Counter; 6],
+    /// Calls that were refused because `api.calls_max` were in hand.
+    pub overloaded: Counter,
     /// From the head of the request to the end of the answer.
     pub request_seconds: Histogram,
 }
@@ -364,6 +406,10 @@ fn edge() -> EdgeMetrics {
         acks: counter!("carillon_acks_total"),
         durable_to_acked_seconds: histogram!("carillon_durable_to_acked_seconds"),
         resumes: CounterBy::new("carillon_resumes_total", "reason"),
+        heartbeat_networks: gauge!("carillon_heartbeat_networks"),
+        heartbeat_reports: CounterBy::new("carillon_heartbeat_reports_total", "result"),
+        heartbeat_advice: CounterBy::new("carillon_heartbeat_advice_total", "way"),
+        heartbeat_advised_seconds: histogram!(ADVISED),
     }
 }
 
@@ -389,6 +435,7 @@ fn api() -> ApiMetrics {
     let class = |i: usize| counter!("carillon_api_responses_total", "class" => CLASSES[i]);
     ApiMetrics {
         responses: std::array::from_fn(class),
+        overloaded: counter!("carillon_api_overloaded_total"),
         request_seconds: histogram!("carillon_api_request_seconds"),
     }
 }
@@ -401,6 +448,11 @@ const BUCKETS: [f64; 16] = [
     1.0, 5.0, 30.0,
 ];
 
+/// Intervals of heartbeats have buckets of their own.
+const ADVISED: &str = "carillon_heartbeat_advised_seconds";
+const ADVISED_BUCKETS: [f64; 10] =
+    [60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1_200.0];
+
 /// Installs the process's recorder; the handle renders the text that Prometheus scrapes.
 ///
 /// # Errors
@@ -408,5 +460,6 @@ const BUCKETS: [f64; 16] = [
 pub fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(ADVISED.into()), &ADVISED_BUCKETS)?
         .install_recorder()
 }

@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod crash_point;
+pub mod gcra;
 pub mod http;
 pub mod ids;
 pub mod keys;

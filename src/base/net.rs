@@ -17,6 +17,7 @@ use rustix::{
     },
     process::{Resource, Rlimit, geteuid, getrlimit, setrlimit},
 };
+use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::{TcpListener, TcpSocket, TcpStream, UnixStream},
@@ -36,6 +37,16 @@ pub fn listen(addr: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
         socket.listen(backlog)
     };
     bound().map_err(|error| io::Error::new(error.kind(), format!("{addr}: {error}")))
+}
+
+/// Bounds what the kernel keeps of what a connection of this listener was sent and has not
+/// taken; 0 leaves it to the kernel, which goes to megabytes.
+///
+/// # Errors
+/// Whatever the operating system says.
+pub fn bound_send_buffers(listener: &TcpListener, bytes: usize) -> io::Result<()> {
+    // Accepted sockets inherit it.
+    if bytes == 0 { Ok(()) } else { SockRef::from(listener).set_send_buffer_size(bytes) }
 }
 
 /// Passes listening sockets on, with a message of at most [`MESSAGE_BYTES_MAX`].

@@ -107,6 +107,18 @@ impl Default for Listen {
 #[serde(into = "String", try_from = "String")]
 pub struct Network(IpNet);
 
+impl Network {
+    /// The addresses that share `bits` bits with this one; with more than there are, itself.
+    pub fn new(address: IpAddr, bits: u8) -> Self {
+        Self(IpNet::new(address, bits).map_or_else(|_| address.into(), |net| net.trunc()))
+    }
+
+    /// Whether this address is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
 impl TryFrom<String> for Network {
     type Error = String;
 
@@ -164,5 +176,23 @@ mod tests {
         assert_eq!(read("192.0.2.7").unwrap(), "192.0.2.7/32");
         assert_eq!(read("2001:db8::/32").unwrap(), "2001:db8::/32");
         assert!(read("10.0.0.0/33").is_err() && read("balancer").is_err());
+    }
+
+    #[test]
+    fn a_network_has_its_addresses_and_no_others() {
+        let cases = [
+            ("127.0.0.0/8", "127.0.1.9", true),
+            ("127.0.0.0/8", "::ffff:127.0.1.9", true),
+            ("127.0.0.0/8", "128.0.0.1", false),
+            ("192.0.2.1", "192.0.2.2", false),
+            ("0.0.0.0/0", "203.0.113.9", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("2001:db8::/32", "2001:db8:ffff::1", true),
+            ("2001:db8::/32", "2001:db9::1", false),
+        ];
+        for (network, address, is_in) in cases {
+            let network = Network::try_from(network.to_owned()).unwrap();
+            assert_eq!(network.contains(address.parse().unwrap()), is_in, "{network:?} {address}");
+        }
     }
 }

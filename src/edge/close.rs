@@ -40,6 +40,10 @@ labels! {
         TopicNotAllowed = "topic_not_allowed",
         /// More unacknowledged uplinks than were granted.
         ReceiveMaxExceeded = "receive_max_exceeded",
+        /// More packets than `edge.gate.packets_per_s`.
+        PacketRate = "packet_rate",
+        /// More requests than `edge.gate.requests_per_s`.
+        RequestRate = "request_rate",
         /// Another bound of the node was passed.
         QuotaExceeded = "quota_exceeded",
         /// The node could not do its part.
@@ -69,6 +73,7 @@ impl CloseReason {
             Self::TopicAliasInvalid => Some(reason::TOPIC_ALIAS_INVALID),
             Self::TopicNotAllowed => Some(reason::TOPIC_NAME_INVALID),
             Self::ReceiveMaxExceeded => Some(reason::RECEIVE_MAX_EXCEEDED),
+            Self::PacketRate | Self::RequestRate => Some(reason::MESSAGE_RATE_TOO_HIGH),
             Self::QuotaExceeded => Some(reason::QUOTA_EXCEEDED),
             Self::Unavailable => Some(reason::SERVER_BUSY),
         }

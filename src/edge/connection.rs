@@ -3,6 +3,9 @@
 //! While nothing happens it holds no buffer, no timer and no future but itself. While a
 //! business call runs nothing else of the connection is read.
 
+mod paced;
+mod writing;
+
 use std::{
     future::poll_fn,
     io,
@@ -12,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use carillon_wire::mqtt::{Decoder, Version};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -21,6 +24,7 @@ use tokio::{
 
 use super::{
     Admission, Edge,
+    advisor::AddressKey,
     close::CloseReason,
     heartbeat::Place,
     perform::{self, Heads},
@@ -39,18 +43,25 @@ use crate::{
 
 /// A device's presence on this node, until it is dropped.
 pub(super) struct Arrival {
-    edge: Arc<Edge>,
+    pub(super) edge: Arc<Edge>,
     device: DeviceId,
-    nudge: Arc<Nudge>,
+    /// The network that the device is on, as its address shows it.
+    pub(super) network: AddressKey,
+    pub(super) nudge: Arc<Nudge>,
 }
 
 impl Arrival {
     /// The device is here; an older connection of it is told so. `None` if it has
     /// opened a newer one, which is here already.
-    pub(super) fn new(edge: &Arc<Edge>, device: DeviceId, serial: u64) -> Option<Self> {
+    pub(super) fn new(
+        edge: &Arc<Edge>,
+        device: DeviceId,
+        network: AddressKey,
+        serial: u64,
+    ) -> Option<Self> {
         let nudge = Arc::new(Nudge::of(serial));
         let is_newest = edge.service.arrive(device, &nudge);
-        is_newest.then(|| Self { edge: edge.clone(), device, nudge })
+        is_newest.then(|| Self { edge: edge.clone(), device, network, nudge })
     }
 
     pub(super) fn device(&self) -> DeviceId {
@@ -97,6 +108,7 @@ pub(super) struct Connection<S> {
     /// Nudges that came while a write was blocked.
     reasons: u8,
     place: Place,
+    pace: paced::Pace,
     close: Option<CloseReason>,
     tally: Sum,
     bytes_in: u64,
@@ -134,6 +146,7 @@ impl<S> Connection<S> {
             rest: None,
             reasons: 0,
             place: Place::default(),
+            pace: paced::Pace::default(),
             close: None,
             tally: Sum::default(),
             bytes_in,
@@ -188,7 +201,7 @@ impl<S> Connection<S> {
 
     fn perform(&mut self, out: &mut Output) {
         for effect in out.effects.drain(..) {
-            perform::effect(&self.device.arrival.edge.service, &self.device.arrival.nudge, effect);
+            perform::effect(&self.device.arrival, effect);
         }
     }
 
@@ -351,7 +364,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return true;
             }
             match self.decoder.decode(unread) {
-                Ok(Some(packet)) => self.step(Input::Packet(packet), out),
+                Ok(Some(packet)) => self.packet(packet, out),
                 Ok(None) => break,
                 Err(error) => self.step(Input::Undecodable(error), out),
             }
@@ -364,19 +377,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let is_clean = self.session.as_ref().is_some_and(|session| session.terms().is_clean);
         let heads = if is_clean { Heads::Read } else { Heads::Skip };
         let kind = match &call {
-            Call::Resume(ticket, _) | Call::Positions(ticket, _) | Call::Request(ticket, _) => {
-                Some(ticket.kind)
-            }
+            Call::Resume(ticket, _)
+            | Call::Positions(ticket, _)
+            | Call::Report(ticket, ..)
+            | Call::Request(ticket, _) => Some(ticket.kind),
             Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
         };
         let edge = self.edge();
-        let answer = perform::call(&edge.service, &self.device.arrival.device, call, heads).await;
+        let answer = perform::call(&self.device.arrival, call, heads).await;
         let result = match &answer {
             Answer::Requested(Ticket { .. }, result) => down::up_result(result),
             Answer::Failed => UpResult::Failed,
             Answer::Resumed(..)
             | Answer::Positioned(..)
             | Answer::Refreshed(_)
+            | Answer::Advised(..)
             | Answer::Subscribed(..)
             | Answer::Unsubscribed(..) => UpResult::Ok,
         };
@@ -413,53 +428,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         })
     }
-
-    /// Writes all output. A timer exists only while the socket takes nothing.
-    async fn write(&mut self, out: &mut Output) -> Result<(), CloseReason> {
-        if out.bytes.is_empty() {
-            return Ok(());
-        }
-        let bytes = out.bytes.len() as u64;
-        let at_once = poll_fn(|cx| Poll::Ready(self.poll_write_all(cx, &mut out.bytes))).await;
-        match at_once {
-            Poll::Ready(written) => written?,
-            Poll::Pending => Box::pin(self.write_slowly(&mut out.bytes)).await?,
-        }
-        self.bytes_out += bytes;
-        self.edge().metrics.edge.bytes_out.increment(bytes);
-        Ok(())
-    }
-
-    async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
-        let deadline = Duration::from_millis(self.edge().config().write_timeout_ms);
-        let written = poll_fn(|cx| {
-            if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
-                self.reasons |= reasons.0;
-            }
-            if Reasons(self.reasons).has(Reasons::TAKEN_OVER) {
-                return Poll::Ready(Err(CloseReason::TakenOver));
-            }
-            if Reasons(self.reasons).has(Reasons::DRAIN) {
-                return Poll::Ready(Err(CloseReason::Draining));
-            }
-            self.poll_write_all(cx, bytes)
-        });
-        timeout(deadline, written).await.unwrap_or(Err(CloseReason::WriteTimeout))
-    }
-
-    fn poll_write_all(
-        &mut self,
-        cx: &mut Task<'_>,
-        bytes: &mut BytesMut,
-    ) -> Poll<Result<(), CloseReason>> {
-        while !bytes.is_empty() {
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
-                Ok(0) | Err(_) => return Poll::Ready(Err(CloseReason::Reset)),
-                Ok(count) => bytes.advance(count),
-            }
-        }
-        Pin::new(&mut self.stream).poll_flush(cx).map_err(|_| CloseReason::Reset)
-    }
 }
 
 impl<S> Drop for Connection<S> {
@@ -467,7 +435,7 @@ impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
         let Device { arrival, transport, at_ms, _admission } = &self.device;
-        let Arrival { edge, device, nudge } = arrival;
+        let Arrival { edge, device, nudge, .. } = arrival;
         edge.wheel.remove(self.place, nudge);
         session.heard().for_each(|queue| edge.service.unfollow(queue, nudge));
         let reason = self.close.unwrap_or(CloseReason::Aborted);
@@ -507,7 +475,7 @@ const OUTPUT_BYTES_MAX: usize = 128 << 10;
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 /// Characters of a device id that a log line may show.
 const DEVICE_CHARS: usize = 6;
-/// Spreads consecutive serials evenly (Knuth's multiplicative hash).
+/// Spreads consecutive serials evenly (Knuth).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     Accepted, Edge,
     connection::{Arrival, Connection, Device},
+    gate::Refusal as Refused,
     life::Established,
     perform::{self, Heads},
     pool,
@@ -44,8 +45,11 @@ where
         }
     };
     let version = connect.version;
-    match welcome(&edge, &connect, accepted.serial).await {
-        Ok(Some(welcomed)) => {
+    match welcome(&edge, &connect, &accepted).await {
+        Ok(Some(mut welcomed)) => {
+            if !speaks_frames(&unread) {
+                edge.cap(&mut welcomed.granted, &welcomed.arrival);
+            }
             decoder.set_max_packet_bytes(edge.config().packet_bytes_max);
             Some(establish(accepted, stream, decoder, (unread, bytes_in), welcomed))
         }
@@ -56,10 +60,40 @@ where
         }
         Err(Refusal { reason, result }) => {
             accepted.failed(result);
+            if result == Handshake::BadCredentials {
+                edge.gate.note_auth_failure(accepted.admission.address);
+            }
             refuse(&mut stream, Some(version), reason).await;
             None
         }
     }
+}
+
+/// Tells one that is turned away why, and when to come back. The caller's deadline bounds it.
+pub(super) async fn turn_away<S>(mut stream: S, connect_bytes_max: u32, refused: Refused)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut decoder = Decoder::server(connect_bytes_max);
+    let Ok((connect, _)) = read_connect(&mut stream, &mut decoder, &mut BytesMut::new()).await
+    else {
+        return;
+    };
+    let after_ms = refused.after.as_millis();
+    let connack = ConnAck {
+        reason: refused.code(),
+        reason_string: Some(format!("come back in {after_ms} ms")),
+        user: vec![(RETRY_AFTER_MS.to_owned(), after_ms.to_string())],
+        ..ConnAck::default()
+    };
+    say_no(&mut stream, connect.version, connack).await;
+}
+
+/// Whether a PUBLISH came right behind CONNECT: a device that speaks frames, to which advice
+/// can come later.
+fn speaks_frames(unread: &[u8]) -> bool {
+    const PUBLISH: u8 = 3;
+    unread.first().is_some_and(|byte| byte >> 4 == PUBLISH)
 }
 
 struct Failure {
@@ -126,7 +160,7 @@ struct Welcomed {
 async fn welcome(
     edge: &Arc<Edge>,
     connect: &Connect,
-    serial: u64,
+    accepted: &Accepted,
 ) -> Result<Option<Welcomed>, Refusal> {
     let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
     let granted = handshake::judge(connect, &edge.config())?;
@@ -141,7 +175,9 @@ async fn welcome(
             Refusal { reason: reason::BAD_CREDENTIALS, result: Handshake::BadCredentials }
         }
     })?;
-    let Some(arrival) = Arrival::new(edge, id, serial) else { return Ok(None) };
+    let Some(arrival) = Arrival::new(edge, id, accepted.network, accepted.serial) else {
+        return Ok(None);
+    };
     let parked = if granted.terms.is_clean { None } else { claim(edge, id).await };
     match granted.terms.expiry_s {
         0 => edge.sessions.discard(&id),
@@ -166,7 +202,7 @@ fn establish<S>(
     (unread, bytes_in): (BytesMut, u64),
     welcomed: Welcomed,
 ) -> Established<S> {
-    let Accepted { transport, at, admission, handshaking, serial: _ } = accepted;
+    let Accepted { transport, at, admission, handshaking, .. } = accepted;
     let edge = handshaking.edge.clone();
     let Welcomed { granted: Granted { terms, mut connack }, arrival, parked } = welcomed;
     let mut out = pool::output();
@@ -208,15 +244,22 @@ async fn say_taken_over<S: AsyncWrite + Unpin>(stream: &mut S, version: Version)
 
 /// Says no where the version can, and leaves. The caller's deadline bounds it.
 async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, version: Option<Version>, reason: u8) {
-    if let Some(version) = version {
-        let mut out = BytesMut::new();
-        write_connack(version, ConnAck { reason, ..ConnAck::default() }, &mut out);
-        // Whether it arrives is the device's affair: the connection ends either way.
-        drop(stream.write_all(&out).await);
+    match version {
+        Some(version) => say_no(stream, version, ConnAck { reason, ..ConnAck::default() }).await,
+        None => drop(stream.shutdown().await),
     }
+}
+
+async fn say_no<S: AsyncWrite + Unpin>(stream: &mut S, version: Version, connack: ConnAck) {
+    let mut out = BytesMut::new();
+    write_connack(version, connack, &mut out);
+    // Whether it arrives is the device's affair: the connection ends either way.
+    drop(stream.write_all(&out).await);
     drop(stream.shutdown().await);
 }
 
+/// The user property of CONNACK that says when to come back.
+const RETRY_AFTER_MS: &str = "retry-after-ms";
 /// How long a new connection waits for the older one of its device to park.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 

@@ -11,12 +11,9 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout_at,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Accepted, connection::Connection, greeting, pool, session::Output};
+use super::{Accepted, connection::Connection, greeting, pool, session::Output, within};
 use crate::base::metrics::Handshake;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -44,19 +41,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Life<S> {
         prepare: impl Future<Output = io::Result<S>> + Send + 'static,
     ) -> Self {
         let edge = accepted.handshaking.edge.clone();
-        let deadline = accepted.deadline();
+        let (deadline, patience) = (accepted.deadline(), accepted.handshaking.place.patience());
         Self::Greeting(Box::pin(async move {
             let greet = async {
                 match prepare.await {
                     Ok(stream) => greeting::greet(accepted, stream).await,
-                    Err(_) => {
-                        accepted.failed(Handshake::Transport);
+                    Err(error) => {
+                        let has_gone = error.kind() == io::ErrorKind::ConnectionAborted;
+                        let result =
+                            if has_gone { Handshake::GaveUp } else { Handshake::Transport };
+                        accepted.failed(result);
                         None
                     }
                 }
             };
-            timeout_at(deadline, greet).await.unwrap_or_else(|_| {
-                edge.metrics.edge.handshakes.of(Handshake::Timeout).increment(1);
+            within(deadline, patience, greet).await.unwrap_or_else(|result| {
+                edge.metrics.edge.handshakes.of(result).increment(1);
                 None
             })
         }))

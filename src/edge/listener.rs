@@ -1,16 +1,29 @@
 //! Accepting sockets: within bounds, and with every handshake under one deadline.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, watch},
+    sync::watch,
+    task::yield_now,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{Accepted, Edge, Handshaking, life::Life, tls::TlsStream, websocket};
+use super::{
+    Accepted, Edge, HandshakeShare, Handshaking,
+    gate::{Refusal, Refused},
+    greeting,
+    life::Life,
+    tls::TlsStream,
+    websocket,
+};
 use crate::base::{
     metrics::{Handshake, Transport},
     net,
@@ -36,6 +49,10 @@ pub struct Door {
 impl Edge {
     /// Accepts connections until `stop` says so or its sender is gone.
     pub async fn serve(self: Arc<Self>, mut door: Door, mut stop: watch::Receiver<bool>) {
+        let send_buffer_bytes = self.config().send_buffer_bytes;
+        if let Err(error) = net::bound_send_buffers(&door.listener, send_buffer_bytes) {
+            tracing::warn!(%error, "the kernel's send buffers have no bound");
+        }
         for (stream, peer) in std::mem::take(&mut door.early) {
             self.let_in(stream, peer, &door).await;
         }
@@ -57,61 +74,139 @@ impl Edge {
         }
     }
 
-    /// Starts the task of one socket, or closes it. Never waits for the peer.
+    /// Starts the task of one socket, or turns it away. Waits only for a handshake's place,
+    /// never for the peer.
     async fn let_in(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, door: &Door) {
-        let (at, serial) = (Instant::now(), self.next_serial());
-        let (Some(admission), Some(permit)) = (self.admit(), self.handshake_permit().await) else {
-            self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
-            return;
+        let arrived = Arrived {
+            transport: door.transport,
+            tls: door.tls.as_ref().map(|tls| tls.load_full()),
+            at: Instant::now(),
+            serial: self.next_serial(),
         };
         if net::tune(&stream, net::Peers::Devices).is_err() {
-            self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
-            return;
+            self.note_refused(Refused::Files);
+            drop(stream);
+            // Nobody gets in before others leave: no reason to hurry.
+            return sleep(FILES_PAUSE).await;
         }
-        let handshaking = Handshaking::new(self, permit);
-        let tls = door.tls.as_ref().map(|tls| tls.load_full());
-        let accepted = Accepted { transport: door.transport, at, admission, handshaking, serial };
         if door.balancers.contains(peer.ip()) {
-            let behind = accepted.behind_balancer(stream, peer, door.balancers.clone(), tls);
+            let behind =
+                arrived.behind_balancer(self.clone(), stream, peer, door.balancers.clone());
             tasks::spawn("balancer's header", behind);
             return;
         }
-        accepted.start(stream, tls);
+        arrived.let_in(self, stream, peer.ip()).await;
     }
 
-    /// Room for one more handshake. In a storm the others wait in the kernel's backlog for
-    /// a moment, which costs nobody a retry; under an attack the wait has an end.
-    async fn handshake_permit(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = self.handshakes.clone().try_acquire_owned() {
-            return Some(permit);
-        }
-        timeout(PERMIT_WAIT, self.handshakes.clone().acquire_owned()).await.ok()?.ok()
+    /// Tells a refused one why where that is cheap: without TLS, and if few others are told
+    /// just now. The others find the stream closed.
+    fn turn_away(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        transport: Transport,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        refusal: Refusal,
+        share: HandshakeShare,
+    ) {
+        self.note_refused(refusal.why);
+        let (None, Some(hearing)) = (tls, self.gate.hearing()) else { return };
+        let bytes_max = self.config().connect_bytes_max;
+        let telling = async move {
+            let _room = (hearing, share);
+            match transport {
+                Transport::Tcp | Transport::Tls => {
+                    greeting::turn_away(stream, bytes_max, refusal).await;
+                }
+                Transport::WebSocket => {
+                    if let Ok(stream) = websocket::accept(stream, bytes_max as usize).await {
+                        greeting::turn_away(stream, bytes_max, refusal).await;
+                    }
+                }
+            }
+        };
+        tasks::spawn("refusal", timeout(HEARING_WAIT, telling));
+    }
+
+    fn note_refused(&self, why: Refused) {
+        self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
+        self.gate.refused.of(why).increment(1);
+    }
+}
+
+/// Spreads consecutive serials evenly (Knuth's multiplicative hash).
+fn dice(serial: u64) -> u32 {
+    (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
+}
+
+/// A stream whose client has not given up while it waited for its turn: in a storm those who
+/// have must not be served a handshake, or nobody is served in time.
+async fn still_there(stream: TcpStream) -> io::Result<TcpStream> {
+    if stream.ready(Interest::READABLE).await?.is_read_closed() {
+        return Err(io::ErrorKind::ConnectionAborted.into());
+    }
+    Ok(stream)
+}
+
+/// A socket that was accepted, before it is judged.
+struct Arrived {
+    transport: Transport,
+    tls: Option<Arc<ServerConfig>>,
+    at: Instant,
+    /// Its place in the order of opening.
+    serial: u64,
+}
+
+impl Arrived {
+    /// Reads for whom the balancer came, and goes on as with anybody else.
+    async fn behind_balancer(
+        self,
+        edge: Arc<Edge>,
+        mut stream: TcpStream,
+        balancer: SocketAddr,
+        balancers: Balancers,
+    ) {
+        let deadline = self.at + Duration::from_millis(edge.config().handshake_timeout_ms);
+        let header = proxy::client_address(&mut stream, balancer, &balancers);
+        let failed = match Box::pin(timeout_at(deadline, header)).await {
+            Ok(Ok(client)) => {
+                tracing::trace!(%client, %balancer, "a balancer brings a connection");
+                return self.let_in(&edge, stream, client.ip()).await;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%balancer, %error, "a balancer's connection is refused");
+                Handshake::Transport
+            }
+            Err(_) => Handshake::Timeout,
+        };
+        edge.metrics.edge.handshakes.of(failed).increment(1);
+    }
+
+    /// Judges it by the client's address, and starts its task or turns it away.
+    async fn let_in(self, edge: &Arc<Edge>, stream: TcpStream, client: IpAddr) {
+        let Self { transport, tls, at, serial } = self;
+        let address = edge.gate.address(client);
+        let Some(share) = edge.handshake_share(address) else {
+            return edge.note_refused(Refused::AddressHandshakes);
+        };
+        let admission = match edge.admit(address, dice(serial)) {
+            Ok(admission) => admission,
+            Err(refusal) => {
+                edge.turn_away(stream, transport, tls, refusal, share);
+                if edge.gate.is_hearing_many() {
+                    yield_now().await;
+                }
+                return;
+            }
+        };
+        // Those who come next wait in the kernel's backlog: it costs them no retry.
+        let handshaking = Handshaking::new(edge, edge.gate.places.wait().await, share);
+        let network = edge.advisor.at_address(client);
+        let accepted = Accepted { transport, at, admission, handshaking, serial, network };
+        accepted.start(stream, tls);
     }
 }
 
 impl Accepted {
-    /// Reads for whom the balancer came, and goes on as with anybody else.
-    async fn behind_balancer(
-        self,
-        mut stream: TcpStream,
-        balancer: SocketAddr,
-        balancers: Balancers,
-        tls: Option<Arc<ServerConfig>>,
-    ) {
-        let header = proxy::client_address(&mut stream, balancer, &balancers);
-        match Box::pin(timeout_at(self.deadline(), header)).await {
-            Ok(Ok(client)) => {
-                tracing::trace!(%client, %balancer, "a balancer brings a connection");
-                self.start(stream, tls);
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(%balancer, %error, "a balancer's connection is refused");
-                self.failed(Handshake::Transport);
-            }
-            Err(_) => self.failed(Handshake::Timeout),
-        }
-    }
-
     /// Starts the task of the socket; a kind of task each, so that none is larger than it needs.
     fn start(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
         let bytes_max = self.handshaking.edge.config().packet_bytes_max as usize;
@@ -123,10 +218,13 @@ impl Accepted {
                 start(Life::new(self, websocket::accept(stream, bytes_max)));
             }
             (Transport::Tcp | Transport::Tls, Some(tls)) => {
-                start(Life::new(self, TlsStream::accept(stream, tls)));
+                start(Life::new(self, async move {
+                    TlsStream::accept(still_there(stream).await?, tls).await
+                }));
             }
             (Transport::WebSocket, Some(tls)) => start(Life::new(self, async move {
-                websocket::accept(TlsStream::accept(stream, tls).await?, bytes_max).await
+                let stream = TlsStream::accept(still_there(stream).await?, tls).await?;
+                websocket::accept(stream, bytes_max).await
             })),
             (Transport::Tls, None) => {
                 unreachable!("the composition root gives TLS its configuration")
@@ -141,5 +239,8 @@ fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(life: Life<S>) {
 
 /// After an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// For a handshake permit, in the accept loop.
-const PERMIT_WAIT: Duration = Duration::from_millis(250);
+/// After a socket for which too few files are left: the loop turns some hundreds of them away
+/// in a second, which costs next to nothing.
+const FILES_PAUSE: Duration = Duration::from_millis(1);
+/// For the CONNECT of somebody who is refused, and the answer.
+const HEARING_WAIT: Duration = Duration::from_secs(2);

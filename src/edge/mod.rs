@@ -1,12 +1,15 @@
 //! The MQTT front: listeners, the session machine, connections.
 //!
 //! [`session`] decides, `connection` does; `listener` lets in no more than the
-//! node can bear; `heartbeat` holds the deadlines and `sessions` what outlives a
-//! connection. It never imports the other doors.
+//! node can bear; `heartbeat` holds the deadlines, `advisor` what the fleet knows of its
+//! networks, and `sessions` what outlives a connection. It never imports the other doors.
 
+mod advising;
+pub mod advisor;
 pub mod close;
 mod connection;
 pub mod farewell;
+mod gate;
 mod greeting;
 mod heartbeat;
 mod life;
@@ -31,15 +34,27 @@ use arc_swap::{ArcSwap, Guard};
 pub use listener::Door;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
-    time::{Instant, MissedTickBehavior},
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, sleep_until},
 };
 
 use self::{
-    close::EndMetrics, farewell::Farewell, heartbeat::Wheel, life::Life, sessions::Sessions,
+    advisor::{AddressKey, Advisor, Rules},
+    close::EndMetrics,
+    farewell::Farewell,
+    gate::{
+        Address, Gate, Refusal, Refused,
+        places::{Patience, Place},
+    },
+    heartbeat::Wheel,
+    life::Life,
+    session::rate,
+    sessions::Sessions,
 };
 use crate::{
     base::{
+        gcra,
+        ids::random_bytes,
         metrics::{Handshake, Metrics, Transport},
         tasks,
     },
@@ -54,8 +69,10 @@ pub struct Edge {
     metrics: Arc<Metrics>,
     ends: EndMetrics,
     wheel: Wheel,
+    advisor: Advisor,
     sessions: Sessions,
-    handshakes: Arc<Semaphore>,
+    gate: Gate,
+    limits: rate::Limits,
     connections: AtomicUsize,
     emptied: Notify,
     /// Set once the node drains.
@@ -66,25 +83,45 @@ pub struct Edge {
 }
 
 /// Room for one connection, taken until it is dropped.
-struct Admission(Arc<Edge>);
+struct Admission {
+    edge: Arc<Edge>,
+    address: Address,
+}
 
 /// Room for one handshake, taken until it is dropped.
 struct Handshaking {
     edge: Arc<Edge>,
-    _permit: OwnedSemaphorePermit,
+    place: Place,
+    _share: HandshakeShare,
+}
+
+/// What an address may have of the handshakes, taken until it is dropped.
+struct HandshakeShare {
+    edge: Arc<Edge>,
+    address: Address,
 }
 
 impl Edge {
     /// The edge of a node; nothing listens yet.
     pub fn new(service: Arc<Service>, config: config::Edge, metrics: Arc<Metrics>) -> Arc<Self> {
+        let rules = Rules {
+            networks_max: config.heartbeat_networks_max,
+            voices_min: config.heartbeat_voices_min,
+            top_s: config.keep_alive_max_s,
+            ..Rules::default()
+        };
+        let key = |bytes| u64::from_ne_bytes(bytes);
+        let advisor = Advisor::new(rules, (key(random_bytes()), key(random_bytes())));
         Arc::new(Self {
             sessions: Sessions::new(config.parked_sessions_max),
-            handshakes: Arc::new(Semaphore::new(config.handshakes_max.min(Semaphore::MAX_PERMITS))),
+            gate: Gate::new(&config),
+            limits: rate::Limits::new(&config.gate),
             service,
             config: ArcSwap::from_pointee(config),
             metrics,
             ends: EndMetrics::new(),
             wheel: Wheel::default(),
+            advisor,
             connections: AtomicUsize::new(0),
             emptied: Notify::new(),
             farewell: OnceLock::new(),
@@ -98,20 +135,23 @@ impl Edge {
     pub async fn serve_stream<S>(
         self: Arc<Self>,
         stream: S,
-        _peer: Option<IpAddr>,
+        peer: Option<IpAddr>,
         transport: Transport,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (Some(admission), Ok(permit)) =
-            (self.admit(), self.handshakes.clone().try_acquire_owned())
+        let address = peer.map_or(Address::UNLIMITED, |peer| self.gate.address(peer));
+        let (Some(share), Ok(admission), Some(place)) =
+            (self.handshake_share(address), self.admit(address, 0), self.gate.places.take())
         else {
             self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
             return;
         };
-        let handshaking = Handshaking::new(&self, permit);
+        let handshaking = Handshaking::new(&self, place, share);
         let serial = self.next_serial();
-        let accepted = Accepted { transport, at: Instant::now(), admission, handshaking, serial };
+        let network = peer.map_or(AddressKey::default(), |ip| self.advisor.at_address(ip));
+        let accepted =
+            Accepted { transport, at: Instant::now(), admission, handshaking, serial, network };
         Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
@@ -139,14 +179,33 @@ impl Edge {
         self.connections.load(Ordering::SeqCst)
     }
 
-    fn admit(self: &Arc<Self>) -> Option<Admission> {
+    /// Room for one connection of an address, unless a bound is reached.
+    fn admit(self: &Arc<Self>, address: Address, dice: u32) -> Result<Admission, Refusal> {
         self.heartbeat.call_once(|| {
             tasks::spawn("heartbeat", beat(Arc::downgrade(self)));
         });
+        if self.is_draining() {
+            return Err(Gate::full(Refused::Draining, dice));
+        }
+        self.gate.ask(address, dice)?;
+        if !self.gate.add_connection(address) {
+            return Err(Gate::full(Refused::AddressConnections, dice));
+        }
         let before = self.connections.fetch_add(1, Ordering::SeqCst);
-        let admission = Admission(self.clone());
-        let is_open = before < self.config().connections_max && !self.is_draining();
-        is_open.then_some(admission)
+        let admission = Admission { edge: self.clone(), address };
+        // Looked at again: a drain that began meanwhile must see this one, or not have it.
+        if self.is_draining() {
+            return Err(Gate::full(Refused::Draining, dice));
+        }
+        if before >= self.config().connections_max {
+            return Err(Gate::full(Refused::Connections, dice));
+        }
+        Ok(admission)
+    }
+
+    fn handshake_share(self: &Arc<Self>, address: Address) -> Option<HandshakeShare> {
+        let share = || HandshakeShare { edge: self.clone(), address };
+        self.gate.add_handshake(address).then(share)
     }
 
     fn is_draining(&self) -> bool {
@@ -160,6 +219,12 @@ impl Edge {
     /// Sockets are accepted in the order in which they were opened.
     fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Time for rates.
+    fn now_ticks(&self) -> u32 {
+        // It wraps, as the numbers do that are compared with it.
+        gcra::ticks(self.started.elapsed()) as u32
     }
 
     /// Since the edge was made.
@@ -180,15 +245,22 @@ impl Edge {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
-        self.0.notify_if_empty();
+        self.edge.gate.remove_connection(self.address);
+        self.edge.connections.fetch_sub(1, Ordering::SeqCst);
+        self.edge.notify_if_empty();
+    }
+}
+
+impl Drop for HandshakeShare {
+    fn drop(&mut self) {
+        self.edge.gate.remove_handshake(self.address);
     }
 }
 
 impl Handshaking {
-    fn new(edge: &Arc<Edge>, permit: OwnedSemaphorePermit) -> Self {
+    fn new(edge: &Arc<Edge>, place: Place, share: HandshakeShare) -> Self {
         edge.metrics.edge.handshakes_in_flight.increment(1.0);
-        Self { edge: edge.clone(), _permit: permit }
+        Self { edge: edge.clone(), place, _share: share }
     }
 }
 
@@ -206,6 +278,8 @@ struct Accepted {
     handshaking: Handshaking,
     /// Its place in the order of opening.
     serial: u64,
+    /// Where it comes from.
+    network: AddressKey,
 }
 
 impl Accepted {
@@ -215,6 +289,21 @@ impl Accepted {
 
     fn failed(&self, result: Handshake) {
         self.handshaking.edge.metrics.edge.handshakes.of(result).increment(1);
+    }
+}
+
+/// Does a part of a handshake, unless its time ends or its place is needed.
+async fn within<T>(
+    deadline: Instant,
+    patience: Patience,
+    work: impl Future<Output = T>,
+) -> Result<T, Handshake> {
+    tokio::select! {
+        // Biased: what is done is done.
+        biased;
+        done = work => Ok(done),
+        () = patience.over() => Err(Handshake::Evicted),
+        () = sleep_until(deadline) => Err(Handshake::Timeout),
     }
 }
 
@@ -232,8 +321,10 @@ async fn beat(edge: std::sync::Weak<Edge>) {
             edge.wheel.turn(second);
         }
         done_s = Some(now_s);
+        edge.gate.look_at_memory();
         if now_s.is_multiple_of(SWEEP_EVERY_S) {
             edge.sessions.sweep(now_s);
+            edge.metrics.edge.heartbeat_networks.set(edge.advisor.networks() as f64);
         }
     }
 }

@@ -9,11 +9,14 @@ use carillon_wire::{
     frame, idl,
 };
 
-use super::session::{
-    Answer, Call, Effect,
-    feeds::Standing,
-    filter::{self, Subscription, Wanted},
-    frames::Request,
+use super::{
+    connection::Arrival,
+    session::{
+        Answer, Call, Effect,
+        feeds::Standing,
+        filter::{self, Subscription, Wanted},
+        frames::Request,
+    },
 };
 use crate::{
     base::{
@@ -21,7 +24,6 @@ use crate::{
         metrics::ResumeReason,
     },
     queue::position::{Epoch, Position, Seq},
-    route::Nudge,
     service::{
         Error, Service,
         bind::By,
@@ -40,19 +42,24 @@ pub enum Heads {
 }
 
 /// Does what needs no answer.
-pub fn effect(service: &Arc<Service>, nudge: &Arc<Nudge>, effect: Effect) {
+pub fn effect(arrival: &Arrival, effect: Effect) {
+    let (edge, nudge) = (&arrival.edge, &arrival.nudge);
+    let service = &edge.service;
     match effect {
         Effect::Acknowledge { regid, queue, position } => {
             service.acknowledge(&regid, queue, position)
         }
         Effect::Follow(queue) => service.follow(&queue, nudge),
         Effect::Unfollow(queue) => service.unfollow(queue, nudge),
+        Effect::Idle(report) => edge.saw(arrival, report),
+        Effect::Reported(result) => edge.metrics.edge.heartbeat_reports.of(result).increment(1),
         Effect::Stands(reason) => service.metrics().edge.resumes.of(reason).increment(1),
     }
 }
 
 /// Makes one call. What is durable stays done if this is dropped.
-pub async fn call(service: &Arc<Service>, device: &DeviceId, call: Call, heads: Heads) -> Answer {
+pub async fn call(arrival: &Arrival, call: Call, heads: Heads) -> Answer {
+    let (service, device) = (&arrival.edge.service, &arrival.device());
     let answer = match call {
         Call::Resume(ticket, digest) => {
             resume(service, device, digest).map(|s| Answer::Resumed(ticket, s))
@@ -68,6 +75,9 @@ pub async fn call(service: &Arc<Service>, device: &DeviceId, call: Call, heads: 
             let unsubscribed = unsubscribe(service, device, taken).await;
             unsubscribed
                 .map(|(results, standings)| Answer::Unsubscribed(packet_id, results, standings))
+        }
+        Call::Report(ticket, network, report) => {
+            Ok(Answer::Advised(ticket, arrival.edge.heard(arrival, &network, report)))
         }
         Call::Request(ticket, request) => {
             Ok(Answer::Requested(ticket, perform(service, device, request).await))

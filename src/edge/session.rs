@@ -4,6 +4,7 @@
 //! It never awaits and never looks at a clock or a socket; `connection.rs` feeds it
 //! and does what it asks for.
 
+mod beats;
 pub mod deltas;
 pub mod down;
 mod farewell;
@@ -12,6 +13,7 @@ pub mod filter;
 pub mod frames;
 pub mod handshake;
 pub mod plain;
+pub mod rate;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use self::{
     window::{InFlight, Window},
 };
 use super::{
+    advisor::{Report, ReportResult},
     close::{CloseReason, Ignored},
     farewell::Farewell,
 };
@@ -96,6 +99,10 @@ pub enum Effect {
     Follow(Queue),
     /// No longer.
     Unfollow(QueueId),
+    /// A gap fared like this.
+    Idle(Report),
+    /// What became of a report that goes no further.
+    Reported(ReportResult),
     /// Delivery of a queue begins: where the device stood, for the metric.
     Stands(ResumeReason),
 }
@@ -113,6 +120,8 @@ pub enum Call {
     Subscribe(u16, Vec<Result<Wanted, u8>>),
     /// Plain UNSUBSCRIBE: unfollow the topics.
     Unsubscribe(u16, Vec<Result<Subscription, u8>>),
+    /// How gaps fared on a network, as the device names it.
+    Report(Ticket, String, Report),
     /// What an uplink frame asks for.
     Request(Ticket, Request),
 }
@@ -132,6 +141,8 @@ pub enum Answer {
     Unsubscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
     /// The answer to an uplink frame.
     Requested(Ticket, Result<Option<RegId>, service::Error>),
+    /// The interval that is advised, in seconds, if any is.
+    Advised(Ticket, Option<u16>),
     /// The node cannot do it now.
     Failed,
 }
@@ -303,6 +314,7 @@ impl Session {
         self.finish(out);
         match input {
             Input::Packet(packet) => {
+                self.note_gap(cx.now_s, out);
                 self.last_rx_s = cx.now_s;
                 self.packet(packet, out);
             }
@@ -375,12 +387,14 @@ impl Session {
 
     fn nudged(&mut self, cx: &Context<'_>, reasons: Reasons, out: &mut Output) {
         if reasons.has(Reasons::TAKEN_OVER) {
+            self.note_silence(cx.now_s, out);
             return self.close(CloseReason::TakenOver, out);
         }
         if reasons.has(Reasons::DRAIN) {
             return self.part(cx, out);
         }
         if reasons.has(Reasons::TICK) && cx.now_s > self.deadline_s() {
+            self.note_silence(cx.now_s, out);
             return self.close(CloseReason::KeepAliveTimeout, out);
         }
         if reasons.has(Reasons::DELIVER) {
@@ -410,6 +424,7 @@ impl Session {
                 self.unsubscribed(packet_id, results, standings, out);
             }
             Answer::Requested(ticket, result) => self.requested(ticket, result, out),
+            Answer::Advised(ticket, advised_s) => self.advised(ticket, advised_s, out),
             Answer::Failed => self.close(CloseReason::Unavailable, out),
         }
     }

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use carillon::{
@@ -51,8 +51,11 @@ pub struct Node {
 
 impl Node {
     pub async fn start() -> Self {
+        Self::start_with(Config::default()).await
+    }
+
+    pub async fn start_with(config: Config) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let config = Config::default();
         let metrics = Arc::new(Metrics::new());
         let foundation = Foundation {
             store: Arc::new(MemoryStore::default()),
@@ -96,9 +99,14 @@ impl Node {
 
     /// A stream to the edge.
     pub fn open(&self) -> Client {
+        Client::new(self.stream(None))
+    }
+
+    /// The same, from an address.
+    pub fn stream(&self, peer: Option<IpAddr>) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(16 << 10);
-        tasks::spawn("connection", self.edge.clone().serve_stream(theirs, None, Transport::Tcp));
-        Client::new(ours)
+        tasks::spawn("connection", self.edge.clone().serve_stream(theirs, peer, Transport::Tcp));
+        ours
     }
 
     /// A device that is connected.
@@ -164,7 +172,8 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(stream: DuplexStream) -> Self {
+    /// On a stream that speaks MQTT.
+    pub fn new(stream: DuplexStream) -> Self {
         Self {
             stream,
             decoder: None,

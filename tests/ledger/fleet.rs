@@ -53,6 +53,8 @@ pub struct Plan {
     /// Whether some sends go to everybody.
     pub broadcasts: bool,
     pub door: Door,
+    /// Where the devices connect, if not at the node itself.
+    pub devices_at: Option<SocketAddr>,
 }
 
 /// By which door the senders come.
@@ -78,6 +80,7 @@ impl Default for Plan {
             changes_per_s: 10,
             broadcasts: true,
             door: Door::Https,
+            devices_at: None,
         }
     }
 }
@@ -123,7 +126,8 @@ impl Fleet {
         let (stop_devices, devices_stop) = watch::channel(false);
         let mut devices = JoinSet::new();
         for number in 0..shared.plan.devices {
-            shared.open(number, node.listen().mqtt, dice.fork(), &mut devices, &devices_stop);
+            let address = shared.plan.devices_at.unwrap_or(node.listen().mqtt);
+            shared.open(number, address, dice.fork(), &mut devices, &devices_stop);
         }
         let (stop_load, _) = watch::channel(false);
         Self { ledger, shared, dice, stop_devices, devices, stop_load, load: JoinSet::new() }

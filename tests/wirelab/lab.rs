@@ -108,6 +108,9 @@ pub fn open_files(node: &Node) -> usize {
     fs::read_dir(format!("/proc/{}/fd", node.pid())).expect("it runs").count()
 }
 
+/// No bound on how fast a connection says things: for tests of what it says.
+pub const UNPACED: &str = "[edge.gate]\npackets_per_s = 0\nrequests_per_s = 0\n";
+
 /// A node under abuse: somebody misbehaves, and a witness must not notice.
 pub struct Patient {
     pub node: Node,

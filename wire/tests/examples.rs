@@ -64,6 +64,17 @@ fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
             up.request = Some(1);
             up.subscribe = Some(idl::Subscribe::new("r1".into(), vec!["news".into()]));
         }),
+        up(|up| {
+            up.request = Some(2);
+            up.heartbeat = Some(idl::HeartbeatReport::new("cell:1".into(), 270, 330));
+        }),
+        down(|down| {
+            down.advice = Some(idl::Advice {
+                reconnect_after_ms: None,
+                server: None,
+                heartbeat_s: Some(285),
+            });
+        }),
         down(|down| {
             down.result = Some(idl::Result::new(1, idl::ResultCode::OK, None, None));
         }),

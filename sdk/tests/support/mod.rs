@@ -1,5 +1,7 @@
 //! The gateway's end of a duplex stream, driven by hand.
 
+#![allow(dead_code, reason = "each test file takes what it needs")]
+
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

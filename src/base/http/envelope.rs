@@ -104,7 +104,8 @@ fn seal(mut answer: Response, trace_id: &TraceId) -> Response {
 
 fn write(problem: &Problem, trace_id: &TraceId) -> Response {
     let row = problem.code.row();
-    if row.fault == Fault::Ours {
+    // Refusals of an overloaded node are counted; a line for each would be work as well.
+    if row.fault == Fault::Ours && problem.code != Code::Overloaded {
         tracing::warn!(
             trace_id = trace_id.as_str(),
             code = row.text,

@@ -46,7 +46,14 @@ pub fn ask_positions() -> idl::Down {
 /// Come back later, there if a server is named.
 pub fn advice(reconnect_after_ms: i64, server: Option<String>) -> idl::Down {
     let reconnect_after_ms = Some(reconnect_after_ms);
-    let advice = idl::Advice { reconnect_after_ms, server, ..idl::Advice::default() };
+    let advice = idl::Advice { reconnect_after_ms, server, heartbeat_s: None };
+    idl::Down { advice: Some(advice), ..empty() }
+}
+
+/// An interval for heartbeats, in seconds.
+pub fn heartbeat_advice(heartbeat_s: u16) -> idl::Down {
+    let heartbeat_s = Some(i32::from(heartbeat_s));
+    let advice = idl::Advice { reconnect_after_ms: None, server: None, heartbeat_s };
     idl::Down { advice: Some(advice), ..empty() }
 }
 

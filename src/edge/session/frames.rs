@@ -80,6 +80,8 @@ pub struct Frames {
     pub(super) unacknowledged: u16,
     /// Absent while nothing waits.
     rare: Option<Box<Rare>>,
+    /// When the device last reported on its network, as `beats` stamps it; 0: never.
+    pub(super) reported: u16,
     is_alias_told: bool,
     pub(super) draft: Option<Box<Draft>>,
 }
@@ -92,6 +94,7 @@ impl Default for Frames {
             expects_more: false,
             unacknowledged: 0,
             rare: None,
+            reported: 0,
             is_alias_told: false,
             draft: None,
         }
@@ -226,6 +229,9 @@ impl Session {
                     frames.expects_more = positions.more == Some(true);
                 }
                 out.call = Some(Call::Positions(ticket, positions.registrations));
+            }
+            Some(Kind::Report(report)) => {
+                self.reported(ticket(request, UpKind::Heartbeat), report, out);
             }
             Some(Kind::Request(kind, asked)) => {
                 out.call = Some(Call::Request(ticket(request, kind), asked));
@@ -412,6 +418,7 @@ impl Session {
 enum Kind {
     Resume(idl::Resume),
     Positions(idl::Positions),
+    Report(idl::HeartbeatReport),
     Request(UpKind, Request),
 }
 
@@ -420,6 +427,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
     let kinds = [
         up.resume.map(Kind::Resume),
         up.positions.map(Kind::Positions),
+        up.heartbeat.map(Kind::Report),
         up.register_app.map(|r| Kind::Request(UpKind::Register, Request::Register(r))),
         up.unregister.map(|r| Kind::Request(UpKind::Unregister, Request::Unregister(r))),
         up.bind.map(|r| Kind::Request(UpKind::Bind, Request::Bind(r))),

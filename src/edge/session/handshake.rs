@@ -28,6 +28,13 @@ pub struct Terms {
     pub alias_max: u16,
 }
 
+impl Terms {
+    /// The keep-alive that is in force, in seconds.
+    pub fn keep_alive_s(&self) -> u16 {
+        u16::try_from(self.silence_max_s * 2 / 3).unwrap_or(u16::MAX)
+    }
+}
+
 /// A CONNECT that may be looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Granted {
@@ -44,6 +51,22 @@ pub struct Refusal {
     pub reason: u8,
     /// For the metric.
     pub result: Handshake,
+}
+
+impl Granted {
+    /// Grants a shorter keep-alive, if the device can be told. Returns whether it can.
+    pub fn lower_keep_alive(&mut self, keep_alive_s: u16) -> bool {
+        if self.terms.version != Version::V5 || keep_alive_s >= self.terms.keep_alive_s() {
+            return false;
+        }
+        self.terms.silence_max_s = silence_max_s(keep_alive_s);
+        self.connack.server_keep_alive_s = Some(keep_alive_s);
+        true
+    }
+}
+
+fn silence_max_s(keep_alive_s: u16) -> u32 {
+    (u32::from(keep_alive_s) * 3).div_ceil(2)
 }
 
 /// Judges everything of a CONNECT but its secret.
@@ -67,7 +90,7 @@ pub fn judge(connect: &Connect, bounds: &config::Edge) -> Result<Granted, Refusa
     let terms = Terms {
         version: connect.version,
         is_clean: connect.clean_start,
-        silence_max_s: (u32::from(keep_alive_s) * 3).div_ceil(2),
+        silence_max_s: silence_max_s(keep_alive_s),
         expiry_s,
         expiry_s_max: bounds.session_expiry_max_s,
         receive_max: connect.receive_max.max(1),

@@ -38,6 +38,11 @@ impl Plain {
         self.subscriptions.is_empty()
     }
 
+    /// Whether the client answers everything that it is sent.
+    pub fn is_acknowledging(&self) -> bool {
+        self.subscriptions.iter().all(|(subscription, _)| subscription.qos == Qos::AtLeastOnce)
+    }
+
     /// All of them.
     pub fn into_subscriptions(self) -> Vec<Subscription> {
         self.subscriptions.into_iter().map(|(subscription, _)| subscription).collect()

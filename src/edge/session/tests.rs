@@ -1,5 +1,6 @@
 //! The session fed with plain data: packets and queue entries in, packets and effects out.
 
+mod beats;
 mod frames;
 mod plain;
 

@@ -1,3 +1,5 @@
+//! The stream over TLS against a client of rustls, and what it holds while idle.
+
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, ServerName, pem::PemObject},

@@ -22,7 +22,7 @@ fn empty() -> idl::Up {
     carillon_wire::frame::empty_up()
 }
 
-fn resume(rig: &mut Rig, registrations: &[Registration]) {
+pub(super) fn resume(rig: &mut Rig, registrations: &[Registration]) {
     up(rig, &idl::Up { resume: Some(idl::Resume { digest: 0 }), ..empty() }, Qos::AtMostOnce, 0);
     let Some(Call::Resume(ticket, 0)) = rig.out.call.take() else { panic!("a resume is a call") };
     let standings = registrations.iter().map(|r| rig.standing(r)).collect();

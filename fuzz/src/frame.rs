@@ -1,0 +1,23 @@
+//! Thrift frames: decoding anything, and what was decoded comes back.
+//!
+//! Input: the frame.
+
+use carillon_wire::frame;
+
+pub fn run(data: &[u8]) {
+    if let Ok(up) = frame::decode_up(data) {
+        let mut bytes = Vec::new();
+        frame::encode_up(&up, &mut bytes).expect("what was read can be written");
+        assert_eq!(frame::decode_up(&bytes).ok(), Some(up), "it comes back the same");
+        // Names and lists have bounds: a frame cannot be a seed of something larger.
+        assert!(bytes.len() <= data.len() + SLACK, "{} bytes of {}", bytes.len(), data.len());
+    }
+    if let Ok(down) = frame::decode_down(data) {
+        let mut bytes = Vec::new();
+        frame::encode_down(&down, &mut bytes).expect("what was read can be written");
+        assert_eq!(frame::decode_down(&bytes).ok(), Some(down), "it comes back the same");
+    }
+}
+
+/// Fields may be written in a longer form than they were read.
+const SLACK: usize = 4_096;

@@ -1,0 +1,144 @@
+//! The committed corpus, made here: `CARILLON_FUZZ_WRITE=1 cargo test --test fuzz`.
+
+use bytes::{Bytes, BytesMut};
+use carillon_wire::{
+    frame, idl,
+    mqtt::{
+        Ack, ConnAck, Connect, Packet, Publish, Qos, SubAck, Subscribe, Unsubscribe, Version,
+        encode,
+    },
+};
+
+/// Inputs of a target, each with its file name.
+pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
+    let named = match target {
+        "mqtt" => mqtt(),
+        "frame" => frames(),
+        "filter" => filters(),
+        "session" => sessions(),
+        other => panic!("there is no target {other}"),
+    };
+    named.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
+}
+
+type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+fn stream(reader: u8, version: Version, packets: &[Packet]) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    for packet in packets {
+        encode(version, packet, &mut bytes).expect("a packet");
+    }
+    [&[reader, 3, 0, 6], &bytes[..]].concat()
+}
+
+fn mqtt() -> Seeds {
+    let connect = |version| {
+        let (client_id, username) = ("device".to_owned(), Some("device".to_owned()));
+        let password = Some(Bytes::from_static(b"secret"));
+        let connect = Connect { version, client_id, username, password, ..Connect::default() };
+        Packet::Connect(Box::new(connect))
+    };
+    let publish = |qos, packet_id| {
+        let payload = Bytes::from_static(b"{\"a\":1}");
+        let user = Vec::new();
+        Packet::Publish(Publish {
+            topic: "up".into(),
+            qos,
+            packet_id,
+            payload,
+            user,
+            ..Publish::default()
+        })
+    };
+    let filters =
+        vec![("push".to_owned(), Qos::AtLeastOnce), ("topic/a".to_owned(), Qos::AtMostOnce)];
+    let subscribe = Packet::Subscribe(Subscribe { packet_id: 1, filters, subscription_id: None });
+    let filters = vec!["push".to_owned()];
+    let from_client = [
+        subscribe,
+        publish(Qos::AtMostOnce, 0),
+        publish(Qos::AtLeastOnce, 7),
+        publish(Qos::ExactlyOnce, 8),
+        Packet::PubRel(Ack { packet_id: 8, reason: 0 }),
+        Packet::PubAck(Ack { packet_id: 9, reason: 0 }),
+        Packet::PingReq,
+        Packet::Unsubscribe(Unsubscribe { packet_id: 2, filters }),
+    ];
+    let from_server = [
+        Packet::ConnAck(Box::default()),
+        Packet::SubAck(SubAck { packet_id: 1, reasons: vec![1, 0] }),
+        publish(Qos::AtLeastOnce, 1),
+        Packet::PingResp,
+    ];
+    let user = vec![("retry-after-ms".to_owned(), "1200".to_owned())];
+    let refusal = ConnAck { reason: 0x9F, user, ..ConnAck::default() };
+    vec![
+        ("connect-311", stream(0, Version::V311, &[connect(Version::V311), Packet::PingReq])),
+        ("connect-5", stream(0, Version::V5, &[connect(Version::V5), Packet::PingReq])),
+        ("client-311", stream(1, Version::V311, &from_client)),
+        ("client-5", stream(2, Version::V5, &from_client)),
+        ("server-311", stream(3, Version::V311, &from_server)),
+        ("server-5", stream(4, Version::V5, &from_server)),
+        ("refusal-5", stream(4, Version::V5, &[Packet::ConnAck(Box::new(refusal))])),
+    ]
+}
+
+fn frames() -> Seeds {
+    let up = |up: idl::Up| {
+        let mut bytes = Vec::new();
+        frame::encode_up(&up, &mut bytes).expect("a frame");
+        bytes
+    };
+    let none = idl::Up::default;
+    let queue = idl::Queue { kind: idl::QueueKind::TOPIC, name: Some("news".into()) };
+    let position = idl::Position { queue, epoch: 3, seq: 17, tag: Some(vec![1; 8]) };
+    let positions = vec![position; 3];
+    let registration = idl::RegistrationPositions { regid: "r".into(), positions };
+    let positions = idl::Positions { registrations: vec![registration; 2], more: Some(true) };
+    let subscribe = idl::Subscribe { regid: "r".into(), topics: vec!["a".into(), "b".into()] };
+    let register = idl::Register { app_id: "demo".into(), app_key: "key".into() };
+    let mut down = Vec::new();
+    let advice = idl::Advice { reconnect_after_ms: Some(5), ..idl::Advice::default() };
+    let advice = idl::Down { advice: Some(advice), ..idl::Down::default() };
+    frame::encode_down(&advice, &mut down).expect("a frame");
+    vec![
+        ("resume", up(idl::Up { resume: Some(idl::Resume { digest: -5 }), ..none() })),
+        ("positions", up(idl::Up { positions: Some(positions), ..none() })),
+        ("subscribe", up(idl::Up { subscribe: Some(subscribe), request: Some(2), ..none() })),
+        ("register", up(idl::Up { register_app: Some(register), request: Some(1), ..none() })),
+        ("advice", down),
+    ]
+}
+
+fn filters() -> Seeds {
+    let texts = [
+        ("down", "down"),
+        ("push", "push"),
+        ("push-app", "push/demo"),
+        ("topic", "topic/news.2"),
+        ("topic-app", "topic/demo/a~b%20:c"),
+        ("shared", "$share/g/push"),
+        ("wild", "topic/+/#"),
+        ("deep", "topic/a/b/c/d"),
+    ];
+    texts.into_iter().map(|(name, text)| (name, text.as_bytes().to_vec())).collect()
+}
+
+/// Steps by the numbers that `session::Rig::happen` gives them.
+fn sessions() -> Seeds {
+    let plain = [1, 0, 2, 3, 1, 0, 0, 1, 0, 6, 0, 0, 9, 7, 0, 1, 5, 3, 0, 3, 0, 0];
+    let steady: Vec<u8> = (0..24).flat_map(|n| [6, n % 2, n % 3, n, 3, n % 4, 0]).collect();
+    let frames = [1, 0, 2, 3, 4, 0, 0, 0, 0, 1, 6, 0, 0, 9, 3, 0, 12, 0, 0, 0, 0];
+    let parked = [1, 0, 1, 0, 1, 0, 0, 1, 0, 6, 0, 0, 9, 6, 0, 0, 9, 10, 0, 1, 3, 0, 15];
+    let refresh = [1, 0, 2, 3, 1, 0, 0, 1, 0, 12, 0, 1, 0, 6, 0, 2, 9, 13, 0, 0, 0];
+    let raw = [0, 0, 11, 6, 0x82, 4, 0, 1, 0, 0, 0, 11, 2, 0xC0, 0, 10, 0];
+    vec![
+        ("plain", plain.to_vec()),
+        ("steady", [&plain[..], &steady].concat()),
+        ("frames", frames.to_vec()),
+        ("frames-steady", [&frames[..], &steady].concat()),
+        ("parked", parked.to_vec()),
+        ("refresh", refresh.to_vec()),
+        ("raw", raw.to_vec()),
+    ]
+}

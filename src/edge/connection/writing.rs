@@ -1,0 +1,82 @@
+//! Writing to a socket that may take little.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context as Task, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+
+use super::Connection;
+use crate::{
+    edge::{close::CloseReason, session::Output},
+    route::Reasons,
+};
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Writes all output. A timer exists only while the socket takes nothing.
+    pub(super) async fn write(&mut self, out: &mut Output) -> Result<(), CloseReason> {
+        if out.bytes.is_empty() {
+            return Ok(());
+        }
+        let bytes = out.bytes.len() as u64;
+        let at_once = poll_fn(|cx| Poll::Ready(self.poll_write_all(cx, &mut out.bytes))).await;
+        match at_once {
+            Poll::Ready(written) => written?,
+            Poll::Pending => Box::pin(self.write_slowly(&mut out.bytes)).await?,
+        }
+        self.bytes_out += bytes;
+        self.edge().metrics.edge.bytes_out.increment(bytes);
+        Ok(())
+    }
+
+    async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
+        let patience = Duration::from_millis(self.edge().config().write_timeout_ms);
+        while !timeout(patience, self.write_some(bytes))
+            .await
+            .unwrap_or(Err(CloseReason::WriteTimeout))?
+        {}
+        Ok(())
+    }
+
+    /// Completes when the device has taken something; whether that was all.
+    async fn write_some(&mut self, bytes: &mut BytesMut) -> Result<bool, CloseReason> {
+        let before = bytes.len();
+        poll_fn(|cx| {
+            if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
+                self.reasons |= reasons.0;
+            }
+            if Reasons(self.reasons).has(Reasons::TAKEN_OVER) {
+                return Poll::Ready(Err(CloseReason::TakenOver));
+            }
+            if Reasons(self.reasons).has(Reasons::DRAIN) {
+                return Poll::Ready(Err(CloseReason::Draining));
+            }
+            match self.poll_write_all(cx, bytes) {
+                Poll::Pending if bytes.len() < before => Poll::Ready(Ok(false)),
+                written => written.map_ok(|()| true),
+            }
+        })
+        .await
+    }
+
+    fn poll_write_all(
+        &mut self,
+        cx: &mut Task<'_>,
+        bytes: &mut BytesMut,
+    ) -> Poll<Result<(), CloseReason>> {
+        while !bytes.is_empty() {
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(CloseReason::Reset)),
+                Ok(count) => bytes.advance(count),
+            }
+        }
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(|_| CloseReason::Reset)
+    }
+}
