@@ -43,6 +43,10 @@ enum Command {
     Demo(demo::Demo),
     /// Show a message's state, or its way to one registration
     Trace(operate::Trace),
+    /// Let a node end in good order
+    Drain(operate::Drain),
+    /// Let a node read its configuration and certificates again
+    Reload(operate::Reload),
 }
 
 impl Cli {
@@ -64,6 +68,8 @@ impl Cli {
             Command::Send(send) => send.run(),
             Command::Demo(demo) => demo.run(),
             Command::Trace(trace) => trace.run(),
+            Command::Drain(drain) => drain.run(),
+            Command::Reload(reload) => reload.run(),
         }
     }
 }

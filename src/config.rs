@@ -2,13 +2,19 @@
 //!
 //! `config/carillon.toml` explains every key and is proved equal to the defaults.
 
+mod drain;
 mod gate;
+mod listen;
 
-use std::{fmt, fs, net::SocketAddr, path::Path, path::PathBuf, str::FromStr};
+use std::{fs, path::Path, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::gate::{Gate, Network};
+pub use self::{
+    drain::Drain,
+    gate::Gate,
+    listen::{Bind, Listen, Network},
+};
 
 /// Everything that an operator can set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,92 +30,10 @@ pub struct Config {
     pub api: Api,
     /// Bounds of the registry and of messages.
     pub limits: Limits,
+    /// How connections end when the node does.
+    pub drain: Drain,
     /// Logs.
     pub log: Log,
-}
-
-/// A listening address, or none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum Bind {
-    /// Listen here; port 0 takes a free one.
-    At(SocketAddr),
-    /// Do not listen.
-    Off,
-}
-
-impl FromStr for Bind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self::Off);
-        }
-        text.parse()
-            .map(Self::At)
-            .map_err(|_| format!("`{text}` is neither ADDR:PORT, like 127.0.0.1:1883, nor `off`"))
-    }
-}
-
-impl TryFrom<String> for Bind {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Bind> for String {
-    fn from(bind: Bind) -> String {
-        bind.to_string()
-    }
-}
-
-impl fmt::Display for Bind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::At(addr) => addr.fmt(f),
-            Self::Off => f.write_str("off"),
-        }
-    }
-}
-
-/// Where the node listens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Listen {
-    /// MQTT over TCP.
-    pub mqtt: Bind,
-    /// MQTT over TLS.
-    pub mqtts: Bind,
-    /// MQTT over WebSocket.
-    pub ws: Bind,
-    /// The API of app servers.
-    pub https: Bind,
-    /// Metrics, health, and the operator's calls.
-    pub admin: Bind,
-    /// Certificate chain, PEM; empty: a local CA under the data directory makes one.
-    pub certificate: PathBuf,
-    /// Its private key, PEM.
-    pub private_key: PathBuf,
-    /// Connections that the kernel may hold for each listener before they are accepted.
-    pub backlog: u32,
-}
-
-impl Default for Listen {
-    fn default() -> Self {
-        let local = |port| Bind::At(SocketAddr::from(([127, 0, 0, 1], port)));
-        Self {
-            mqtt: local(1883),
-            mqtts: local(8883),
-            ws: local(8083),
-            https: local(8443),
-            admin: local(9464),
-            certificate: PathBuf::new(),
-            private_key: PathBuf::new(),
-            backlog: 32_768,
-        }
-    }
 }
 
 /// Where and how the node stores.
@@ -370,6 +294,7 @@ impl Config {
         let rules = self.listen.rules().into_iter().chain(self.store.rules());
         let rules =
             rules.chain(self.edge.rules()).chain(self.edge.gate.rules()).chain(self.api.rules());
+        let rules = rules.chain(self.drain.rules());
         let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
         match rules.find(|rule| !rule.0) {
             Some(Rule(_, key, rule)) => Err(Error::OutOfRange { key, rule }),
@@ -380,20 +305,6 @@ impl Config {
 
 /// Whether it holds, for which key, and what the key may be.
 struct Rule(bool, &'static str, &'static str);
-
-impl Listen {
-    fn rules(&self) -> Vec<Rule> {
-        let is_set = |path: &Path| !path.as_os_str().is_empty();
-        vec![
-            Rule(self.backlog >= 1, "listen.backlog", "at least 1"),
-            Rule(
-                is_set(&self.certificate) == is_set(&self.private_key),
-                "listen.certificate",
-                "goes together with listen.private_key: set both or none",
-            ),
-        ]
-    }
-}
 
 impl Store {
     fn rules(&self) -> Vec<Rule> {

@@ -65,7 +65,9 @@ async fn nobody_else_may_read_what_is_secret() {
     assert_eq!(mode(&data.join("commit-mark")), 0o600);
     let fresh = Node::start().await;
     assert_eq!(mode(&fresh.data()), 0o700);
-    for file in files(&node.data()).into_iter().filter(|file| !file.ends_with("lock")) {
+    let (lock, socket) = (data.join("lock"), data.join("handover.sock"));
+    assert_eq!(mode(&socket), 0o600, "who may connect to it gets the listeners");
+    for file in files(&node.data()).into_iter().filter(|file| ![&lock, &socket].contains(&file)) {
         let text = fs::read(&file).expect("our own file");
         let secrets = [&node.app().app_key, &node.app().app_secret, &node.admin().token];
         let holds = |secret: &&String| text.windows(secret.len()).any(|w| w == secret.as_bytes());

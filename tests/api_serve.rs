@@ -4,15 +4,18 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use axum::{Router, extract::Extension, routing::get};
 use carillon::base::{
     clock::Clock,
     http::{
         Peer,
         envelope::Envelope,
-        serve::{Bounds, serve},
+        serve::{Bounds, Face, serve},
     },
-    net, tasks,
+    net,
+    proxy::Balancers,
+    tasks,
     tls::{Identity, Inside},
 };
 use rustls::{
@@ -55,7 +58,8 @@ fn open(tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Door {
     };
     let router = envelope.around(router);
     let (stop, told) = watch::channel(false);
-    let served = tasks::spawn("door", serve(listener, tls, router, bounds, told));
+    let face = Face { tls, router, bounds, balancers: Balancers::default() };
+    let served = tasks::spawn("door", serve(listener, Arc::new(ArcSwap::from_pointee(face)), told));
     Door { at, stop, served, release }
 }
 

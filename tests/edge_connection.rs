@@ -6,7 +6,7 @@ mod edge_support;
 
 use std::time::Duration;
 
-use carillon::service::bind::By;
+use carillon::{edge::farewell::Farewell, service::bind::By};
 use carillon_wire::{
     idl,
     mqtt::{Connect, Packet, Publish, Qos, Version},
@@ -187,7 +187,7 @@ async fn a_drain_ends_every_connection() {
     let mut frames = node.connect(&two, Connect::default()).await;
     frames.resume(1).await;
     frames.down().await;
-    node.edge.drain();
+    node.edge.drain(Farewell::default()).await;
     let Some(Packet::Disconnect(goodbye)) = plain.next().await else {
         panic!("DISCONNECT expected")
     };

@@ -5,7 +5,10 @@ mod edge_support;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use carillon::base::{metrics::Transport, net, tasks};
+use carillon::{
+    base::{metrics::Transport, net, proxy::Balancers, tasks},
+    edge::Door,
+};
 use carillon_wire::mqtt::{self, Connect, Decoder, Packet, Version};
 use edge_support::Node;
 use futures_util::{SinkExt, StreamExt};
@@ -23,7 +26,9 @@ fn serve(node: &Node, transport: Transport) -> (SocketAddr, watch::Sender<bool>)
     let listener = net::listen(([127, 0, 0, 1], 0).into(), 128).unwrap();
     let addr = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    tasks::spawn("edge", Arc::clone(&node.edge).serve(listener, transport, None, stopped));
+    let (balancers, early) = (Balancers::default(), Vec::new());
+    let door = Door { listener, transport, tls: None, balancers, early };
+    tasks::spawn("edge", Arc::clone(&node.edge).serve(door, stopped));
     (addr, stop)
 }
 

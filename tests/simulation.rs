@@ -30,7 +30,7 @@ use carillon::{
         metrics::{Metrics, Transport},
     },
     config::Config,
-    edge::Edge,
+    edge::{Edge, farewell::Farewell},
     node::core::{Core, Foundation, Pace},
     queue::store::memory::MemoryStore,
     service::{
@@ -153,7 +153,7 @@ impl Universe {
             busy.abort();
             self.settle().await;
         } else if self.below(3) == 0 {
-            edge.drain();
+            edge.drain(Farewell::default()).await;
             let _ = tokio::time::timeout(Duration::from_secs(5), edge.drained()).await;
             core.stop().await;
         }

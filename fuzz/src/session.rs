@@ -119,6 +119,7 @@ impl Rig {
             now_s: self.now_s,
             unix_ms: 10_000,
             dice: 7,
+            farewell: None,
             tag: &tag,
         };
         let session = self.session.as_mut().expect("a session");

@@ -1,4 +1,5 @@
-//! The operator's door, for loopback: metrics, health, tenants and devices in bulk.
+//! The operator's door, for loopback: metrics, health, tenants, devices in bulk, and
+//! orders to the node.
 //!
 //! It speaks plain HTTP; calls under `/admin/v1` need the operator's token, which the
 //! node makes anew at each start and leaves in `<data>/admin.json`. The composition
@@ -7,6 +8,7 @@
 mod apps;
 mod devices;
 mod file;
+mod orders;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,8 +20,10 @@ use axum::{
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::mpsc;
 
 pub use file::{AdminFile, Error};
+pub use orders::Order;
 
 use crate::{
     base::http::{Problem, Ready, Token, envelope::Envelope},
@@ -37,6 +41,8 @@ pub struct Admin {
     pub token: Token,
     /// Whether the node takes work.
     pub ready: Ready,
+    /// Whom the orders to the node go to.
+    pub orders: mpsc::Sender<Order>,
 }
 
 type Shared = Arc<Admin>;
@@ -51,6 +57,8 @@ pub fn router(admin: Admin, config: &config::Api) -> Router {
         .route("/admin/v1/apps", post(apps::create).get(apps::list))
         .route("/admin/v1/apps/{app}/secrets", post(apps::rotate))
         .route("/admin/v1/apps/{app}/devices", post(devices::create))
+        .route("/admin/v1/drain", post(orders::drain))
+        .route("/admin/v1/reload", post(orders::reload))
         .with_state(Arc::new(admin));
     let body_bytes_max = config.body_bytes_max;
     Envelope { request_timeout, body_bytes_max, metrics: None }.around(router)

@@ -21,15 +21,9 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{MethodRouter, delete, get, post, put},
 };
-use rustls::ServerConfig;
-use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    base::http::{
-        Ready, Token,
-        envelope::Envelope,
-        serve::{self, Bounds},
-    },
+    base::http::{Ready, Token, envelope::Envelope, serve::Bounds},
     config,
     service::Service,
 };
@@ -185,20 +179,13 @@ fn mounted(is_public: bool) -> Router<Shared> {
         .fold(Router::new(), |router, route| router.route(route.path, (route.methods)()))
 }
 
-/// Serves a router until `stop` turns true; returns when its calls have ended.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
-    router: Router,
-    config: config::Api,
-    stop: watch::Receiver<bool>,
-) {
-    let bounds = Bounds {
+/// What one connection may cost.
+pub fn bounds(config: &config::Api) -> Bounds {
+    Bounds {
         connections_max: config.connections_max,
         head_bytes_max: config.head_bytes_max,
         head_timeout: Duration::from_millis(config.head_timeout_ms),
-    };
-    serve::serve(listener, tls, router, bounds, stop).await;
+    }
 }
 
 #[cfg(test)]

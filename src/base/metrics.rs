@@ -71,7 +71,7 @@ labels! {
         Malformed = "malformed",
         /// It took too long.
         Timeout = "timeout",
-        /// TLS or WebSocket failed.
+        /// TLS, WebSocket or the header of a balancer failed.
         Transport = "transport",
         /// Over a bound of the node: `carillon_refused_connections_total` says which.
         Refused = "refused",
@@ -334,6 +334,22 @@ impl Default for RuntimeMetrics {
     }
 }
 
+labels! {
+    /// How an order to read the configuration again ended.
+    Reload {
+        /// What could change has changed.
+        Done = "done",
+        /// Something was wrong: nothing has changed.
+        Refused = "refused",
+    }
+}
+
+/// The node as a whole.
+pub struct NodeMetrics {
+    /// Orders to read the configuration again, by how they ended.
+    pub reloads: CounterBy<Reload>,
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     /// The edge.
@@ -342,6 +358,8 @@ pub struct Metrics {
     pub queue: QueueMetrics,
     /// The HTTPS API.
     pub api: ApiMetrics,
+    /// The node.
+    pub node: NodeMetrics,
 }
 
 impl Metrics {
@@ -353,7 +371,8 @@ impl Metrics {
             "profile" => if cfg!(debug_assertions) { "debug" } else { "release" },
         )
         .set(1.0);
-        Self { edge: edge(), queue: queue(), api: api() }
+        let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
+        Self { edge: edge(), queue: queue(), api: api(), node }
     }
 }
 

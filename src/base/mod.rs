@@ -8,5 +8,6 @@ pub mod ids;
 pub mod keys;
 pub mod metrics;
 pub mod net;
+pub mod proxy;
 pub mod tasks;
 pub mod tls;

@@ -24,7 +24,7 @@ pub(super) fn read(file: &Path) -> anyhow::Result<Config> {
 }
 
 /// `FILE:LINE` of a key, or the file if the key has its default.
-fn place(file: &Path, key: &str) -> String {
+pub(super) fn place(file: &Path, key: &str) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     match line_of(&text, key) {
         Some(line) => format!("{}:{line}", file.display()),

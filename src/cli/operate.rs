@@ -219,6 +219,30 @@ impl Trace {
     }
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Drain {
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Drain {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        print_answer(self.which, Call::Post("/admin/v1/drain".into(), json!({})))
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Reload {
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Reload {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        print_answer(self.which, Call::Post("/admin/v1/reload".into(), json!({})))
+    }
+}
+
 enum Call {
     Read(String),
     Post(String, Value),

@@ -1,10 +1,10 @@
 //! `carillon serve`: the configuration, the log, the runtime, the node.
 
-use std::{io::IsTerminal, path::PathBuf};
+use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 use super::check;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     node,
 };
 
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(super) struct Serve {
     /// The configuration file; without it everything has its default
     #[arg(long, value_name = "FILE")]
@@ -35,21 +35,45 @@ pub(super) struct Serve {
     /// Metrics, health, and the operator's calls
     #[arg(long, value_name = "ADDR:PORT|off")]
     admin: Option<Bind>,
+    /// Take over from the node that runs on the same data directory, and its listeners with it
+    #[arg(long)]
+    takeover: bool,
 }
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = self.config()?;
-        start_log(&config)?;
+        let log = start_log(&config)?;
+        let is_takeover = self.takeover;
+        let start = node::Start { config, outside: self.outside(log), is_takeover };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        runtime.block_on(node::run(config))
+        let outcome = runtime.block_on(node::run(start));
+        // What still runs now must not keep the process.
+        runtime.shutdown_timeout(SHUTDOWN_WAIT);
+        outcome
+    }
+
+    /// How the node reads the same file and flags again.
+    fn outside(self, log: LogHandle) -> node::Outside {
+        let file = self.config.clone();
+        node::Outside {
+            read: Box::new(move || self.config()),
+            place: Box::new(move |key| match &file {
+                Some(file) => check::place(file, key),
+                None => "the defaults and flags".into(),
+            }),
+            log: Box::new(move |config| {
+                let (filter, log) = (filter(config)?, log.clone());
+                Ok(Box::new(move || log(filter)))
+            }),
+        }
     }
 
     /// The file's configuration with the flags over it.
-    fn config(self) -> anyhow::Result<Config> {
+    fn config(&self) -> anyhow::Result<Config> {
         let mut config = match &self.config {
             Some(file) => check::read(file)?,
             None => Config::default(),
@@ -64,8 +88,8 @@ impl Serve {
         ] {
             *slot = flag.unwrap_or(*slot);
         }
-        if let Some(data) = self.data {
-            config.store.data = data;
+        if let Some(data) = &self.data {
+            config.store.data = data.clone();
         }
         Ok(config)
     }
@@ -80,16 +104,24 @@ pub(super) fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
     Ok(filter.add_directive("tungstenite=info".parse()?))
 }
 
-fn start_log(config: &Config) -> anyhow::Result<()> {
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter(config)?).with_writer(std::io::stderr);
+/// Puts another filter in place.
+type LogHandle = Arc<dyn Fn(EnvFilter) + Send + Sync>;
+
+fn start_log(config: &Config) -> anyhow::Result<LogHandle> {
+    let (filter, filtering) = reload::Layer::new(filter(config)?);
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let log = log.with_ansi(std::io::stderr().is_terminal());
     let started = match config.log.format {
-        LogFormat::Text => log.try_init(),
-        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => tracing_subscriber::registry().with(filter).with(log).try_init(),
+        LogFormat::Json => tracing_subscriber::registry().with(filter).with(log.json()).try_init(),
     };
-    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))?;
+    // It fails only when the log is gone, and then nobody could be told.
+    Ok(Arc::new(move |filter| drop(filtering.reload(filter))))
 }
+
+/// For what still runs when the node has ended.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -34,7 +34,7 @@ impl Edge {
         let asked_s = granted.terms.keep_alive_s();
         let Some(key) = arrival.network.network() else { return };
         let cap_s = self.advisor.cap(key, &arrival.device(), asked_s, self.now_s());
-        let cap_s = cap_s.map(|cap_s| cap_s.max(self.config.keep_alive_min_s));
+        let cap_s = cap_s.map(|cap_s| cap_s.max(self.config().keep_alive_min_s));
         if let Some(cap_s) = cap_s.filter(|cap_s| granted.lower_keep_alive(*cap_s)) {
             self.note_advice(Advice::KeepAlive, cap_s);
         }

@@ -181,12 +181,14 @@ impl<S> Connection<S> {
     fn look<R>(&mut self, look: impl FnOnce(&mut Session, &Context<'_>) -> R) -> Option<R> {
         let arrival = &self.device.arrival;
         let service = &arrival.edge.service;
+        let bounds = arrival.edge.config();
         let tag = |queue: &QueueId, position: Position| service.tag(queue, position);
         let cx = Context {
-            bounds: &arrival.edge.config,
+            bounds: &bounds,
             now_s: arrival.edge.now_s(),
             unix_ms: service.now_ms(),
             dice: (arrival.serial().wrapping_mul(GOLDEN) >> 32) as u32,
+            farewell: arrival.edge.farewell.get(),
             tag: &tag,
         };
         self.session.as_mut().map(|session| look(session, &cx))

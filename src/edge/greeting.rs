@@ -34,7 +34,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let edge = accepted.handshaking.edge.clone();
-    let mut decoder = Decoder::server(edge.config.connect_bytes_max);
+    let mut decoder = Decoder::server(edge.config().connect_bytes_max);
     let mut unread = BytesMut::new();
     let (connect, bytes_in) = match read_connect(&mut stream, &mut decoder, &mut unread).await {
         Ok(read) => read,
@@ -50,7 +50,7 @@ where
             if !speaks_frames(&unread) {
                 edge.cap(&mut welcomed.granted, &welcomed.arrival);
             }
-            decoder.set_max_packet_bytes(edge.config.packet_bytes_max);
+            decoder.set_max_packet_bytes(edge.config().packet_bytes_max);
             Some(establish(accepted, stream, decoder, (unread, bytes_in), welcomed))
         }
         Ok(None) => {
@@ -163,10 +163,7 @@ async fn welcome(
     accepted: &Accepted,
 ) -> Result<Option<Welcomed>, Refusal> {
     let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
-    if edge.is_draining() {
-        return Err(unavailable);
-    }
-    let granted = handshake::judge(connect, &edge.config)?;
+    let granted = handshake::judge(connect, &edge.config())?;
     let secret = connect.password.as_deref().unwrap_or_default();
     let id = edge.service.identify(&connect.client_id, secret).map_err(|error| match error {
         Error::Unavailable(_) => unavailable,

@@ -54,11 +54,13 @@ impl Wheel {
         due.len()
     }
 
-    /// Wakes every connection.
-    pub fn nudge_all(&self, reason: Reasons) {
+    /// Every connection that has a place now.
+    pub fn all(&self) -> Vec<Arc<Nudge>> {
+        let mut all = Vec::new();
         for slot in 0..SLOTS {
-            self.lock(slot).iter().for_each(|one| one.0.nudge(reason));
+            all.extend(self.lock(slot).iter().map(|one| one.0.clone()));
         }
+        all
     }
 
     fn lock(&self, slot: usize) -> std::sync::MutexGuard<'_, HashSet<OneOf>> {

@@ -8,6 +8,7 @@ mod advising;
 pub mod advisor;
 pub mod close;
 mod connection;
+pub mod farewell;
 mod gate;
 mod greeting;
 mod heartbeat;
@@ -23,12 +24,14 @@ mod websocket;
 use std::{
     net::IpAddr,
     sync::{
-        Arc, Once,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc, Once, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
+pub use listener::Door;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
@@ -38,6 +41,7 @@ use tokio::{
 use self::{
     advisor::{AddressKey, Advisor, Rules},
     close::EndMetrics,
+    farewell::Farewell,
     gate::{
         Address, Gate, Refusal, Refused,
         places::{Patience, Place},
@@ -55,14 +59,13 @@ use crate::{
         tasks,
     },
     config,
-    route::Reasons,
     service::Service,
 };
 
 /// The device's side of one node. All transports share it.
 pub struct Edge {
     service: Arc<Service>,
-    config: config::Edge,
+    config: ArcSwap<config::Edge>,
     metrics: Arc<Metrics>,
     ends: EndMetrics,
     wheel: Wheel,
@@ -72,7 +75,8 @@ pub struct Edge {
     limits: rate::Limits,
     connections: AtomicUsize,
     emptied: Notify,
-    is_draining: AtomicBool,
+    /// Set once the node drains.
+    farewell: OnceLock<Farewell>,
     serial: AtomicU64,
     started: Instant,
     heartbeat: Once,
@@ -113,14 +117,14 @@ impl Edge {
             gate: Gate::new(&config),
             limits: rate::Limits::new(&config.gate),
             service,
-            config,
+            config: ArcSwap::from_pointee(config),
             metrics,
             ends: EndMetrics::new(),
             wheel: Wheel::default(),
             advisor,
             connections: AtomicUsize::new(0),
             emptied: Notify::new(),
-            is_draining: AtomicBool::new(false),
+            farewell: OnceLock::new(),
             serial: AtomicU64::new(0),
             started: Instant::now(),
             heartbeat: Once::new(),
@@ -151,11 +155,10 @@ impl Edge {
         Life::new(accepted, std::future::ready(Ok(stream))).await;
     }
 
-    /// Ends every connection, and lets no new one in.
-    pub fn drain(&self) {
-        self.is_draining.store(true, Ordering::SeqCst);
-        self.wheel.nudge_all(Reasons::DRAIN);
-        self.notify_if_empty();
+    /// Bounds for what comes from now on; a connection keeps what it was granted. The
+    /// numbers of handshakes and of parked sessions stay as they are.
+    pub fn reconfigure(&self, config: config::Edge) {
+        self.config.store(Arc::new(config));
     }
 
     /// Waits until no connection is left.
@@ -194,7 +197,7 @@ impl Edge {
         if self.is_draining() {
             return Err(Gate::full(Refused::Draining, dice));
         }
-        if before >= self.config.connections_max {
+        if before >= self.config().connections_max {
             return Err(Gate::full(Refused::Connections, dice));
         }
         Ok(admission)
@@ -206,7 +209,11 @@ impl Edge {
     }
 
     fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::SeqCst)
+        self.farewell.get().is_some()
+    }
+
+    fn config(&self) -> Guard<Arc<config::Edge>> {
+        self.config.load()
     }
 
     /// Sockets are accepted in the order in which they were opened.
@@ -277,7 +284,7 @@ struct Accepted {
 
 impl Accepted {
     fn deadline(&self) -> Instant {
-        self.at + Duration::from_millis(self.handshaking.edge.config.handshake_timeout_ms)
+        self.at + Duration::from_millis(self.handshaking.edge.config().handshake_timeout_ms)
     }
 
     fn failed(&self, result: Handshake) {

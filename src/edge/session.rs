@@ -7,6 +7,7 @@
 mod beats;
 pub mod deltas;
 pub mod down;
+mod farewell;
 pub mod feeds;
 pub mod filter;
 pub mod frames;
@@ -35,6 +36,7 @@ use self::{
 use super::{
     advisor::{Report, ReportResult},
     close::{CloseReason, Ignored},
+    farewell::Farewell,
 };
 use crate::{
     base::{
@@ -60,6 +62,8 @@ pub struct Context<'a> {
     pub unix_ms: u64,
     /// A random number, for jitter.
     pub dice: u32,
+    /// The terms on which the node parts with its devices, once it drains.
+    pub farewell: Option<&'a Farewell>,
     /// The tag of a position.
     pub tag: &'a dyn Fn(&QueueId, Position) -> Tag,
 }
@@ -387,10 +391,7 @@ impl Session {
             return self.close(CloseReason::TakenOver, out);
         }
         if reasons.has(Reasons::DRAIN) {
-            if matches!(self.mode, Mode::Frames(_)) {
-                self.reply(down::advice(i64::from(cx.dice % RECONNECT_SPREAD_MS)), None, out);
-            }
-            return self.close(CloseReason::Draining, out);
+            return self.part(cx, out);
         }
         if reasons.has(Reasons::TICK) && cx.now_s > self.deadline_s() {
             self.note_silence(cx.now_s, out);
@@ -492,6 +493,3 @@ impl Session {
         usize::from(self.terms.receive_max).saturating_sub(self.window.unacknowledged() + replies)
     }
 }
-
-/// Devices that are told to come back do so within this time, spread evenly.
-const RECONNECT_SPREAD_MS: u32 = 5_000;

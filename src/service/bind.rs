@@ -47,7 +47,7 @@ impl Service {
         let (device, registration) = self.registration_of(regid, by)?;
         self.may_bind(&registration, &alias, by)?;
         let queue = QueueName::Alias(registration.app, alias);
-        let max = self.limits.aliases_per_registration;
+        let max = self.limits.load().aliases_per_registration;
         let since = self.router.head(&queue.id())?;
         let changes = vec![Change::Follow { queue, since, max }];
         self.change(device, registration.regid, changes).await
@@ -71,7 +71,7 @@ impl Service {
     /// As [`Service::bind`].
     pub async fn subscribe(&self, regid: &str, topics: &[String], by: By<'_>) -> Result<(), Error> {
         let (device, registration) = self.registration_of(regid, by)?;
-        let max = self.limits.topics_per_registration;
+        let max = self.limits.load().topics_per_registration;
         let mut changes = Vec::new();
         for queue in self.topics(&registration.app, topics)? {
             let since = self.router.head(&queue.id())?;
@@ -97,7 +97,7 @@ impl Service {
     }
 
     fn topics(&self, app: &AppId, topics: &[String]) -> Result<Vec<QueueName>, Error> {
-        let max = self.limits.topics_per_registration;
+        let max = self.limits.load().topics_per_registration;
         if topics.len() > max {
             return Err(Error::Limit { what: "topics of a registration", max });
         }

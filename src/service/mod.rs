@@ -19,6 +19,7 @@ pub mod trace;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 pub use error::Error;
@@ -37,7 +38,7 @@ pub struct Service {
     router: Router,
     keys: Arc<NodeKeys>,
     clock: Clock,
-    limits: config::Limits,
+    limits: ArcSwap<config::Limits>,
     retention_days: u32,
     metrics: Arc<Metrics>,
     pointers: pointers::Pointers,
@@ -59,7 +60,7 @@ impl Service {
             router,
             keys,
             clock,
-            limits: config.limits.clone(),
+            limits: ArcSwap::from_pointee(config.limits.clone()),
             retention_days: config.store.retention_days,
             metrics,
             pointers: pointers::Pointers::default(),
@@ -67,6 +68,11 @@ impl Service {
             members: members::Members::default(),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
         })
+    }
+
+    /// Bounds for the calls from now on; what is over them stays.
+    pub fn reconfigure(&self, limits: config::Limits) {
+        self.limits.store(Arc::new(limits));
     }
 
     /// Where it counts.

@@ -117,7 +117,7 @@ impl Service {
     ) -> Result<RegId, Error> {
         let app = self.app_by_key(app_id, app_key)?.id;
         let since = self.router.head(&QueueName::All(app.clone()).id())?;
-        let (device, max) = (*device, self.limits.registrations_per_device);
+        let (device, max) = (*device, self.limits.load().registrations_per_device);
         let queue = QueueName::All(app.clone()).id();
         let (regid, is_new) = self
             .router

@@ -139,8 +139,9 @@ impl Service {
     }
 
     fn check(&self, send: &Send) -> Result<u64, Error> {
-        if send.payload.len() > self.limits.payload_bytes_max {
-            let rule = format!("at most {} bytes", self.limits.payload_bytes_max);
+        let max = self.limits.load().payload_bytes_max;
+        if send.payload.len() > max {
+            let rule = format!("at most {max} bytes");
             return Err(Error::Invalid { field: "payload", rule });
         }
         let notification = send.notification.iter();
@@ -151,7 +152,7 @@ impl Service {
         }
         let max = u64::from(self.retention_days) * 86_400;
         match send.ttl_s {
-            None => Ok(self.limits.ttl_default_s),
+            None => Ok(self.limits.load().ttl_default_s),
             Some(ttl_s) if (1..=max).contains(&ttl_s) => Ok(ttl_s),
             Some(_) => {
                 let rule = format!("1 to {max} seconds, the retention of this gateway");
@@ -213,7 +214,7 @@ impl Service {
     }
 
     fn check_targets(&self, field: &'static str, targets: &[String]) -> Result<(), Error> {
-        let max = self.limits.targets_per_send;
+        let max = self.limits.load().targets_per_send;
         if targets.is_empty() || targets.len() > max {
             return Err(Error::Invalid { field, rule: format!("1 to {max} of them") });
         }

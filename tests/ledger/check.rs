@@ -60,6 +60,10 @@ pub struct Report {
     pub acks: usize,
     pub connections: usize,
     pub kills: usize,
+    /// Connections that were refused at the door.
+    pub unreached: usize,
+    /// Devices that were told that the node goes away, each time.
+    pub sent_away: usize,
     /// How old an acknowledgement must be to survive a kill, on this machine now.
     pub forgiven: Duration,
 }
@@ -117,10 +121,12 @@ impl fmt::Display for Report {
         write!(
             f,
             "kills {kills}, sends {attempts}, accepted {accepted}, deliveries {deliveries}, \
-             redeliveries {redeliveries}, acks {}, connections {}, forgiven {:?}, losses {}, \
-             other faults {}",
+             redeliveries {redeliveries}, acks {}, connections {}, sent away {}, refused at the \
+             door {}, forgiven {:?}, losses {}, other faults {}",
             self.acks,
             self.connections,
+            self.sent_away,
+            self.unreached,
             self.forgiven,
             self.owed.len(),
             self.violations.len(),
@@ -198,6 +204,8 @@ impl Checker {
                 device.pinged = (at, std::mem::take(&mut device.acked));
             }
             Event::Ponged { device } => self.device(*device).ponged(at),
+            Event::Unreached { .. } => self.report.unreached += 1,
+            Event::SentAway { .. } => self.report.sent_away += 1,
             Event::Killed => self.killed(at),
             Event::Dead => self.kills.last_mut().expect("a kill before").1 = at,
             Event::Ready => self.ready_at = at,

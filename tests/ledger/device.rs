@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use carillon_wire::mqtt::{
-    Ack, Connect, Decoder, Packet, Publish, Qos, Subscribe, Version, encode,
+    Ack, Connect, Decoder, Packet, Publish, Qos, Subscribe, Version, encode, reason,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -94,7 +94,13 @@ impl Device {
 
     /// One connection, from CONNECT to its end, whoever ends it.
     async fn converse(&mut self) {
-        let Ok(mut link) = Link::open(self.address).await else { return };
+        let mut link = match Link::open(self.address).await {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return self.ledger.note(Event::Unreached { device: self.number });
+            }
+            Err(_) => return,
+        };
         let greeted = timeout(ANSWER_DEADLINE, self.greet(&mut link));
         // A node that dies or is not ready yet ends it: come back later.
         if let Ok(Ok(())) = greeted.await {
@@ -136,7 +142,7 @@ impl Device {
         loop {
             let wake = [acks.due(), end].into_iter().flatten().min();
             tokio::select! {
-                packet = link.next() => self.take(packet?, &mut acks),
+                packet = link.next() => self.take(packet?, &mut acks)?,
                 () = sleep_until_some(wake) => {}
             }
             if end.is_some_and(|end| end <= Instant::now()) {
@@ -154,7 +160,7 @@ impl Device {
         Ok(())
     }
 
-    fn take(&mut self, packet: Packet, acks: &mut Acks) {
+    fn take(&mut self, packet: Packet, acks: &mut Acks) -> io::Result<()> {
         match packet {
             Packet::Publish(publish) => {
                 let delivery = self.delivery(&publish);
@@ -178,9 +184,13 @@ impl Device {
                 self.ledger.note(Event::Ponged { device: self.number });
             }
             Packet::SubAck(ack) => assert_eq!(ack.reasons, [1], "device {}", self.number),
-            Packet::Disconnect(end) => panic!("device {} was sent {end:?}", self.number),
+            Packet::Disconnect(end) if end.reason == reason::SERVER_SHUTTING_DOWN => {
+                self.ledger.note(Event::SentAway { device: self.number });
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
             other => panic!("device {} was sent {other:?}", self.number),
         }
+        Ok(())
     }
 
     fn delivery(&self, publish: &Publish) -> Delivery {

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
@@ -50,6 +50,8 @@ pub struct Plan {
     /// What a payload has besides its number.
     pub payload_bytes: Range<u64>,
     pub changes_per_s: u64,
+    /// Whether some sends go to everybody.
+    pub broadcasts: bool,
     pub door: Door,
     /// Where the devices connect, if not at the node itself.
     pub devices_at: Option<SocketAddr>,
@@ -76,6 +78,7 @@ impl Default for Plan {
             sends_per_s: 300,
             payload_bytes: 0..200,
             changes_per_s: 10,
+            broadcasts: true,
             door: Door::Https,
             devices_at: None,
         }
@@ -118,7 +121,8 @@ impl Fleet {
             let (shared, dice) = (shared.clone(), dice.fork());
             async move { shared.follow_at_first(device, dice).await }
         });
-        join_all(follows).await;
+        // A connection for each of them would be too many at once.
+        stream::iter(follows).buffer_unordered(FOLLOWS_AT_ONCE).collect::<()>().await;
         let (stop_devices, devices_stop) = watch::channel(false);
         let mut devices = JoinSet::new();
         for number in 0..shared.plan.devices {
@@ -189,6 +193,11 @@ impl Fleet {
     }
 }
 
+/// Devices that are set up at the same time.
+const FOLLOWS_AT_ONCE: usize = 64;
+/// Devices that may come and go all the time.
+const RESTLESS_MAX: usize = 600;
+
 async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
     let csv = node.cli(&["device", "create", "--app", APP, "--count", &count.to_string()]).await;
     let account = |row: &str| {
@@ -221,7 +230,8 @@ impl Shared {
             devices.spawn(device.live(stop.clone()));
             return;
         }
-        let habit = Habit::of(number);
+        // Of a large fleet most stay connected.
+        let habit = Habit::of(if number < RESTLESS_MAX { number } else { number % 4 });
         let device = Device { number, account, habit, address, ledger, dice };
         devices.spawn(device.live(stop.clone()));
     }
@@ -317,7 +327,11 @@ impl Shared {
                 let topic = Queue::Topic(dice.index(plan.topics + plan.restless_topics));
                 (vec![topic], json!({"topic": topic.name()}))
             }
-            _ => (vec![Queue::All], json!({"all": true})),
+            _ if plan.broadcasts => (vec![Queue::All], json!({"all": true})),
+            _ => {
+                let device = dice.index(plan.devices);
+                (vec![Queue::Own(device)], self.regids(&[device]))
+            }
         }
     }
 

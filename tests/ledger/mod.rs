@@ -16,6 +16,7 @@ pub mod rounds;
 pub mod trace;
 
 use std::{
+    collections::HashMap,
     fmt,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -61,6 +62,10 @@ pub enum Event {
     Changed { device: usize, queue: Queue, follow: bool },
     /// A device's CONNECT was answered.
     Connected { device: usize, session_present: bool },
+    /// A device was refused at the door, before it could say anything.
+    Unreached { device: usize },
+    /// A device was told that the node goes away, and hangs up.
+    SentAway { device: usize },
     /// A PUBLISH reached a device.
     Delivered(Delivery),
     /// A device has written an acknowledgement to its socket.
@@ -157,6 +162,22 @@ impl Ledger {
     pub fn accepted(&self) -> usize {
         let accepted = |noted: &&Noted| matches!(noted.event, Event::Accepted { .. });
         self.history().iter().filter(accepted).count()
+    }
+
+    /// How long each device that was sent away was without a connection, the shortest first.
+    pub fn gaps(&self) -> Vec<Duration> {
+        let (mut away, mut gaps) = (HashMap::new(), Vec::new());
+        for Noted { at, event } in self.history().iter() {
+            match event {
+                Event::SentAway { device } => drop(away.insert(*device, *at)),
+                Event::Connected { device, .. } => {
+                    gaps.extend(away.remove(device).map(|since| *at - since));
+                }
+                _ => {}
+            }
+        }
+        gaps.sort_unstable();
+        gaps
     }
 
     fn history(&self) -> MutexGuard<'_, Vec<Noted>> {

@@ -10,6 +10,7 @@ pub mod client;
 pub mod dialogue;
 pub mod rumqtt;
 pub mod script;
+pub mod takeover;
 pub mod tools;
 
 use std::{
@@ -356,6 +357,11 @@ impl Node {
 
     async fn run(&mut self) {
         self.spawn();
+        self.wait_until_ready("").await;
+    }
+
+    /// Waits until the process serves, with another token than the one `before`.
+    async fn wait_until_ready(&mut self, before: &str) {
         let data = self.data();
         let mut child = self.child.take().expect("just started");
         let started = poll_until(DEADLINE, async || {
@@ -363,6 +369,9 @@ impl Node {
                 return Some(Err(status));
             }
             let admin: Admin = read_json(&data.join("admin.json"))?;
+            if admin.token == before {
+                return None;
+            }
             let ready = self.http.get(format!("{}/readyz", admin.url)).send().await.ok()?;
             ready.status().is_success().then_some(Ok(admin))
         })

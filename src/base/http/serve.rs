@@ -2,7 +2,8 @@
 //!
 //! A connection holds one slot from its accept on; handshakes run outside the
 //! accept loop and under a deadline. When told to stop, the loop closes the
-//! listener, lets running calls end, and returns at the latest after [`DRAIN`].
+//! listener, lets running calls and those on their way end, and returns at the latest
+//! after [`DRAIN`].
 
 use std::{
     convert::Infallible,
@@ -15,7 +16,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, response::Response};
+use arc_swap::ArcSwap;
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, header::CONNECTION},
+    response::Response,
+};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -25,13 +32,17 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, interval, sleep, timeout},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tower::ServiceExt;
 
 use super::Peer;
-use crate::base::{net, tasks};
+use crate::base::{
+    net,
+    proxy::{self, Balancers},
+    tasks,
+};
 
 /// What a listener bears.
 #[derive(Clone, Copy, Debug)]
@@ -53,17 +64,26 @@ pub(super) struct Slot {
 /// How long calls may go on after the order to stop.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
+/// What a listener shows to those who come.
+#[derive(Clone)]
+pub struct Face {
+    /// Around everything, if anything.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// What answers; a new one answers the next call of every connection.
+    pub router: Router,
+    /// For new connections; their number is that of the first face.
+    pub bounds: Bounds,
+    /// Who must say whom he serves.
+    pub balancers: Balancers,
+}
+
+/// A face that can be replaced while it is shown.
+pub type Live = Arc<ArcSwap<Face>>;
+
 /// Serves until `stop` turns true or its sender is gone.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
-    router: Router,
-    bounds: Bounds,
-    mut stop: watch::Receiver<bool>,
-) {
-    let slots_max = bounds.connections_max.clamp(1, SLOTS_MAX);
+pub async fn serve(listener: TcpListener, face: Live, mut stop: watch::Receiver<bool>) {
+    let slots_max = face.load().bounds.connections_max.clamp(1, SLOTS_MAX);
     let slots = Arc::new(Semaphore::new(slots_max));
-    let acceptor = tls.map(TlsAcceptor::from);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -73,13 +93,13 @@ pub async fn serve(
         match accepted {
             Ok((stream, peer, slot)) => {
                 let conversation = Conversation {
-                    router: router.clone(),
-                    bounds,
-                    peer: Peer(peer.ip().to_canonical()),
+                    face: face.clone(),
+                    bounds: face.load().bounds,
+                    peer,
                     slot,
                     stop: stop.clone(),
                 };
-                tasks::spawn("http connection", open(stream, acceptor.clone(), conversation));
+                tasks::spawn("http connection", open(stream, conversation));
             }
             Err(error) => {
                 // Out of file descriptors, most likely: let some connections end.
@@ -106,9 +126,10 @@ async fn accept(
 
 /// What a connection needs besides its bytes.
 struct Conversation {
-    router: Router,
+    face: Live,
     bounds: Bounds,
-    peer: Peer,
+    /// Of the socket, and then whom it serves.
+    peer: SocketAddr,
     slot: Slot,
     stop: watch::Receiver<bool>,
 }
@@ -119,14 +140,23 @@ enum Version {
     Two,
 }
 
-async fn open(stream: TcpStream, acceptor: Option<TlsAcceptor>, conversation: Conversation) {
+async fn open(mut stream: TcpStream, mut conversation: Conversation) {
     if net::tune(&stream, net::Peers::Calls).is_err() {
         return;
     }
-    let Some(acceptor) = acceptor else {
+    let deadline = Instant::now() + conversation.bounds.head_timeout;
+    let face = conversation.face.load_full();
+    let header = proxy::client_address(&mut stream, conversation.peer, &face.balancers);
+    match timeout_at(deadline, Box::pin(header)).await {
+        Ok(Ok(client)) => conversation.peer = client,
+        Ok(Err(error)) => return tracing::debug!(%error, "a balancer's connection is refused"),
+        Err(_) => return tracing::debug!("a balancer's header did not come"),
+    }
+    let Some(acceptor) = face.tls.clone().map(TlsAcceptor::from) else {
         return converse(stream, Version::One, conversation).await;
     };
-    match timeout(conversation.bounds.head_timeout, acceptor.accept(stream)).await {
+    drop(face);
+    match timeout_at(deadline, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let version = if is_two { Version::Two } else { Version::One };
@@ -141,12 +171,22 @@ async fn converse<IO>(io: IO, version: Version, conversation: Conversation)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Conversation { router, bounds, peer, slot, mut stop } = conversation;
-    let activity = Arc::new(Activity::default());
+    let Conversation { face, bounds, peer, slot, mut stop } = conversation;
+    let (peer, activity) = (Peer(peer.ip().to_canonical()), Arc::new(Activity::default()));
     let service = {
-        let activity = activity.clone();
+        let (activity, stop) = (activity.clone(), stop.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
-            answer(router.clone(), request, peer, slot.clone(), activity.clone())
+            let router = face.load().router.clone();
+            let answer = answer(router, request, peer, slot.clone(), activity.clone());
+            let stop = stop.clone();
+            async move {
+                let mut response = answer.await?;
+                if version == Version::One && *stop.borrow() {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let builder = builder(version, &bounds);
@@ -165,6 +205,10 @@ where
             () = told(&mut stop) => break,
             _ = check.tick() => if activity.is_idle() { break },
         }
+    }
+    // HTTP/1.1 has no word for it but in an answer: whoever asks just now gets that one.
+    if version == Version::One && timeout(LINGER, connection.as_mut()).await.is_ok() {
+        return;
     }
     connection.as_mut().graceful_shutdown();
     if timeout(DRAIN, connection).await.is_err() {
@@ -262,6 +306,8 @@ where
 const SLOTS_MAX: usize = 1 << 24;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const IDLE_CHECK: Duration = Duration::from_secs(15);
+/// For calls that come while the order to stop is given.
+const LINGER: Duration = Duration::from_millis(250);
 const IDLE_MAX: Duration = Duration::from_secs(75);
 const STREAMS_MAX: u32 = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);

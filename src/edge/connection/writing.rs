@@ -37,7 +37,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
-        let patience = Duration::from_millis(self.edge().config.write_timeout_ms);
+        let patience = Duration::from_millis(self.edge().config().write_timeout_ms);
         while !timeout(patience, self.write_some(bytes))
             .await
             .unwrap_or(Err(CloseReason::WriteTimeout))?

@@ -43,10 +43,10 @@ pub fn ask_positions() -> idl::Down {
     idl::Down { ask_positions: Some(idl::AskPositions {}), ..empty() }
 }
 
-/// Come back later.
-pub fn advice(reconnect_after_ms: i64) -> idl::Down {
+/// Come back later, there if a server is named.
+pub fn advice(reconnect_after_ms: i64, server: Option<String>) -> idl::Down {
     let reconnect_after_ms = Some(reconnect_after_ms);
-    let advice = idl::Advice { reconnect_after_ms, server: None, heartbeat_s: None };
+    let advice = idl::Advice { reconnect_after_ms, server, heartbeat_s: None };
     idl::Down { advice: Some(advice), ..empty() }
 }
 

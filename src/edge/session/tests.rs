@@ -31,6 +31,8 @@ struct Rig {
     out: Output,
     bounds: config::Edge,
     now_s: u64,
+    dice: u32,
+    farewell: Option<Farewell>,
     queues: HashMap<QueueId, Vec<Arc<Entry>>>,
     stored: HashMap<QueueId, u64>,
     client: Decoder,
@@ -83,6 +85,8 @@ impl Rig {
             out: Output::default(),
             bounds,
             now_s: 0,
+            dice: 7,
+            farewell: None,
             queues: HashMap::new(),
             stored: HashMap::new(),
             client: Decoder::client(connect.version, u32::MAX),
@@ -147,8 +151,9 @@ impl Rig {
 
     fn input(&mut self, input: Input) {
         let tag = |_: &QueueId, position: Position| position.seq.0.to_be_bytes();
-        let (bounds, now_s) = (self.bounds.clone(), self.now_s);
-        let cx = Context { bounds: &bounds, now_s, unix_ms: 10_000, dice: 7, tag: &tag };
+        let (bounds, farewell) = (self.bounds.clone(), self.farewell.clone());
+        let (now_s, unix_ms, dice, farewell) = (self.now_s, 10_000, self.dice, farewell.as_ref());
+        let cx = Context { bounds: &bounds, now_s, unix_ms, dice, farewell, tag: &tag };
         self.session.step(&cx, input, &mut self.out);
         self.settle();
     }
@@ -169,8 +174,9 @@ impl Rig {
     /// Pulls as the connection does, and gives what the client reads.
     fn pump(&mut self) -> Vec<Packet> {
         let tag = |_: &QueueId, position: Position| position.seq.0.to_be_bytes();
-        let (bounds, now_s) = (self.bounds.clone(), self.now_s);
-        let cx = Context { bounds: &bounds, now_s, unix_ms: 10_000, dice: 7, tag: &tag };
+        let (bounds, farewell) = (self.bounds.clone(), self.farewell.clone());
+        let (now_s, unix_ms, dice, farewell) = (self.now_s, 10_000, self.dice, farewell.as_ref());
+        let cx = Context { bounds: &bounds, now_s, unix_ms, dice, farewell, tag: &tag };
         for turn in 0.. {
             assert!(turn < 10_000, "a session must come to rest");
             let want = self.session.want(&cx, &mut self.out);

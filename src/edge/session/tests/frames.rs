@@ -1,6 +1,6 @@
 //! Frames.
 
-use carillon_wire::{frame, idl};
+use carillon_wire::{frame, idl, mqtt::Disconnect};
 
 use super::{super::frames::Ticket, *};
 use crate::{base::metrics::UpKind, queue::plan::Jump};
@@ -312,16 +312,44 @@ fn positions_of_one_registration_leave_the_others_alone() {
     assert_eq!(rig.stored(&own(2)), 1, "what was on its way to the other still counts");
 }
 
+/// What a device that speaks frames hears at a drain: advice and DISCONNECT.
+fn parted(rig: &mut Rig, farewell: Farewell) -> (idl::Advice, Disconnect) {
+    resume(rig, &[]);
+    rig.read();
+    rig.farewell = Some(farewell);
+    rig.input(Input::Nudged(Reasons::DRAIN));
+    let mut packets = rig.read();
+    let Some(Packet::Disconnect(end)) = packets.pop() else { panic!("DISCONNECT comes last") };
+    (downs(packets).remove(0).1.advice.unwrap(), end)
+}
+
 #[test]
 fn a_draining_node_advises_before_it_says_goodbye() {
-    let mut rig = Rig::v5();
-    resume(&mut rig, &[]);
-    rig.read();
-    rig.input(Input::Nudged(Reasons::DRAIN));
-    let packets = rig.read();
-    assert!(matches!(packets.last(), Some(Packet::Disconnect(d)) if d.reason == 0x8B));
-    let advice = downs(packets).remove(0).1.advice.unwrap();
-    assert!((0..5_000).contains(&advice.reconnect_after_ms.unwrap()));
+    let advised = |dice: u32| {
+        let mut rig = Rig { dice, ..Rig::v5() };
+        let (advice, end) =
+            parted(&mut rig, Farewell { reconnect_ms: 5_000, ..Farewell::default() });
+        assert_eq!((end.reason, end.server_reference, advice.server), (0x8B, None, None));
+        advice.reconnect_after_ms.unwrap()
+    };
+    assert_eq!([7, 4_999, 5_000, u32::MAX].map(advised), [7, 4_999, 0, 2_295]);
+}
+
+#[test]
+fn a_draining_node_names_the_other_server_where_it_can() {
+    let farewell = Farewell { server: Some("other.example:8883".into()), ..Farewell::default() };
+    let (advice, end) = parted(&mut Rig::v5(), farewell.clone());
+    assert_eq!(advice.server.as_deref(), Some("other.example:8883"));
+    assert_eq!((end.reason, end.server_reference), (0x9C, farewell.server.clone()));
+    // A device that takes short packets only is told so much.
+    let end_of = |max_packet_bytes| {
+        let mut rig = Rig::with(Connect { max_packet_bytes, ..Connect::default() });
+        rig.farewell = Some(farewell.clone());
+        rig.input(Input::Nudged(Reasons::DRAIN));
+        rig.read()
+    };
+    assert!(matches!(&end_of(Some(33))[..], [Packet::Disconnect(end)] if end.reason == 0x8B));
+    assert!(matches!(&end_of(Some(34))[..], [Packet::Disconnect(end)] if end.reason == 0x9C));
 }
 
 #[test]
