@@ -78,6 +78,8 @@ pub struct Edge {
     pub connections_max: usize,
     /// Handshakes at once.
     pub handshakes_max: usize,
+    /// Of these, so many at once in their TLS part.
+    pub tls_handshakes_max: usize,
     /// From accept to CONNECT, TLS and WebSocket included.
     pub handshake_timeout_ms: u64,
     /// The largest CONNECT.
@@ -114,7 +116,8 @@ impl Default for Edge {
     fn default() -> Self {
         Self {
             connections_max: 1_000_000,
-            handshakes_max: 1_024,
+            handshakes_max: 16_384,
+            tls_handshakes_max: 1_024,
             handshake_timeout_ms: 10_000,
             connect_bytes_max: 8 << 10,
             packet_bytes_max: 160 << 10,
@@ -326,6 +329,7 @@ impl Edge {
         vec![
             Rule(self.connections_max >= 1, "edge.connections_max", "at least 1"),
             Rule(self.handshakes_max >= 1, "edge.handshakes_max", "at least 1"),
+            Rule(self.tls_handshakes_max >= 1, "edge.tls_handshakes_max", "at least 1"),
             Rule(self.handshake_timeout_ms >= 100, "edge.handshake_timeout_ms", "at least 100"),
             Rule(self.connect_bytes_max >= 256, "edge.connect_bytes_max", "at least 256"),
             Rule(

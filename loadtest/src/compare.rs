@@ -161,7 +161,15 @@ impl Stage<'_> {
         let server = self.server(&peer, plan.devices, TopicOf::Each);
         let mut crew = Crew::start(&server.setup, server.processes, line.clone()).await?;
         let from = plan.devices * 5 / 19;
-        let idle = idle::Plan { from, to: plan.devices, settle: self.settle, hold: Duration::ZERO };
+        let idle = idle::Plan {
+            from,
+            to: plan.devices,
+            settle: self.settle,
+            hold: Duration::ZERO,
+            // A store's caches are no connection's. The others keep what was once freed, and
+            // would seem to need nothing.
+            is_warm: peer.gateway.is_some(),
+        };
         let idle = idle::measure(&mut crew, &server, idle).await.context("idle")?;
         let connect = connect::measure(&mut crew, &server).await.context("connect")?;
         sleep(self.settle).await;

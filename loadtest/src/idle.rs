@@ -34,6 +34,9 @@ pub struct Idle {
     /// Before: bind an alias to each registration and subscribe it to a topic, through --api
     #[arg(long)]
     follow: bool,
+    /// Before: open all and close them, so that the slope holds no cache of a store and nothing that is written at a device's first connect
+    #[arg(long)]
+    warm: bool,
     /// How many topics the registrations share, with --follow
     #[arg(long, default_value_t = 1)]
     topics: usize,
@@ -52,6 +55,8 @@ pub struct Plan {
     pub to: usize,
     pub settle: Duration,
     pub hold: Duration,
+    /// All are opened and closed once before.
+    pub is_warm: bool,
 }
 
 /// What came out.
@@ -87,7 +92,7 @@ impl Idle {
         let seconds =
             |seconds: f64| Duration::try_from_secs_f64(seconds).context("--settle, --hold");
         let (settle, hold) = (seconds(self.settle)?, seconds(self.hold)?);
-        let plan = Plan { from: self.from, to: self.to, settle, hold };
+        let plan = Plan { from: self.from, to: self.to, settle, hold, is_warm: self.warm };
         let mut crew = Crew::start(&server.setup, server.processes, line).await?;
         let outcome = measure(&mut crew, &server, plan).await?;
         crew.stop().await?;
@@ -103,6 +108,12 @@ impl Idle {
 pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Result<Outcome> {
     let bytes = || server.pid.map(process::anonymous_bytes).transpose();
     let open = |to| Open { retries_max: 20, ..server.open(to) };
+    if plan.is_warm {
+        crew.open_all(open(plan.to)).await?;
+        sleep(plan.settle).await;
+        crew.cut(Cut::Disconnect).await?;
+        sleep(plan.settle).await;
+    }
     let bytes_before = bytes()?;
     crew.open_all(open(plan.from)).await?;
     sleep(plan.settle).await;

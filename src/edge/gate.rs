@@ -71,6 +71,8 @@ pub(super) struct Gate {
     config: config::Gate,
     /// Room for handshakes.
     pub(super) places: Places,
+    /// Room for the TLS part of handshakes.
+    pub(super) tls_places: Places,
     /// Room for those who are told why they are refused.
     hearings: Arc<Semaphore>,
     /// Refused sockets, by the reason.
@@ -123,6 +125,7 @@ impl Gate {
         let failures = gate.auth_failures_per_address_per_minute;
         Self {
             places: Places::new(config.handshakes_max),
+            tls_places: Places::new(config.tls_handshakes_max),
             hearings: Arc::new(Semaphore::new(HEARINGS_MAX)),
             refused: CounterBy::new("carillon_refused_connections_total", "reason"),
             hash: Hash2::new(),

@@ -47,10 +47,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Life<S> {
                 match prepare.await {
                     Ok(stream) => greeting::greet(accepted, stream).await,
                     Err(error) => {
-                        let has_gone = error.kind() == io::ErrorKind::ConnectionAborted;
-                        let result =
-                            if has_gone { Handshake::GaveUp } else { Handshake::Transport };
-                        accepted.failed(result);
+                        accepted.failed(match error.kind() {
+                            io::ErrorKind::ConnectionAborted => Handshake::GaveUp,
+                            io::ErrorKind::TimedOut => Handshake::Evicted,
+                            _ => Handshake::Transport,
+                        });
                         None
                     }
                 }

@@ -127,6 +127,23 @@ impl Edge {
         tasks::spawn("refusal", timeout(HEARING_WAIT, telling));
     }
 
+    /// The TLS part of a handshake, in its turn. Who says nothing takes nobody's turn.
+    async fn accept_tls(
+        &self,
+        stream: TcpStream,
+        tls: Arc<ServerConfig>,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        stream.readable().await?;
+        let place = self.gate.tls_places.wait().await;
+        let patience = place.patience();
+        let stream = still_there(stream).await?;
+        tokio::select! {
+            biased;
+            accepted = TlsStream::accept(stream, tls) => accepted,
+            () = patience.over() => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
     fn note_refused(&self, why: Refused) {
         self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
         self.gate.refused.of(why).increment(1);
@@ -218,14 +235,16 @@ impl Accepted {
                 start(Life::new(self, websocket::accept(stream, bytes_max)));
             }
             (Transport::Tcp | Transport::Tls, Some(tls)) => {
+                let edge = self.handshaking.edge.clone();
+                start(Life::new(self, async move { edge.accept_tls(stream, tls).await }));
+            }
+            (Transport::WebSocket, Some(tls)) => {
+                let edge = self.handshaking.edge.clone();
                 start(Life::new(self, async move {
-                    TlsStream::accept(still_there(stream).await?, tls).await
+                    let stream = edge.accept_tls(stream, tls).await?;
+                    websocket::accept(stream, bytes_max).await
                 }));
             }
-            (Transport::WebSocket, Some(tls)) => start(Life::new(self, async move {
-                let stream = TlsStream::accept(still_there(stream).await?, tls).await?;
-                websocket::accept(stream, bytes_max).await
-            })),
             (Transport::Tls, None) => {
                 unreachable!("the composition root gives TLS its configuration")
             }
