@@ -6,6 +6,7 @@ pub mod gcra;
 pub mod http;
 pub mod ids;
 pub mod keys;
+pub mod maps;
 pub mod metrics;
 pub mod net;
 pub mod proxy;

@@ -324,6 +324,7 @@ async fn beat(edge: std::sync::Weak<Edge>) {
         edge.gate.look_at_memory();
         if now_s.is_multiple_of(SWEEP_EVERY_S) {
             edge.sessions.sweep(now_s);
+            edge.service.shrink();
             edge.metrics.edge.heartbeat_networks.set(edge.advisor.networks() as f64);
         }
     }

@@ -11,7 +11,7 @@ use dashmap::{DashMap, Entry};
 use tokio::sync::oneshot;
 
 use super::session::Parked;
-use crate::base::ids::DeviceId;
+use crate::base::{ids::DeviceId, maps};
 
 /// Which connection a live session belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +119,7 @@ impl Sessions {
             Slot::Parked { .. } | Slot::Live(_) | Slot::Claimed(..) => true,
         });
         self.parked.fetch_sub(dropped, Ordering::Relaxed);
+        maps::shrink(&self.slots);
     }
 
     /// How many are parked.

@@ -17,7 +17,10 @@ use std::{
 use atomic_waker::AtomicWaker;
 use dashmap::{DashMap, Entry};
 
-use crate::base::ids::{Queue, QueueId, QueueName};
+use crate::base::{
+    ids::{Queue, QueueId, QueueName},
+    maps,
+};
 
 /// Why a connection was woken: a set of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +153,11 @@ impl Followers {
         {
             occupied.remove();
         }
+    }
+
+    /// Gives back what a crowd left.
+    pub fn shrink(&self) {
+        maps::shrink(&self.queues);
     }
 
     /// Wakes all followers of a queue. Returns how many there are.

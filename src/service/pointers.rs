@@ -8,7 +8,10 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use super::{Error, Service, records::Positions};
 use crate::{
-    base::ids::{QueueId, RegId},
+    base::{
+        ids::{QueueId, RegId},
+        maps,
+    },
     crash_point,
     queue::{
         position::Position,
@@ -27,6 +30,12 @@ pub struct Pointers {
     changed: DashMap<RegId, Changed>,
     /// Somebody wants a flush before the period is over.
     is_wanted: Notify,
+}
+
+impl Pointers {
+    pub(super) fn shrink(&self) {
+        maps::shrink(&self.changed);
+    }
 }
 
 struct Changed {

@@ -6,7 +6,7 @@ use dashmap::{DashMap, Entry};
 
 use super::Service;
 use crate::{
-    base::ids::DeviceId,
+    base::{ids::DeviceId, maps},
     route::{Nudge, Reasons},
 };
 
@@ -36,6 +36,13 @@ impl Service {
     pub fn leave(&self, device: &DeviceId, nudge: &Arc<Nudge>) {
         self.flush_soon();
         self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
+    }
+
+    /// Gives back the memory of maps in which a crowd was. For once in a while.
+    pub fn shrink(&self) {
+        maps::shrink(&self.presence);
+        self.router.followers().shrink();
+        self.pointers.shrink();
     }
 
     /// Whether the device is connected to this node.

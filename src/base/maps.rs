@@ -1,0 +1,34 @@
+//! Shared maps that give back what a crowd left.
+
+use std::hash::{BuildHasher, Hash};
+
+use dashmap::DashMap;
+
+/// Gives back the room of a map that could hold four times as much as it does; a small one
+/// stays. Entries are moved, a shard at a time: for once in a while.
+pub fn shrink<K: Eq + Hash, V, S: BuildHasher + Clone>(map: &DashMap<K, V, S>) {
+    if map.capacity() > SMALL && map.len() < map.capacity() / 4 {
+        map.shrink_to_fit();
+    }
+}
+
+/// Entries that are not worth the work.
+const SMALL: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crowd_left_is_given_back() {
+        let map: DashMap<u32, u32> = (0..20_000).map(|key| (key, key)).collect();
+        let full = map.capacity();
+        map.retain(|key, _| *key < 10_000);
+        shrink(&map);
+        assert_eq!(map.capacity(), full, "half of it may come back");
+        map.retain(|key, _| *key < 100);
+        shrink(&map);
+        assert!(map.capacity() < full / 8, "{} of {full}", map.capacity());
+        assert!((0..100).all(|key| map.get(&key).is_some_and(|value| *value == key)));
+    }
+}
