@@ -178,9 +178,11 @@ impl Rig {
             6 | 7 => {
                 let (which, queue) = (script.below(3), script.below(8));
                 self.world.send(which, queue, 3 * script.below(200));
-                self.input(Input::Nudged(Reasons::DELIVER));
+                self.input(Input::Nudged(NEWS));
             }
-            8 => self.input(Input::Nudged(Reasons(script.byte() & !Reasons::DRAIN.0))),
+            8 => self.input(Input::Nudged(Reasons(
+                (u32::from(script.byte()) | ANY_QUEUE) & !Reasons::DRAIN.0,
+            ))),
             9 => self.now_s += u64::from(script.byte()),
             10 => {
                 let expiry = script.is_yes().then(|| u32::from(script.byte()));
@@ -194,7 +196,7 @@ impl Rig {
             12 => {
                 let (which, name) = (script.below(2), TOPICS[script.below(TOPICS.len())]);
                 self.world.toggle(which, name);
-                self.input(Input::Nudged(Reasons(Reasons::REFRESH.0 | Reasons::DELIVER.0)));
+                self.input(Input::Nudged(Reasons(Reasons::REFRESH.0 | NEWS.0)));
             }
             13 => {
                 let which = script.below(2);
@@ -342,6 +344,9 @@ impl Rig {
     }
 }
 
+/// All the bits that stand for queues.
+const ANY_QUEUE: u32 = !0xFF;
+const NEWS: Reasons = Reasons(Reasons::DELIVER.0 | ANY_QUEUE);
 const STEPS_MAX: usize = 400;
 const TURNS_MAX: usize = 10_000;
 const FILTERS: [&str; 8] =

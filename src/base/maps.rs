@@ -23,9 +23,11 @@ mod tests {
     fn what_a_crowd_left_is_given_back() {
         let map: DashMap<u32, u32> = (0..20_000).map(|key| (key, key)).collect();
         let full = map.capacity();
-        map.retain(|key, _| *key < 10_000);
+        let third = u32::try_from(full / 3).unwrap();
+        map.retain(|key, _| *key < third);
         shrink(&map);
-        assert_eq!(map.capacity(), full, "half of it may come back");
+        // What was removed among others counts as taken until the next growth.
+        assert!(map.capacity() > full / 2, "a crowd of a third may grow again");
         map.retain(|key, _| *key < 100);
         shrink(&map);
         assert!(map.capacity() < full / 8, "{} of {full}", map.capacity());

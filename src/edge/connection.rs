@@ -106,7 +106,7 @@ pub(super) struct Connection<S> {
     /// The beginning of a packet whose rest has not come.
     rest: Option<Box<BytesMut>>,
     /// Nudges that came while a write was blocked.
-    reasons: u8,
+    reasons: u32,
     place: Place,
     pace: paced::Pace,
     close: Option<CloseReason>,

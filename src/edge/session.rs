@@ -398,7 +398,7 @@ impl Session {
             return self.close(CloseReason::KeepAliveTimeout, out);
         }
         if reasons.has(Reasons::DELIVER) {
-            self.feeds.touch();
+            self.feeds.touch_some(|queue| reasons.concern(queue));
         }
         let is_attached = match &self.mode {
             Mode::Undecided => false,

@@ -9,7 +9,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
 };
@@ -22,12 +22,13 @@ use crate::base::{
     maps,
 };
 
-/// Why a connection was woken: a set of bits.
+/// Why a connection was woken: a set of bits. Above the lowest eight each stands for some of
+/// the queues, so that it looks at those only which may have something new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reasons(pub u8);
+pub struct Reasons(pub u32);
 
 impl Reasons {
-    /// A queue that it follows has new entries.
+    /// A queue that it follows has new entries: see [`Reasons::new_in`].
     pub const DELIVER: Self = Self(1);
     /// Another connection of the same device took over.
     pub const TAKEN_OVER: Self = Self(2);
@@ -38,9 +39,25 @@ impl Reasons {
     /// The node is going away.
     pub const DRAIN: Self = Self(16);
 
+    /// This queue has new entries.
+    pub fn new_in(queue: &QueueId) -> Self {
+        Self(Self::DELIVER.0 | Self::bit_of(queue))
+    }
+
     /// Whether a reason is among these.
     pub fn has(self, reason: Self) -> bool {
         self.0 & reason.0 != 0
+    }
+
+    /// Whether this queue may have new entries.
+    pub fn concern(self, queue: &QueueId) -> bool {
+        self.0 & Self::bit_of(queue) != 0
+    }
+
+    fn bit_of(queue: &QueueId) -> u32 {
+        // Ids are hashes: any of their bytes is as good as another.
+        let [.., byte] = queue.0;
+        1 << (8 + u32::from(byte) % 24)
     }
 }
 
@@ -48,7 +65,7 @@ impl Reasons {
 #[derive(Debug, Default)]
 pub struct Nudge {
     waker: AtomicWaker,
-    reasons: AtomicU8,
+    reasons: AtomicU32,
     opened: u64,
 }
 
@@ -65,7 +82,7 @@ impl Nudge {
 
     /// Adds a reason and wakes the owner.
     pub fn nudge(&self, reason: Reasons) {
-        if self.reasons.fetch_or(reason.0, Ordering::AcqRel) & reason.0 == 0 {
+        if self.reasons.fetch_or(reason.0, Ordering::AcqRel) & reason.0 != reason.0 {
             self.waker.wake();
         }
     }
@@ -162,14 +179,15 @@ impl Followers {
 
     /// Wakes all followers of a queue. Returns how many there are.
     pub fn nudge(&self, queue: &QueueId) -> usize {
+        let new = Reasons::new_in(queue);
         match self.queues.get(queue).as_deref() {
             None => 0,
             Some(Group::One(one)) => {
-                one.nudge(Reasons::DELIVER);
+                one.nudge(new);
                 1
             }
             Some(Group::Many(many)) => {
-                many.nudges.iter().for_each(|one| one.0.nudge(Reasons::DELIVER));
+                many.nudges.iter().for_each(|one| one.0.nudge(new));
                 many.nudges.len()
             }
         }

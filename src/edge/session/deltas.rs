@@ -1,5 +1,7 @@
 //! Frames of deltas: several queues of one registration in one PUBLISH.
 
+use std::{cell::RefCell, collections::VecDeque, sync::Arc};
+
 use bytes::Bytes;
 use carillon_wire::{
     frame::{self, DeltaParts},
@@ -13,7 +15,7 @@ use super::{
     window::{Cover, InFlight, Stage},
 };
 use crate::{
-    base::ids::{Queue, RegId},
+    base::ids::{Queue, QueueName, RegId},
     edge::close::Ignored,
     queue::{
         entry::{Body, Entry},
@@ -200,7 +202,7 @@ impl Draft {
             Fitted { entries: Vec::new(), at_ms: Vec::new(), to: pulled.to, is_cut: false };
         let mut bytes = fixed;
         for entry in &pulled.entries {
-            let encoded = encode(entry);
+            let encoded = encode(queue.name(), entry);
             if bytes + encoded.len() > budget {
                 let is_first = is_empty && fitted.entries.is_empty();
                 if !is_first {
@@ -276,10 +278,31 @@ impl Draft {
     }
 }
 
-/// An entry as it goes into a frame.
-fn encode(entry: &Entry) -> Bytes {
-    frame::encode_entry(&down::entry(entry))
+/// An entry as it goes into a frame. One that many follow is encoded once for all of them who
+/// are served by this thread.
+fn encode(queue: &QueueName, entry: &Arc<Entry>) -> Bytes {
+    let fresh = || frame::encode_entry(&down::entry(entry));
+    match queue {
+        QueueName::Own(_) | QueueName::Alias(..) => fresh(),
+        QueueName::Topic(..) | QueueName::All(_) => ENCODED.with_borrow_mut(|recent| {
+            if let Some((_, bytes)) = recent.iter().find(|(known, _)| Arc::ptr_eq(known, entry)) {
+                return bytes.clone();
+            }
+            let bytes = fresh();
+            recent.truncate(ENCODED_MAX - 1);
+            recent.push_front((entry.clone(), bytes.clone()));
+            bytes
+        }),
+    }
 }
+
+thread_local! {
+    /// Newest first.
+    static ENCODED: RefCell<VecDeque<(Arc<Entry>, Bytes)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Entries that are fanned out at the same time.
+const ENCODED_MAX: usize = 8;
 
 /// A frame of deltas ends before this, unless its first entry alone is larger.
 const DELTAS_BYTES_MAX: usize = 96 << 10;

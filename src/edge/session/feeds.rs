@@ -190,8 +190,16 @@ impl Feeds {
 
     /// Every queue may have something new.
     pub fn touch(&mut self) {
-        for lane in self.list.iter_mut().flat_map(|feed| &mut feed.lanes) {
-            lane.is_dirty = lane.usage != Use::Off;
+        self.touch_some(|_| true);
+    }
+
+    /// These queues may have something new.
+    pub fn touch_some(&mut self, is_new: impl Fn(&QueueId) -> bool) {
+        for feed in &mut self.list {
+            for (following, lane) in feed.followings.iter().zip(&mut feed.lanes) {
+                let is_dirty = lane.is_dirty || is_new(&following.queue.id());
+                lane.is_dirty = is_dirty && lane.usage != Use::Off;
+            }
         }
     }
 
