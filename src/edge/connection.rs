@@ -178,24 +178,28 @@ impl<S> Connection<S> {
     }
 
     /// One look of the session at the world as it is now.
-    fn look<R>(&mut self, look: impl FnOnce(&mut Session, &Context<'_>) -> R) -> Option<R> {
+    fn look<R>(
+        &mut self,
+        out: &mut Output,
+        look: impl FnOnce(&mut Session, &Context<'_>, &mut Output) -> R,
+    ) -> Option<R> {
         let arrival = &self.device.arrival;
         let service = &arrival.edge.service;
         let bounds = arrival.edge.config();
         let tag = |queue: &QueueId, position: Position| service.tag(queue, position);
         let cx = Context {
             bounds: &bounds,
-            now_s: arrival.edge.now_s(),
-            unix_ms: service.now_ms(),
+            now_s: out.now.s,
+            unix_ms: out.now.unix_ms,
             dice: (arrival.serial().wrapping_mul(GOLDEN) >> 32) as u32,
             farewell: arrival.edge.farewell.get(),
             tag: &tag,
         };
-        self.session.as_mut().map(|session| look(session, &cx))
+        self.session.as_mut().map(|session| look(session, &cx, out))
     }
 
     fn step(&mut self, input: Input, out: &mut Output) {
-        self.look(|session, cx| session.step(cx, input, out));
+        self.look(out, |session, cx, out| session.step(cx, input, out));
         self.perform(out);
     }
 
@@ -211,24 +215,24 @@ impl<S> Connection<S> {
             if out.bytes.len() >= OUTPUT_BYTES_MAX {
                 return true;
             }
-            let want = self.look(|session, cx| session.want(cx, out)).flatten();
+            let want = self.look(out, |session, cx, out| session.want(cx, out)).flatten();
             self.perform(out);
             let (Some(want), Some(session)) = (want, &self.session) else { return false };
             let followings = session.followings(want.feed);
             let service = &self.device.arrival.edge.service;
             match service.pull(followings, want.at, want.after, want.take) {
                 Ok(pulled) => {
-                    self.look(|session, cx| session.fed(cx, want, pulled, out));
+                    self.look(out, |session, cx, out| session.fed(cx, want, pulled, out));
                     self.perform(out);
                 }
                 // One damaged queue does not end what the device has besides it.
                 Err(error) if error.is_damage() => {
                     tracing::error!(%error, "a queue cannot be delivered");
-                    self.look(|session, cx| session.fed(cx, want, None, out));
+                    self.look(out, |session, cx, out| session.fed(cx, want, None, out));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection ends because a queue cannot be read");
-                    self.look(|session, _| session.close(CloseReason::Unavailable, out));
+                    self.look(out, |session, _, out| session.close(CloseReason::Unavailable, out));
                     return false;
                 }
             }
@@ -259,9 +263,8 @@ impl<S> Connection<S> {
             *sum = sum.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         }
         if !out.acked_at_ms.is_empty() {
-            let now_ms = arrival.edge.service.now_ms();
             for at_ms in out.acked_at_ms.drain(..) {
-                let took = Duration::from_millis(now_ms.saturating_sub(at_ms));
+                let took = Duration::from_millis(out.now.unix_ms.saturating_sub(at_ms));
                 metrics.durable_to_acked_seconds.record(took);
             }
         }
@@ -303,6 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Returns why the connection ends, if it does.
     async fn handle(&mut self, event: Event, out: &mut Output) -> Option<CloseReason> {
         let mut unread = BytesMut::new();
+        out.now = self.edge().now();
         match event {
             Event::Over(reason) => return Some(reason),
             Event::Nudged(reasons) => {
@@ -321,7 +325,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if out.close.is_some() {
                 return out.close;
             }
-            self.look(|session, cx| session.step(cx, Input::Written, out));
+            self.look(out, |session, cx, out| session.step(cx, Input::Written, out));
             is_more |= !out.effects.is_empty();
             self.perform(out);
             self.record(out);
@@ -329,6 +333,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 break;
             }
             tokio::task::yield_now().await;
+            out.now = self.edge().now();
             // A backlog must not keep a takeover or a drain waiting.
             let nudge = self.nudge().clone();
             let nudged = poll_fn(|cx| Poll::Ready(nudge.poll_reasons(cx))).await;
@@ -355,6 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             while let Some(call) = out.call.take() {
                 let answer = Box::pin(self.call(call)).await;
+                out.now = self.edge().now();
                 self.step(Input::Answer(answer), out);
             }
             if out.close.is_some() {

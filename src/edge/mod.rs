@@ -48,7 +48,7 @@ use self::{
     },
     heartbeat::Wheel,
     life::Life,
-    session::rate,
+    session::{Now, rate},
     sessions::Sessions,
 };
 use crate::{
@@ -230,6 +230,10 @@ impl Edge {
     /// Since the edge was made.
     fn elapsed_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+
+    fn now(&self) -> Now {
+        Now { s: self.now_s(), unix_ms: self.service.now_ms() }
     }
 
     fn now_s(&self) -> u64 {

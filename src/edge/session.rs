@@ -12,6 +12,7 @@ pub mod feeds;
 pub mod filter;
 pub mod frames;
 pub mod handshake;
+mod output;
 pub mod plain;
 pub mod rate;
 mod subscribe;
@@ -19,12 +20,12 @@ mod subscribe;
 mod tests;
 pub mod window;
 
-use bytes::BytesMut;
 use carillon_wire::{
     idl,
     mqtt::{self, Ack, Disconnect, Packet, Version},
 };
 
+pub use self::output::{Now, Output, Tally};
 use self::{
     feeds::{Begin, Feeds, Standing, Use},
     filter::{Subscription, Wanted},
@@ -163,41 +164,6 @@ pub struct Want {
     is_resend: bool,
 }
 
-/// What one connection did, for the metrics and its last log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Deltas or messages sent.
-    pub pushes: u64,
-    /// Of these, sent again.
-    pub redeliveries: u64,
-    /// Of these, acknowledged.
-    pub acks: u64,
-    /// Uplink frames.
-    pub uplinks: u64,
-}
-
-/// What came out of one or more steps.
-#[derive(Debug, Default)]
-pub struct Output {
-    /// To be written.
-    pub bytes: BytesMut,
-    /// To be done, in order.
-    pub effects: Vec<Effect>,
-    /// To be asked, after the effects; its answer is the next input.
-    pub call: Option<Call>,
-    /// The connection ends once the bytes are written.
-    pub close: Option<CloseReason>,
-    /// What was done.
-    pub tally: Tally,
-    /// When the messages that are acknowledged now were accepted.
-    pub acked_at_ms: Vec<u64>,
-    /// What was dropped or skipped.
-    pub ignored: Vec<Ignored>,
-    /// Uplink frames that were none, or of no known kind.
-    pub unknown_ups: u32,
-    scratch: Vec<u8>,
-}
-
 /// What outlives a plain connection with a persistent session.
 #[derive(Clone, Debug)]
 pub struct Parked {
@@ -224,22 +190,6 @@ pub struct Session {
     mode: Mode,
     window: Window,
     feeds: Feeds,
-}
-
-impl Output {
-    /// Empties it, keeping its buffers.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.effects.clear();
-        (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
-        self.acked_at_ms.clear();
-        self.ignored.clear();
-    }
-
-    fn packet(&mut self, version: Version, packet: &Packet) {
-        let encoded = mqtt::encode(version, packet, &mut self.bytes);
-        assert!(encoded.is_ok(), "our own packets can be encoded");
-    }
 }
 
 impl Session {

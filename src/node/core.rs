@@ -129,8 +129,10 @@ impl Core {
 
     /// Writes what is written lazily and stops the background tasks.
     pub async fn stop(self) {
-        for task in &self.background {
+        for task in self.background {
             task.abort();
+            // What it had in hand is unwritten again once it is gone.
+            drop(task.await);
         }
         if let Err(error) = self.service.settle().await {
             tracing::warn!(%error, "cannot flush the last pointers");

@@ -1,7 +1,10 @@
 //! Pointers that are newer than the disk: written lazily, all of a registration
 //! as one record. Losing the last second of them costs a redelivery, no more.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use dashmap::DashMap;
 use tokio::{sync::Notify, time::MissedTickBehavior};
@@ -23,25 +26,85 @@ use crate::{
 const FLUSH_RECORDS: usize = 1_024;
 /// From a device's leaving to the flush.
 const SOON: Duration = Duration::from_millis(20);
+/// Records that stay in memory when they are written, so that the next acknowledgement of the
+/// same registration need not read its own: about 250 bytes each.
+const KEPT_MAX: usize = 65_536;
 
-/// The changed pointers.
+/// The pointers of those who acknowledged something lately.
 #[derive(Default)]
 pub struct Pointers {
-    changed: DashMap<RegId, Changed>,
+    recent: DashMap<RegId, Recent>,
+    /// Those whose record is to be written, each once.
+    unwritten: Mutex<Vec<RegId>>,
     /// Somebody wants a flush before the period is over.
     is_wanted: Notify,
 }
 
-impl Pointers {
-    pub(super) fn shrink(&self) {
-        maps::shrink(&self.changed);
-    }
-}
-
-struct Changed {
+struct Recent {
     positions: Positions,
     /// Grows with every change, so that a flush knows what it wrote.
     version: u64,
+    /// It is among the unwritten, or a flush has it in hand.
+    is_unwritten: bool,
+    /// It has changed since the last sweep.
+    is_fresh: bool,
+}
+
+impl Pointers {
+    /// Forgets what is written and did not change since the last time.
+    pub(super) fn sweep(&self) {
+        self.recent.retain(|_, one| one.is_unwritten || std::mem::take(&mut one.is_fresh));
+        maps::shrink(&self.recent);
+    }
+
+    fn push_unwritten(&self, regids: &[RegId]) {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        unwritten.extend_from_slice(regids);
+    }
+
+    /// All that is to be written, neighbours in the store beside each other.
+    fn take_unwritten(&self) -> InHand<'_> {
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut regids = std::mem::take(&mut *unwritten);
+        drop(unwritten);
+        regids.sort_unstable();
+        InHand { pointers: self, regids, done: 0 }
+    }
+
+    /// What the record of a registration is to be, with its version.
+    fn record(&self, regid: &RegId) -> Option<(RegId, u64, Vec<u8>)> {
+        let one = self.recent.get(regid)?;
+        Some((*regid, one.version, encode(&one.positions)))
+    }
+
+    /// The record of this version is durable.
+    fn written(&self, regid: &RegId, version: u64, is_kept: bool) {
+        let Some(mut one) = self.recent.get_mut(regid) else { return };
+        if one.version != version {
+            drop(one);
+            return self.push_unwritten(&[*regid]);
+        }
+        one.is_unwritten = false;
+        drop(one);
+        if !is_kept {
+            self.recent.remove_if(regid, |_, one| !one.is_unwritten);
+        }
+    }
+}
+
+/// What a flush writes. What it has not written when it is dropped is unwritten again.
+struct InHand<'a> {
+    pointers: &'a Pointers,
+    regids: Vec<RegId>,
+    done: usize,
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if let Some(left @ [_, ..]) = self.regids.get(self.done..) {
+            self.pointers.push_unwritten(left);
+        }
+    }
 }
 
 impl Service {
@@ -52,8 +115,8 @@ impl Service {
 
     /// All positions of a registration, newest first known.
     pub(super) fn positions(&self, regid: &RegId) -> Result<Positions, Error> {
-        if let Some(changed) = self.pointers.changed.get(regid) {
-            return Ok(changed.positions.clone());
+        if let Some(recent) = self.pointers.recent.get(regid) {
+            return Ok(recent.positions.clone());
         }
         self.read_positions(regid)
     }
@@ -72,40 +135,48 @@ impl Service {
 
     /// The registration is no more; its stored record goes with it.
     pub(super) fn forget_positions(&self, regid: &RegId) {
-        self.pointers.changed.remove(regid);
+        self.pointers.recent.remove(regid);
     }
 
     fn change_positions(&self, regid: &RegId, change: impl FnOnce(&mut Positions)) {
-        let mut changed = self.pointers.changed.entry(*regid).or_insert_with(|| {
-            let stored = self.read_positions(regid).unwrap_or_else(|error| {
+        let mut recent = self.pointers.recent.entry(*regid).or_insert_with(|| {
+            let positions = self.read_positions(regid).unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot read pointers, some entries will be redelivered");
                 Positions::default()
             });
-            Changed { positions: stored, version: 0 }
+            Recent { positions, version: 0, is_unwritten: false, is_fresh: true }
         });
-        change(&mut changed.positions);
-        changed.version += 1;
+        change(&mut recent.positions);
+        recent.version += 1;
+        recent.is_fresh = true;
+        if !std::mem::replace(&mut recent.is_unwritten, true) {
+            self.pointers.push_unwritten(&[*regid]);
+        }
     }
 
-    /// Writes all changed pointers; durable when this returns.
+    /// Writes all changed pointers; durable when this returns. Cancel-safe: what was not
+    /// written is written the next time.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; they stay changed then.
     pub async fn flush_pointers(&self) -> Result<(), Error> {
-        let changed = self.pointers.changed.iter();
-        let changed = changed.map(|one| (*one.key(), one.version, encode(&one.positions)));
-        let changed: Vec<(RegId, u64, Vec<u8>)> = changed.collect();
-        for chunk in changed.chunks(FLUSH_RECORDS) {
+        let mut in_hand = self.pointers.take_unwritten();
+        while in_hand.done < in_hand.regids.len() {
+            let left = &in_hand.regids[in_hand.done..];
+            let chunk = &left[..left.len().min(FLUSH_RECORDS)];
+            let records: Vec<_> = chunk.iter().filter_map(|r| self.pointers.record(r)).collect();
             let mut batch = Batch::default();
-            for (regid, _, record) in chunk {
+            for (regid, _, record) in &records {
                 batch.put(Space::Pointers, regid.as_bytes(), record.clone());
             }
             crash_point!("pointers::before_flush");
             self.router.commit(batch).await?;
-            for (regid, version, _) in chunk {
-                self.pointers.changed.remove_if(regid, |_, one| one.version == *version);
+            let is_kept = self.pointers.recent.len() <= KEPT_MAX;
+            for (regid, version, _) in &records {
+                self.pointers.written(regid, *version, is_kept);
             }
-            self.metrics.queue.pointer_flushes.increment(chunk.len() as u64);
+            self.metrics.queue.pointer_flushes.increment(records.len() as u64);
+            in_hand.done += chunk.len();
         }
         Ok(())
     }

@@ -38,11 +38,11 @@ impl Service {
         self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
     }
 
-    /// Gives back the memory of maps in which a crowd was. For once in a while.
+    /// Gives back the memory of maps in which a crowd was. For once in half a minute or so.
     pub fn shrink(&self) {
         maps::shrink(&self.presence);
         self.router.followers().shrink();
-        self.pointers.shrink();
+        self.pointers.sweep();
     }
 
     /// Whether the device is connected to this node.

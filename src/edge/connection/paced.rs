@@ -20,10 +20,13 @@ impl<S> Connection<S> {
     }
 
     fn pay(&mut self, cost: Cost, out: &mut Output) -> bool {
+        if cost.is_free() {
+            return true;
+        }
         let edge = &self.device.arrival.edge;
         let paid = self.pace.take(&edge.limits, cost, edge.now_ticks());
         if let Err(reason) = paid {
-            self.look(|session, _| session.close(reason, out));
+            self.look(out, |session, _, out| session.close(reason, out));
         }
         paid.is_ok()
     }

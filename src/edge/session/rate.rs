@@ -42,6 +42,11 @@ impl Cost {
     /// An acknowledgement of something that we did not send.
     pub const IGNORED: Self = Self { packets: 1, requests: 0 };
 
+    /// Whether it need not be counted.
+    pub fn is_free(self) -> bool {
+        self.packets == 0 && self.requests == 0
+    }
+
     /// Acknowledgements are free: we ourselves say how many there can be.
     pub fn of(packet: &Packet) -> Self {
         let filters = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);

@@ -1,0 +1,69 @@
+//! What comes out of a session's steps, collected over one turn of a connection.
+
+use bytes::BytesMut;
+use carillon_wire::mqtt::{self, Packet, Version};
+
+use super::{Call, Effect};
+use crate::edge::close::{CloseReason, Ignored};
+
+/// What one connection did, for the metrics and its last log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Deltas or messages sent.
+    pub pushes: u64,
+    /// Of these, sent again.
+    pub redeliveries: u64,
+    /// Of these, acknowledged.
+    pub acks: u64,
+    /// Uplink frames.
+    pub uplinks: u64,
+}
+
+/// What the clocks say during one turn of a connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Seconds since the edge was made.
+    pub s: u64,
+    /// Milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// What came out of one or more steps.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// The time of the turn: clocks are read once for all its steps.
+    pub now: Now,
+    /// To be written.
+    pub bytes: BytesMut,
+    /// To be done, in order.
+    pub effects: Vec<Effect>,
+    /// To be asked, after the effects; its answer is the next input.
+    pub call: Option<Call>,
+    /// The connection ends once the bytes are written.
+    pub close: Option<CloseReason>,
+    /// What was done.
+    pub tally: Tally,
+    /// When the messages that are acknowledged now were accepted.
+    pub acked_at_ms: Vec<u64>,
+    /// What was dropped or skipped.
+    pub ignored: Vec<Ignored>,
+    /// Uplink frames that were none, or of no known kind.
+    pub unknown_ups: u32,
+    pub(super) scratch: Vec<u8>,
+}
+
+impl Output {
+    /// Empties it, keeping its buffers.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.effects.clear();
+        (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
+        self.acked_at_ms.clear();
+        self.ignored.clear();
+    }
+
+    pub(super) fn packet(&mut self, version: Version, packet: &Packet) {
+        let encoded = mqtt::encode(version, packet, &mut self.bytes);
+        assert!(encoded.is_ok(), "our own packets can be encoded");
+    }
+}
