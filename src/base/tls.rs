@@ -178,6 +178,8 @@ impl Identity {
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(unusable)?;
         config.send_tls13_tickets = 1;
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        // Idle connections keep keys, not ciphers.
+        config.enable_secret_extraction = inside == Inside::Mqtt;
         Ok(Arc::new(config))
     }
 }

@@ -1,8 +1,12 @@
-//! TLS as a stream of bytes that holds no buffer while it is idle.
+//! TLS as a stream of bytes that holds no buffer while it is idle, nor ciphers.
 //!
-//! rustls' unbuffered connection keeps keys and state only. Records are read into, opened
-//! from and sealed into buffers that the worker's connections share; a connection keeps bytes
-//! of its own only while a record has come or gone in part.
+//! rustls shakes hands and serves TLS 1.2 ([`driven`]); in TLS 1.3 it then leaves its keys to
+//! [`lean`]. Records are read into, opened from and sealed into buffers that the worker's
+//! connections share; a connection keeps bytes of its own only while a record has come or
+//! gone in part.
+
+mod driven;
+mod lean;
 
 use std::{
     cell::RefCell,
@@ -12,22 +16,28 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{
-    ServerConfig,
-    server::{ServerConnectionData, UnbufferedServerConnection},
-    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
-};
+use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use self::{driven::Driven, lean::Lean};
 
 /// The server's end of a TLS connection.
 pub struct TlsStream<S> {
     stream: S,
-    tls: Box<UnbufferedServerConnection>,
+    layer: Layer,
     held: Option<Box<Held>>,
     /// The peer will send nothing more.
     is_read_closed: bool,
     /// We have said that we will send nothing more.
     is_write_closed: bool,
+}
+
+/// Who protects the records.
+enum Layer {
+    /// rustls: the handshake, and TLS 1.2.
+    Driven(Box<Driven>),
+    /// Keys alone: TLS 1.3 once hands are shaken.
+    Lean(Box<Lean>),
 }
 
 /// What is left between two steps. Absent while there is nothing.
@@ -41,21 +51,88 @@ struct Held {
     outgoing: Vec<u8>,
 }
 
+/// Where opened data goes, and what is to be sent.
+struct Sink<'a, 'b> {
+    into: &'a mut ReadBuf<'b>,
+    held: &'a mut Option<Box<Held>>,
+    is_read_closed: &'a mut bool,
+}
+
+impl Sink<'_, '_> {
+    /// Data for the reader: what it has no room for is held.
+    fn plain(&mut self, data: &[u8]) {
+        let room = data.len().min(self.into.remaining());
+        self.into.put_slice(&data[..room]);
+        if room < data.len() {
+            self.held.get_or_insert_default().plain.extend_from_slice(&data[room..]);
+        }
+    }
+
+    /// Records for the peer.
+    fn outgoing(&mut self) -> &mut Vec<u8> {
+        &mut self.held.get_or_insert_default().outgoing
+    }
+}
+
+impl Layer {
+    /// After the handshake.
+    fn settle(self) -> io::Result<Self> {
+        match self {
+            Self::Driven(driven)
+                if driven.0.protocol_version() == Some(ProtocolVersion::TLSv1_3) =>
+            {
+                Ok(Self::Lean(Box::new(Lean::take_over(driven.0)?)))
+            }
+            Self::Driven(_) | Self::Lean(_) => Ok(self),
+        }
+    }
+
+    fn open(&mut self, records: &mut [u8], sink: &mut Sink<'_, '_>) -> io::Result<usize> {
+        match self {
+            Self::Driven(driven) => driven.open(records, sink),
+            Self::Lean(lean) => lean.open(records, sink),
+        }
+    }
+
+    fn seal(
+        &mut self,
+        data: &[u8],
+        sealed: &mut [u8],
+        held: &mut Option<Box<Held>>,
+    ) -> io::Result<(usize, usize)> {
+        match self {
+            Self::Driven(driven) => driven.seal(data, sealed, held),
+            Self::Lean(lean) => {
+                lean.refresh(held)?;
+                lean.seal(data, sealed)
+            }
+        }
+    }
+
+    fn close(&mut self, outgoing: &mut Vec<u8>) -> io::Result<()> {
+        match self {
+            Self::Driven(driven) => driven.close(outgoing),
+            Self::Lean(lean) => lean.close(outgoing),
+        }
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Shakes hands. The caller's deadline bounds it.
     ///
     /// # Errors
     /// If the peer breaks off, or what it says is not acceptable: then it is told why.
     pub async fn accept(stream: S, config: Arc<ServerConfig>) -> io::Result<Self> {
-        let tls = Box::new(UnbufferedServerConnection::new(config).map_err(io::Error::other)?);
+        let layer = Layer::Driven(Box::new(Driven::new(config)?));
         let mut accepting =
-            Self { stream, tls, held: None, is_read_closed: false, is_write_closed: false };
+            Self { stream, layer, held: None, is_read_closed: false, is_write_closed: false };
         std::future::poll_fn(|cx| accepting.poll_handshake(cx)).await?;
+        accepting.layer = accepting.layer.settle()?;
         Ok(accepting)
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.tls.is_handshaking() {
+        while matches!(&self.layer, Layer::Driven(driven) if driven.0.is_handshaking()) {
             let count = ready!(self.poll_take_in(cx, &mut ReadBuf::new(&mut [])))?;
             if count == 0 || self.is_read_closed {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
@@ -101,86 +178,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     /// Takes records in, and holds what is incomplete.
     fn open(&mut self, records: &mut [u8], into: &mut ReadBuf<'_>) -> io::Result<()> {
-        let mut at = 0;
-        loop {
-            let UnbufferedStatus { mut discard, state } =
-                self.tls.process_tls_records(&mut records[at..]);
-            let is_done = match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        let record = record.map_err(io::Error::other)?;
-                        discard += record.discard;
-                        let room = record.payload.len().min(into.remaining());
-                        into.put_slice(&record.payload[..room]);
-                        if room < record.payload.len() {
-                            let plain = &mut self.held.get_or_insert_default().plain;
-                            plain.extend_from_slice(&record.payload[room..]);
-                        }
-                    }
-                    false
-                }
-                Ok(ConnectionState::EncodeTlsData(encode)) => {
-                    encode_into(encode, &mut self.held.get_or_insert_default().outgoing)?;
-                    false
-                }
-                Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                    transmit.done();
-                    false
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.is_read_closed = true;
-                    false
-                }
-                Ok(ConnectionState::Closed) => {
-                    self.is_read_closed = true;
-                    true
-                }
-                Ok(ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake) => true,
-                Ok(_) => return Err(io::Error::other("early data, which was not offered")),
-                Err(error) => {
-                    self.queue_alert();
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-                }
-            };
-            at += discard;
-            if is_done {
-                break;
-            }
-        }
+        let Self { held, is_read_closed, .. } = self;
+        let at = self.layer.open(records, &mut Sink { into, held, is_read_closed })?;
         if at < records.len() && !self.is_read_closed {
             self.held.get_or_insert_default().incoming.extend_from_slice(&records[at..]);
         }
         Ok(())
-    }
-
-    /// After a failure rustls has an alert for the peer.
-    fn queue_alert(&mut self) {
-        while let Ok(ConnectionState::EncodeTlsData(encode)) =
-            self.tls.process_tls_records(&mut []).state
-        {
-            if encode_into(encode, &mut self.held.get_or_insert_default().outgoing).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Seals as much as one record takes, behind what rustls itself has to say.
-    fn seal(&mut self, data: &[u8], sealed: &mut [u8]) -> io::Result<(usize, usize)> {
-        let data = &data[..data.len().min(RECORD_BYTES)];
-        loop {
-            match self.tls.process_tls_records(&mut []).state.map_err(io::Error::other)? {
-                ConnectionState::WriteTraffic(mut traffic) => {
-                    let count = traffic.encrypt(data, sealed).map_err(exhausted)?;
-                    return Ok((data.len(), count));
-                }
-                ConnectionState::EncodeTlsData(encode) => {
-                    encode_into(encode, &mut self.held.get_or_insert_default().outgoing)?;
-                }
-                ConnectionState::TransmitTlsData(transmit) => transmit.done(),
-                ConnectionState::PeerClosed => self.is_read_closed = true,
-                _ => return Err(io::ErrorKind::BrokenPipe.into()),
-            }
-        }
     }
 
     /// Writes what is sealed, and forgets what is empty.
@@ -245,7 +248,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         ready!(self.poll_drain(cx))?;
         let this = &mut *self;
         BUFFER.with_borrow_mut(|sealed| {
-            let (taken, bytes) = this.seal(data, sealed)?;
+            let (taken, bytes) = this.layer.seal(data, sealed, &mut this.held)?;
             let mut sent = 0;
             if this.held.as_ref().is_none_or(|held| held.outgoing.is_empty())
                 && let Poll::Ready(count) =
@@ -270,36 +273,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         if !self.is_write_closed {
             self.is_write_closed = true;
             let this = &mut *self;
-            if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
-                this.tls.process_tls_records(&mut []).state
-            {
-                let mut notice = [0; NOTICE_BYTES];
-                let bytes = traffic.queue_close_notify(&mut notice).map_err(exhausted)?;
-                let outgoing = &mut this.held.get_or_insert_default().outgoing;
-                outgoing.extend_from_slice(&notice[..bytes]);
-            }
+            this.layer.close(&mut this.held.get_or_insert_default().outgoing)?;
         }
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-}
-
-fn encode_into(
-    mut encode: EncodeTlsData<'_, ServerConnectionData>,
-    outgoing: &mut Vec<u8>,
-) -> io::Result<()> {
-    let at = outgoing.len();
-    let required = match encode.encode(&mut []) {
-        Err(EncodeError::InsufficientSize(size)) => size.required_size,
-        Err(EncodeError::AlreadyEncoded) | Ok(_) => return Ok(()),
-    };
-    outgoing.resize(at + required, 0);
-    encode.encode(&mut outgoing[at..]).map_err(io::Error::other)?;
-    Ok(())
-}
-
-fn exhausted(error: EncryptError) -> io::Error {
-    io::Error::other(error)
 }
 
 thread_local! {
@@ -310,8 +288,5 @@ thread_local! {
 const RECORD_BYTES: usize = 16 << 10;
 /// A record, and what it may have besides its data. A handshake message may span records.
 const BUFFER_BYTES: usize = 2 * RECORD_BYTES;
-/// Room for a close notice.
-const NOTICE_BYTES: usize = 128;
-
 #[cfg(test)]
 mod tests;

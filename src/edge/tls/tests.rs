@@ -1,7 +1,7 @@
 //! The stream over TLS against a client of rustls, and what it holds while idle.
 
 use rustls::{
-    ClientConfig, RootCertStore, SupportedProtocolVersion,
+    CipherSuite, ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
     version::{TLS12, TLS13},
 };
@@ -11,19 +11,27 @@ use tokio_rustls::{TlsConnector, client};
 use super::*;
 use crate::base::tls::{Identity, Inside};
 
-struct Ends {
+pub(super) struct Ends {
     server: Arc<ServerConfig>,
     client: TlsConnector,
 }
 
-fn ends(version: &'static SupportedProtocolVersion) -> Ends {
+pub(super) fn ends(version: &'static SupportedProtocolVersion) -> Ends {
+    ends_with(version, |_| true)
+}
+
+fn ends_with(
+    version: &'static SupportedProtocolVersion,
+    offers: impl Fn(CipherSuite) -> bool,
+) -> Ends {
     let dir = tempfile::tempdir().unwrap();
     let identity = Identity::local(dir.path(), &[], 1_800_000_000_000).unwrap();
     let server = identity.server_config(Inside::Mqtt).unwrap();
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(dir.path().join("ca.pem")).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut client = ClientConfig::builder_with_provider(provider)
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| offers(suite.suite()));
+    let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[version])
         .unwrap()
         .dangerous()
@@ -33,9 +41,9 @@ fn ends(version: &'static SupportedProtocolVersion) -> Ends {
     Ends { server, client: TlsConnector::from(Arc::new(client)) }
 }
 
-type Pair = (TlsStream<DuplexStream>, client::TlsStream<DuplexStream>);
+pub(super) type Pair = (TlsStream<DuplexStream>, client::TlsStream<DuplexStream>);
 
-async fn connected(ends: &Ends, pipe_bytes: usize) -> Pair {
+pub(super) async fn connected(ends: &Ends, pipe_bytes: usize) -> Pair {
     let (near, far) = duplex(pipe_bytes);
     let name = ServerName::try_from("localhost").unwrap();
     let (server, client) =
@@ -48,8 +56,7 @@ fn sample(bytes: usize) -> Vec<u8> {
 }
 
 /// Both ways at once, through a pipe that takes little at a time.
-async fn exchange(version: &'static SupportedProtocolVersion, pipe_bytes: usize) {
-    let ends = ends(version);
+async fn exchange(ends: &Ends, pipe_bytes: usize) {
     let (near, far) = duplex(pipe_bytes);
     let sent = sample(200_000);
     let client = async {
@@ -90,8 +97,24 @@ async fn exchange(version: &'static SupportedProtocolVersion, pipe_bytes: usize)
 async fn data_goes_both_ways_in_both_versions_through_narrow_and_wide_pipes() {
     for version in [&TLS13, &TLS12] {
         for pipe_bytes in [61, 1_000, 1 << 20] {
-            exchange(version, pipe_bytes).await;
+            exchange(&ends(version), pipe_bytes).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn each_cipher_suite_of_tls_1_3_is_served() {
+    let suites = [
+        CipherSuite::TLS13_AES_128_GCM_SHA256,
+        CipherSuite::TLS13_AES_256_GCM_SHA384,
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    for suite in suites {
+        let ends = ends_with(&TLS13, |offered| offered == suite);
+        let (_server, client) = connected(&ends, 1 << 16).await;
+        let agreed = client.get_ref().1.negotiated_cipher_suite().map(|agreed| agreed.suite());
+        assert_eq!(agreed, Some(suite));
+        exchange(&ends, 1_000).await;
     }
 }
 
