@@ -92,6 +92,28 @@ async fn limits_and_the_log_change_and_connections_stay() {
 }
 
 #[tokio::test]
+async fn bounds_of_strangers_change_and_connections_stay() {
+    let node = start("").await;
+    let [first, second, third] =
+        [node.create_device().await, node.create_device().await, node.create_device().await];
+    let mut client = rumqtt::connect_v5(&node, &first, &["push"]);
+    client.ready().await;
+    let bounds = "[edge.gate]\nunlimited_networks = []\nconnections_per_address_max = 1\n";
+    assert_eq!(reload(&node, bounds).await.unwrap(), json!(["edge.gate"]));
+    let mut newer = rumqtt::connect_v5(&node, &second, &["push"]);
+    newer.ready().await;
+    // Quota exceeded: those who came while there was no bound do not count.
+    let refused = rumqtt::connect_v5(&node, &third, &["push"]).refused().await;
+    assert!(refused.contains("QuotaExceeded"), "{refused}");
+    for (device, client) in [(&first, &mut client), (&second, &mut newer)] {
+        assert_eq!(payload_of(&node, &device.regid, 10).await, 202);
+        client.message().await;
+    }
+    newer.stop().await;
+    client.stop().await;
+}
+
+#[tokio::test]
 async fn whatever_is_wrong_is_named_and_nothing_changes() {
     let node = start("[limits]\npayload_bytes_max = 50\n").await;
     let device = node.create_device().await;

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use carillon_wire::mqtt::reason;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -68,7 +69,7 @@ pub(super) struct Refusal {
 
 /// What the listeners ask; one for the node.
 pub(super) struct Gate {
-    config: config::Gate,
+    bounds: ArcSwap<Bounds>,
     /// Room for handshakes.
     pub(super) places: Places,
     /// Room for the TLS part of handshakes.
@@ -82,14 +83,39 @@ pub(super) struct Gate {
     connections: Counts,
     connects: Rates,
     failures: Rates,
-    accepts: Rate,
     /// Until when the accepted connections are paid for, in ticks.
     accepts_paid_at: AtomicU32,
     /// The next time that is given to somebody who is refused, in ticks.
     next_slot: AtomicU32,
-    memory: Memory,
     is_memory_short: AtomicBool,
     opened: Instant,
+}
+
+/// What a reload replaces. What was taken before stays taken.
+struct Bounds {
+    config: config::Gate,
+    connects: Rate,
+    failures: Rate,
+    accepts: Rate,
+    memory: Memory,
+}
+
+impl Bounds {
+    fn new(config: &config::Gate) -> Self {
+        let second = Duration::from_secs(1);
+        let failures = config.auth_failures_per_address_per_minute;
+        Self {
+            connects: Rate::new(
+                config.connects_per_address_per_s,
+                second,
+                config.connects_per_address_burst,
+            ),
+            failures: Rate::new(failures, Duration::from_secs(60), failures),
+            accepts: Rate::new(config.accepts_per_s, second, config.accepts_burst),
+            memory: Memory::new(config.memory_max_bytes),
+            config: config.clone(),
+        }
+    }
 }
 
 /// Whose share a connection takes; nobody's if the address has no bounds.
@@ -118,11 +144,6 @@ impl Refusal {
 impl Gate {
     /// Everything is free.
     pub(super) fn new(config: &config::Edge) -> Self {
-        let gate = config.gate.clone();
-        let second = Duration::from_secs(1);
-        let connects =
-            Rate::new(gate.connects_per_address_per_s, second, gate.connects_per_address_burst);
-        let failures = gate.auth_failures_per_address_per_minute;
         Self {
             places: Places::new(config.handshakes_max),
             tls_places: Places::new(config.tls_handshakes_max),
@@ -131,21 +152,25 @@ impl Gate {
             hash: Hash2::new(),
             handshakes: Counts::new(),
             connections: Counts::new(),
-            connects: Rates::new(connects),
-            failures: Rates::new(Rate::new(failures, Duration::from_secs(60), failures)),
-            accepts: Rate::new(gate.accepts_per_s, second, gate.accepts_burst),
+            connects: Rates::new(),
+            failures: Rates::new(),
             accepts_paid_at: AtomicU32::new(0),
             next_slot: AtomicU32::new(0),
-            memory: Memory::new(gate.memory_max_bytes),
             is_memory_short: AtomicBool::new(false),
             opened: Instant::now(),
-            config: gate,
+            bounds: ArcSwap::from_pointee(Bounds::new(&config.gate)),
         }
+    }
+
+    /// Bounds for what comes from now on.
+    pub(super) fn reconfigure(&self, config: &config::Gate) {
+        self.bounds.store(Arc::new(Bounds::new(config)));
     }
 
     /// Whose share this address is.
     pub(super) fn address(&self, address: IpAddr) -> Address {
-        let is_unlimited = self.config.unlimited_networks.iter().any(|net| net.contains(address));
+        let bounds = self.bounds.load();
+        let is_unlimited = bounds.config.unlimited_networks.iter().any(|net| net.contains(address));
         Address((!is_unlimited).then(|| self.hash.cells(address)))
     }
 
@@ -154,20 +179,20 @@ impl Gate {
     /// # Errors
     /// [`Refusal`]; `dice` spreads those who are refused together.
     pub(super) fn ask(&self, address: Address, dice: u32) -> Result<(), Refusal> {
-        let now = self.now();
+        let (now, bounds) = (self.now(), self.bounds.load());
         let refuse = |why, after| Err(Refusal { why, after: spread(after, dice) });
         if let Address(Some(cells)) = address {
-            if let Err(after) = self.failures.check(cells, now) {
+            if let Err(after) = self.failures.check(bounds.failures, cells, now) {
                 return refuse(Refused::AddressAuth, after);
             }
-            if let Err(after) = self.connects.take(cells, now) {
+            if let Err(after) = self.connects.take(bounds.connects, cells, now) {
                 return refuse(Refused::AddressRate, after.max(RETRY_RATE));
             }
         }
         if self.is_memory_short.load(Ordering::Relaxed) {
             return refuse(Refused::Memory, RETRY_LONG);
         }
-        self.take_accept(now).map_err(|after| Refusal { why: Refused::AcceptRate, after })
+        self.take_accept(&bounds, now).map_err(|after| Refusal { why: Refused::AcceptRate, after })
     }
 
     /// A refusal for want of room, which somebody must leave first.
@@ -178,9 +203,9 @@ impl Gate {
 
     /// Takes the node's own rate. Those who are refused are given times one after the
     /// other, as fast as the node takes them: so they come back at its rate.
-    fn take_accept(&self, now: u32) -> Result<(), Duration> {
+    fn take_accept(&self, bounds: &Bounds, now: u32) -> Result<(), Duration> {
         let mut refused = None;
-        let take = |paid_at| match self.accepts.take(paid_at, now, 1) {
+        let take = |paid_at| match bounds.accepts.take(paid_at, now, 1) {
             Ok(paid_at) => Some(paid_at),
             Err(after) => {
                 refused = Some(after);
@@ -192,7 +217,7 @@ impl Gate {
         }
         let first = gcra::ticks(refused.unwrap_or_default().max(RETRY_SOON)) as u32;
         let step = (gcra::ticks(Duration::from_secs(1)) as u32)
-            .checked_div(self.config.accepts_per_s)
+            .checked_div(bounds.config.accepts_per_s)
             .unwrap_or(0)
             .max(1);
         let mut slot = first;
@@ -206,7 +231,7 @@ impl Gate {
 
     /// A share of the handshakes of an address.
     pub(super) fn add_handshake(&self, Address(cells): Address) -> bool {
-        let max = bound(self.config.handshakes_per_address_max);
+        let max = bound(self.bounds.load().config.handshakes_per_address_max);
         cells.is_none_or(|cells| self.handshakes.add(cells, max))
     }
 
@@ -217,7 +242,7 @@ impl Gate {
 
     /// A share of the connections of an address.
     pub(super) fn add_connection(&self, Address(cells): Address) -> bool {
-        let max = bound(self.config.connections_per_address_max);
+        let max = bound(self.bounds.load().config.connections_per_address_max);
         cells.is_none_or(|cells| self.connections.add(cells, max))
     }
 
@@ -230,7 +255,7 @@ impl Gate {
     pub(super) fn note_auth_failure(&self, Address(cells): Address) {
         if let Some(cells) = cells {
             // Over its rate the next connection is refused: that is all.
-            let _ = self.failures.take(cells, self.now());
+            let _ = self.failures.take(self.bounds.load().failures, cells, self.now());
         }
     }
 
@@ -246,7 +271,7 @@ impl Gate {
 
     /// To be called once a second.
     pub(super) fn look_at_memory(&self) {
-        let is_short = self.memory.is_short();
+        let is_short = self.bounds.load().memory.is_short();
         let was_short = self.is_memory_short.swap(is_short, Ordering::Relaxed);
         match (was_short, is_short) {
             (false, true) => tracing::warn!("memory is short, new connections are refused"),
@@ -333,6 +358,26 @@ mod tests {
         assert!(asked < 2 * 2_000, "{asked} asked: nobody is refused again and again");
         // 1,950 at 100 in a second.
         assert!(took < Duration::from_secs(22) && took > Duration::from_secs(19), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reload_changes_bounds_and_keeps_what_is_taken() {
+        let gate = gate(|gate| gate.connections_per_address_max = 2);
+        let one = gate.address(stranger(1));
+        assert!(gate.add_connection(one) && gate.add_connection(one) && !gate.add_connection(one));
+        gate.reconfigure(&config::Gate {
+            connections_per_address_max: 3,
+            connects_per_address_per_s: 1,
+            connects_per_address_burst: 1,
+            unlimited_networks: vec![config::Network::new(stranger(7), 32)],
+            ..config::Gate::default()
+        });
+        assert!(gate.add_connection(one) && !gate.add_connection(one), "two were there");
+        assert!(gate.ask(one, 0).is_ok() && gate.ask(one, 0).is_err());
+        let unlimited = gate.address(stranger(7));
+        assert!((0..100).all(|_| gate.ask(unlimited, 0).is_ok()));
+        gate.remove_connection(one);
+        assert!(gate.add_connection(one), "who leaves makes room");
     }
 
     #[tokio::test(start_paused = true)]

@@ -72,7 +72,7 @@ pub struct Edge {
     advisor: Advisor,
     sessions: Sessions,
     gate: Gate,
-    limits: rate::Limits,
+    limits: ArcSwap<rate::Limits>,
     connections: AtomicUsize,
     emptied: Notify,
     /// Set once the node drains.
@@ -115,7 +115,7 @@ impl Edge {
         Arc::new(Self {
             sessions: Sessions::new(config.parked_sessions_max),
             gate: Gate::new(&config),
-            limits: rate::Limits::new(&config.gate),
+            limits: ArcSwap::from_pointee(rate::Limits::new(&config.gate)),
             service,
             config: ArcSwap::from_pointee(config),
             metrics,
@@ -158,6 +158,8 @@ impl Edge {
     /// Bounds for what comes from now on; a connection keeps what it was granted. The
     /// numbers of handshakes and of parked sessions stay as they are.
     pub fn reconfigure(&self, config: config::Edge) {
+        self.gate.reconfigure(&config.gate);
+        self.limits.store(Arc::new(rate::Limits::new(&config.gate)));
         self.config.store(Arc::new(config));
     }
 

@@ -115,6 +115,7 @@ const LIVE: &[&str] = &[
     "edge.frame_entries_max",
     "edge.session_expiry_max_s",
     "edge.write_timeout_ms",
+    "edge.gate",
     "api.body_bytes_max",
     "api.head_bytes_max",
     "api.head_timeout_ms",

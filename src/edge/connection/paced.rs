@@ -24,7 +24,7 @@ impl<S> Connection<S> {
             return true;
         }
         let edge = &self.device.arrival.edge;
-        let paid = self.pace.take(&edge.limits, cost, edge.now_ticks());
+        let paid = self.pace.take(&edge.limits.load(), cost, edge.now_ticks());
         if let Err(reason) = paid {
             self.look(out, |session, _, out| session.close(reason, out));
         }

@@ -81,23 +81,20 @@ impl Counts {
 }
 
 /// How fast each address takes; never too slow.
-pub(super) struct Rates {
-    rows: Rows,
-    rate: Rate,
-}
+pub(super) struct Rates(Rows);
 
 impl Rates {
-    pub(super) fn new(rate: Rate) -> Self {
-        Self { rows: Rows::new(), rate }
+    pub(super) fn new() -> Self {
+        Self(Rows::new())
     }
 
     /// Takes one at the time `now`, in ticks.
     ///
     /// # Errors
     /// When it can be taken. Races between threads let one more through, never one less.
-    pub(super) fn take(&self, cells: Cells, now: u32) -> Result<(), Duration> {
-        let cells = self.rows.of(cells);
-        let taken = cells.map(|cell| self.rate.take(cell.load(Ordering::Relaxed), now, 1));
+    pub(super) fn take(&self, rate: Rate, cells: Cells, now: u32) -> Result<(), Duration> {
+        let cells = self.0.of(cells);
+        let taken = cells.map(|cell| rate.take(cell.load(Ordering::Relaxed), now, 1));
         if let [Err(one), Err(other)] = taken {
             return Err(one.min(other));
         }
@@ -114,9 +111,9 @@ impl Rates {
     ///
     /// # Errors
     /// When it can.
-    pub(super) fn check(&self, cells: Cells, now: u32) -> Result<(), Duration> {
-        let checked = self.rows.of(cells);
-        match checked.map(|cell| self.rate.check(cell.load(Ordering::Relaxed), now)) {
+    pub(super) fn check(&self, rate: Rate, cells: Cells, now: u32) -> Result<(), Duration> {
+        let checked = self.0.of(cells);
+        match checked.map(|cell| rate.check(cell.load(Ordering::Relaxed), now)) {
             [Err(one), Err(other)] => Err(one.min(other)),
             [Ok(()), _] | [_, Ok(())] => Ok(()),
         }
@@ -144,18 +141,18 @@ mod tests {
     #[test]
     fn a_hundred_thousand_flooding_networks_do_not_shut_out_the_others() {
         let (hash, counts) = (Hash2::new(), Counts::new());
-        let rates = Rates::new(Rate::new(1, Duration::from_secs(1), 2));
+        let (rates, rate) = (Rates::new(), Rate::new(1, Duration::from_secs(1), 2));
         for attacker in 0..100_000 {
             let cells = hash.cells(v6(attacker, 1));
             assert!(counts.add(cells, u32::MAX));
-            let _ = rates.take(cells, 0);
+            let _ = rates.take(rate, cells, 0);
         }
         // With a map of exact entries the first newcomer would find it full. Here each cell
         // holds one and a half of the attackers' on average, and none holds many.
         let others = (0..1_000)
             .map(|other| hash.cells(IpAddr::from([192, 0, (other >> 8) as u8, other as u8])));
         let welcome =
-            others.filter(|cells| counts.add(*cells, 16) && rates.check(*cells, 0).is_ok());
+            others.filter(|cells| counts.add(*cells, 16) && rates.check(rate, *cells, 0).is_ok());
         let welcome = welcome.count();
         assert!(welcome > 600, "{welcome} of 1000");
     }
