@@ -15,7 +15,7 @@ use crate::applier::{Done, Work};
 use crate::calls::Call;
 use crate::close::End;
 use crate::heartbeat::{AppState, NetworkLabel};
-use crate::session::{Given, Session};
+use crate::session::{Given, Parting, Session};
 use crate::transport::BoxStream;
 
 /// What the app tells the device's task.
@@ -55,8 +55,8 @@ struct Reader {
 }
 
 impl Connection<'_> {
-    /// Runs until the connection ends. The second value is how long the gateway asked us to stay away.
-    pub async fn run(mut self) -> (End, Option<Duration>) {
+    /// Runs until the connection ends.
+    pub async fn run(mut self) -> (End, Parting) {
         let end = match self.drive().await {
             Ok(never) => match never {},
             Err(end) => end,
@@ -67,7 +67,7 @@ impl Connection<'_> {
             let _ = self.flush().await;
             let _ = timeout(WRITE_WITHIN, self.stream.shutdown()).await;
         }
-        (end, self.session.reconnect_after())
+        (end, self.session.parting())
     }
 
     /// Once it is closing, it only waits for the app's handler: that takes as long as it takes.

@@ -337,6 +337,7 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
             status,
             random: self.random,
             heartbeat: Heartbeat::new(learner, Instant::now(), unix_s()),
+            server: None,
         };
         let applying = tokio::spawn(applier.run());
         tokio::spawn(supervise(driver, applying));

@@ -13,7 +13,7 @@ use crate::close::{End, StopReason};
 use crate::connection::{Command, Connection};
 use crate::heartbeat::Heartbeat;
 use crate::random::Random;
-use crate::session::{Session, Terms};
+use crate::session::{Parting, Session, Terms};
 use crate::transport::{BoxStream, Connector};
 
 /// What a device is doing.
@@ -38,6 +38,8 @@ pub struct Driver<C> {
     pub status: watch::Sender<Status>,
     pub random: Random,
     pub heartbeat: Heartbeat,
+    /// Where the gateway sent us, until an attempt to go online there fails.
+    pub server: Option<String>,
 }
 
 impl<C: Connector> Driver<C> {
@@ -46,7 +48,7 @@ impl<C: Connector> Driver<C> {
         let mut backoff = Backoff::new(self.random.clone());
         let stop = loop {
             self.status.send_replace(Status::Connecting);
-            let (end, advised, lived) = self.attempt().await;
+            let (end, after, lived) = self.attempt().await;
             tracing::debug!(reason = %end, "connection ended");
             if let Some(stop) = end.stop() {
                 break stop;
@@ -56,7 +58,7 @@ impl<C: Connector> Driver<C> {
                 End::NetworkChanged => Duration::ZERO,
                 _ => backoff.next_delay(),
             };
-            if let Err(end) = self.wait(delay, advised.unwrap_or(Duration::ZERO)).await {
+            if let Err(end) = self.wait(delay, after.unwrap_or(Duration::ZERO)).await {
                 break end.stop().unwrap_or(StopReason::Shutdown);
             }
         };
@@ -81,20 +83,24 @@ impl<C: Connector> Driver<C> {
     /// One connection from its attempt to its end; the third value is how long it was online.
     async fn attempt(&mut self) -> (End, Option<Duration>, Duration) {
         let mut online_at = None;
-        let (end, advised) = match self.converse(&mut online_at).await {
+        let (end, parting) = match self.converse(&mut online_at).await {
             Ok(ended) => ended,
-            Err(end) => (end, None),
+            Err(end) => (end, Parting::default()),
         };
+        match parting.server {
+            Some(server) => self.server = Some(server),
+            None if online_at.is_none() && !matches!(end, End::NetworkChanged) => {
+                self.server = None
+            }
+            None => {}
+        }
         self.heartbeat.link_down(end.lost(), Instant::now());
         self.save_networks();
         let lived = online_at.map_or(Duration::ZERO, |at| at.elapsed());
-        (end, advised, lived)
+        (end, parting.after, lived)
     }
 
-    async fn converse(
-        &mut self,
-        online_at: &mut Option<Instant>,
-    ) -> Result<(End, Option<Duration>), End> {
+    async fn converse(&mut self, online_at: &mut Option<Instant>) -> Result<(End, Parting), End> {
         let (stream, resume) = self.open().await?;
         let heartbeat = &mut self.heartbeat;
         let session = Session::new(&self.terms, heartbeat, &resume, Instant::now())?;
@@ -114,14 +120,18 @@ impl<C: Connector> Driver<C> {
 
     /// What we stand for must be durable before the gateway hears it.
     async fn open(&mut self) -> Result<(BoxStream, idl::Up), End> {
-        let (connector, applier) = (&self.connector, &self.applier);
+        let (connector, applier, server) = (&self.connector, &self.applier, self.server.as_deref());
         let opening = async {
             let (reply, resume) = oneshot::channel();
             let gone = |_| End::HandlerPanicked;
             let begin = Work::Begin(reply);
             applier.send(begin).await.map_err(|_| End::HandlerPanicked)?;
             let resume = resume.await.map_err(gone)??;
-            let stream = timeout(CONNECT_WITHIN, connector.connect()).await;
+            let connecting = match server {
+                Some(server) => connector.connect_to(server),
+                None => connector.connect(),
+            };
+            let stream = timeout(CONNECT_WITHIN, connecting).await;
             let stream = stream.map_err(|_| End::NoAnswer)??;
             Ok::<_, End>((stream, resume))
         };

@@ -57,7 +57,16 @@ pub struct Session<'a> {
     unanswered: u32,
     answer_by: Instant,
     heartbeat: &'a mut Heartbeat,
-    reconnect_after: Option<Duration>,
+    parting: Parting,
+}
+
+/// What the gateway said of the time after this connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parting {
+    /// Stay away for so long.
+    pub after: Option<Duration>,
+    /// Come back there, `host:port`.
+    pub server: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +122,7 @@ impl<'a> Session<'a> {
             unanswered: 0,
             answer_by: now + ANSWER_WITHIN,
             heartbeat,
-            reconnect_after: None,
+            parting: Parting::default(),
         };
         mqtt::encode(Version::V5, &connect, &mut session.out).map_err(End::Wire)?;
         session.state(resume, now)?;
@@ -130,9 +139,9 @@ impl<'a> Session<'a> {
         self.outgoing.len() < OUTGOING_MAX
     }
 
-    /// How long the gateway asked us to stay away.
-    pub fn reconnect_after(&self) -> Option<Duration> {
-        self.reconnect_after
+    /// What the gateway said of the time afterwards.
+    pub fn parting(self) -> Parting {
+        self.parting
     }
 
     /// A packet came.
@@ -149,6 +158,9 @@ impl<'a> Session<'a> {
             (_, Packet::PubAck(ack)) => self.acknowledged(ack)?,
             (_, Packet::PingResp) => {}
             (_, Packet::Disconnect(disconnect)) => {
+                if let Some(server) = &disconnect.server_reference {
+                    self.sent_to(server);
+                }
                 return Err(End::Disconnected(disconnect.reason));
             }
             (_, Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::ConnAck(_)) => {
@@ -243,7 +255,7 @@ impl<'a> Session<'a> {
         if ack.reason != reason::SUCCESS {
             let after = ack.user.iter().find(|(name, _)| name == RETRY_AFTER_MS);
             let after = after.and_then(|(_, ms)| ms.parse().ok());
-            self.reconnect_after = after.and_then(within_bounds);
+            self.parting.after = after.and_then(within_bounds);
             return Err(End::Refused(ack.reason));
         }
         self.phase = Phase::Accepted;
@@ -322,13 +334,21 @@ impl<'a> Session<'a> {
 
     fn advised(&mut self, advice: &idl::Advice, now: Instant) {
         if let Some(ms) = advice.reconnect_after_ms {
-            self.reconnect_after = within_bounds(ms);
+            self.parting.after = within_bounds(ms);
+        }
+        if let Some(server) = &advice.server {
+            self.sent_to(server);
         }
         let heartbeat_s = advice.heartbeat_s.and_then(|s| u64::try_from(s).ok());
         let heartbeat_s = heartbeat_s.filter(|s| *s > 0);
         if let Some(seconds) = heartbeat_s {
             self.heartbeat.advise(Duration::from_secs(seconds), now);
         }
+    }
+
+    fn sent_to(&mut self, server: &str) {
+        self.parting.server =
+            Some(server.to_owned()).filter(|server| server.len() <= SERVER_BYTES_MAX);
     }
 
     /// Tells the gateway how idle gaps fared, if there is news.
@@ -467,6 +487,8 @@ const CALLS_MAX: usize = 64;
 const OUTGOING_MAX: usize = 128;
 /// Frames of ours that may be unacknowledged, whatever the gateway allows.
 const IN_FLIGHT_MAX: usize = 16;
+/// A host name, a colon and a port.
+const SERVER_BYTES_MAX: usize = 260;
 /// The longest that the gateway may send us away for.
 const ADVICE_MAX: Duration = Duration::from_secs(3600);
 /// The interval when the gateway turns keep-alive off.

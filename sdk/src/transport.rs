@@ -30,6 +30,13 @@ pub type BoxStream = Box<dyn Stream>;
 pub trait Connector: Send + Sync + 'static {
     /// Opens one stream. The caller sets the deadline and drops the future at its end.
     fn connect(&self) -> BoxFuture<'_, io::Result<BoxStream>>;
+
+    /// Opens one to another server, `host:port`, to which the gateway sends its devices. A connector that knows one
+    /// way only goes that way.
+    fn connect_to<'a>(&'a self, server: &'a str) -> BoxFuture<'a, io::Result<BoxStream>> {
+        let _ = server;
+        self.connect()
+    }
 }
 
 impl<F, R> Connector for F
@@ -81,14 +88,16 @@ impl FromStr for Endpoint {
             "tls" => Security::NoRoots,
             _ => return Err(EndpointError::Syntax),
         };
-        let (host, port) = rest.rsplit_once(':').ok_or(EndpointError::Syntax)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let port = port.parse().map_err(|_| EndpointError::Syntax)?;
-        if host.is_empty() {
-            return Err(EndpointError::Syntax);
-        }
-        Ok(Self { host: host.to_owned(), port, security })
+        let (host, port) = host_and_port(rest).ok_or(EndpointError::Syntax)?;
+        Ok(Self { host, port, security })
     }
+}
+
+fn host_and_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = port.parse().ok()?;
+    (!host.is_empty()).then(|| (host.to_owned(), port))
 }
 
 impl Endpoint {
@@ -137,6 +146,15 @@ impl Endpoint {
 impl Connector for Endpoint {
     fn connect(&self) -> BoxFuture<'_, io::Result<BoxStream>> {
         Box::pin(self.open())
+    }
+
+    /// With the same security: over TLS it must show a certificate for its own name.
+    fn connect_to<'a>(&'a self, server: &'a str) -> BoxFuture<'a, io::Result<BoxStream>> {
+        Box::pin(async move {
+            let (host, port) =
+                host_and_port(server).ok_or(io::Error::other("advice is host:port"))?;
+            Self { host, port, security: self.security.clone() }.open().await
+        })
     }
 }
 
