@@ -61,6 +61,11 @@ fn no_sequence_of_inputs_breaks_the_session_machine() {
     nothing_breaks("session");
 }
 
+#[test]
+fn no_header_of_a_balancer_is_misread() {
+    nothing_breaks("proxy");
+}
+
 fn nothing_breaks(target: &str) {
     let (_, run) = TARGETS.into_iter().find(|(name, _)| *name == target).expect("a target");
     let count = number_from_env("CARILLON_FUZZ").unwrap_or(10_000);

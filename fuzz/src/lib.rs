@@ -7,6 +7,7 @@
 pub mod filter;
 pub mod frame;
 pub mod mqtt;
+pub mod proxy;
 pub mod script;
 pub mod seeds;
 pub mod session;
@@ -16,9 +17,10 @@ pub mod world;
 pub type Run = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Run); 4] = [
+pub const TARGETS: [(&str, Run); 5] = [
     ("mqtt", mqtt::run),
     ("frame", frame::run),
     ("filter", filter::run),
     ("session", session::run),
+    ("proxy", proxy::run),
 ];

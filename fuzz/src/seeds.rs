@@ -16,6 +16,7 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "frame" => frames(),
         "filter" => filters(),
         "session" => sessions(),
+        "proxy" => headers(),
         other => panic!("there is no target {other}"),
     };
     named.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
@@ -140,5 +141,27 @@ fn sessions() -> Seeds {
         ("parked", parked.to_vec()),
         ("refresh", refresh.to_vec()),
         ("raw", raw.to_vec()),
+    ]
+}
+
+fn headers() -> Seeds {
+    let header = |command: u8, family: u8, body: &[u8]| {
+        let length = (body.len() as u16).to_be_bytes();
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        [&signature[..], &[0x20 | command, family], &length, body].concat()
+    };
+    let four = [192, 0, 2, 1, 127, 0, 0, 1, 0x30, 0x39, 0x07, 0x5B];
+    let six = [&[0x20; 32][..], &[0x30, 0x39, 0x07, 0x5B]].concat();
+    let field = [&four[..], &[4, 0, 3, 1, 2, 3]].concat();
+    // A checksum that is wrong: a right one ends with the first mutation.
+    let checksum = [&four[..], &[3, 0, 4, 1, 2, 3, 4]].concat();
+    vec![
+        ("local", header(0, 0, &[])),
+        ("tcp4", header(1, 0x11, &four)),
+        ("tcp6", header(1, 0x21, &six)),
+        ("unix", header(1, 0x31, &[b'a'; 216])),
+        ("unspecified", header(1, 0, &[1, 2, 3])),
+        ("field", header(1, 0x11, &field)),
+        ("checksum", header(1, 0x11, &checksum)),
     ]
 }

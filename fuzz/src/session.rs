@@ -201,7 +201,7 @@ impl Rig {
             13 => {
                 let which = script.below(2);
                 if which < self.world.registrations.len() {
-                    self.world.registrations.remove(which);
+                    self.world.unregister(which);
                 } else {
                     self.world.register(1, "demo");
                 }

@@ -74,6 +74,14 @@ impl World {
         });
     }
 
+    /// A registration ends. Its name may come back, which in life none does; nothing of it is
+    /// known then.
+    pub fn unregister(&mut self, which: usize) {
+        let gone = self.registrations.remove(which).regid;
+        self.stored.retain(|(regid, _), _| *regid != gone);
+        self.queues.remove(&QueueName::Own(gone).id());
+    }
+
     /// The registration follows one more topic, or no longer; its own queue says so.
     pub fn toggle(&mut self, which: usize, name: &str) {
         let count = self.registrations.len();
