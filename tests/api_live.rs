@@ -88,6 +88,7 @@ async fn succeed(api: &mut Api) {
         (&json!(1), &json!(["a".repeat(32)]))
     );
 
+    batch(api, &regid).await;
     let regids = json!({"regids": [regid, "a".repeat(32)]});
     for (operation, verb) in [(SUBSCRIBE, "subscribe"), (UNSUBSCRIBE, "unsubscribe")] {
         let path = format!("/v1/apps/demo/topics/sport:{verb}");
@@ -105,6 +106,29 @@ async fn succeed(api: &mut Api) {
     for path in ["/openapi.json", "/healthz", "/readyz"] {
         api.ask(&format!("get {path}"), Ask::get(path).nobody(), 200).await;
     }
+}
+
+async fn batch(api: &mut Api, regid: &str) {
+    let good = json!({"target": {"regids": [regid]}, "payload": 1});
+    let batch = json!({"messages": [
+        good,
+        {"target": {"regids": ["a".repeat(32)]}, "payload": 2},
+        {"target": {"topic": "news"}, "payload": 3, "ttl_s": 0},
+        {"target": {"topic": "news"}, "payload": 4, "pirority": "high"},
+        "no message",
+        {"target": {"aliases": ["ann é", "bob"]}, "payload": 5},
+        good,
+    ]});
+    let fared = api.ask(BATCH, Ask::post("/v1/apps/demo/messages:batch", batch), 200).await;
+    let codes: Vec<&str> = fared["results"]
+        .as_array()
+        .expect("results")
+        .iter()
+        .map(|one| one["code"].as_str().unwrap_or("accepted"))
+        .collect();
+    let (refused, unread) = ("out_of_bounds", "invalid_request");
+    let wanted = ["accepted", "not_found", refused, unread, unread, "accepted", "accepted"];
+    assert_eq!((codes.as_slice(), &fared["accepted"]), (&wanted[..], &json!(3)), "{fared}");
 }
 
 async fn unreadable(api: &mut Api) {
@@ -125,6 +149,14 @@ async fn unreadable(api: &mut Api) {
     for (body, detail) in bodies {
         let ask = Ask::post_bytes("/v1/apps/demo/messages", body);
         api.problem(SEND, ask, 400, "invalid_request", detail).await;
+    }
+    for (body, detail) in [
+        (json!({"messages": 1}), "messages"),
+        (json!({"mesages": []}), "unknown field `mesages`"),
+        (json!({}), "messages"),
+    ] {
+        let ask = Ask::post("/v1/apps/demo/messages:batch", body);
+        api.problem(BATCH, ask, 400, "invalid_request", detail).await;
     }
     let unknown = json!({"app_id": APP, "app_key": "k", "regster": true});
     let ask = Ask::post("/v1/devices", unknown).nobody();
@@ -234,6 +266,10 @@ async fn out_of_bounds(api: &mut Api) {
         let mut body = json!({"target": {"all": true}});
         body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
         api.problem(SEND, Ask::send(body), 422, "out_of_bounds", field).await;
+    }
+    for messages in [json!([]), json!(vec![json!({}); 501])] {
+        let ask = Ask::post("/v1/apps/demo/messages:batch", json!({"messages": messages}));
+        api.problem(BATCH, ask, 422, "out_of_bounds", "messages").await;
     }
     let registration = format!("/v1/apps/demo/registrations/{regid}");
     let long = "a".repeat(129);

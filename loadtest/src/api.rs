@@ -57,9 +57,23 @@ impl Access {
 }
 
 impl Api {
-    /// Sends one message to all of these; done when the gateway has it durably.
+    /// Sends a message to one of these, or one each in a batch; done when the gateway has them durably.
     pub async fn send_to(&self, regids: &[&str], payload: &str) -> anyhow::Result<()> {
-        self.send(json!({ "regids": regids }), payload).await
+        if let [regid] = regids {
+            return self.send(json!({ "regids": [regid] }), payload).await;
+        }
+        let payload = &*RawValue::from_string(payload.to_owned())?;
+        let message = |regid: &&str| json!({ "target": { "regids": [regid] }, "payload": payload, "ttl_s": TTL_S });
+        let messages: Vec<Value> = regids.iter().map(message).collect();
+        let url = self.url.join(&format!("/v1/apps/{}/messages:batch", self.app))?;
+        let answer = self.call(Method::POST, url, Some(&json!({ "messages": messages }))).await?;
+        #[derive(serde::Deserialize)]
+        struct Results {
+            accepted: usize,
+        }
+        let Results { accepted } = serde_json::from_str(&answer)?;
+        ensure!(accepted == regids.len(), "of {} messages {accepted} were accepted", regids.len());
+        Ok(())
     }
 
     /// Sends one message to a topic.

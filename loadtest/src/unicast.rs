@@ -31,7 +31,7 @@ pub struct Unicast {
     /// Messages to deliver, counted once for each device
     #[arg(long, default_value_t = 100_000)]
     messages: usize,
-    /// RegIDs of one request to a gateway; the default is 500, and 1 with --rate
+    /// Messages of one batch request to a gateway, at most 500; the default is 500, and 1 with --rate
     #[arg(long)]
     batch: Option<usize>,
     /// Requests at a time, or publishers to a broker; the default is 8, or 4

@@ -20,7 +20,7 @@ use crate::{
     },
     queue::entry::Notification,
     service::{
-        send::{Send, Target},
+        send::{Send, Sent, Target},
         trace::{MessageState, Trace},
     },
 };
@@ -57,9 +57,15 @@ pub(super) struct Accepted {
 }
 
 #[derive(Serialize)]
-struct Matched {
+pub(super) struct Matched {
     kind: &'static str,
     matched: usize,
+}
+
+impl Matched {
+    pub(super) fn of(sent: &Sent) -> Self {
+        Self { kind: sent.kind.label(), matched: sent.matched }
+    }
 }
 
 #[derive(Deserialize)]
@@ -78,7 +84,7 @@ pub(super) async fn send(
     let sent = api.service.send(&app, request.try_into()?).await?;
     let accepted = Accepted {
         id: sent.id.to_string(),
-        target: Matched { kind: sent.kind.label(), matched: sent.matched },
+        target: Matched::of(&sent),
         state: "accepted",
         trace_id: trace_id.as_str().to_owned(),
         invalid: sent.invalid,

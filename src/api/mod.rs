@@ -5,6 +5,7 @@
 //! refusals look like in `error`. Knows no MQTT, and no queue but through the service.
 
 mod auth;
+mod batch;
 mod busy;
 mod devices;
 mod documents;
@@ -67,6 +68,12 @@ pub const ROUTES: &[Route] = &[
         operations: &[("post", "/v1/apps/{app}/messages")],
         path: "/v1/apps/{app}/messages",
         methods: || post(messages::send),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[("post", "/v1/apps/{app}/messages:batch")],
+        path: "/v1/apps/{app}/messages:batch",
+        methods: || post(batch::send),
         door: Door::Both,
     },
     Route {

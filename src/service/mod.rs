@@ -5,6 +5,7 @@
 //! through `route`.
 
 pub mod apps;
+mod batch;
 pub mod bind;
 pub mod deliver;
 pub mod error;

@@ -85,6 +85,14 @@ pub struct Sent {
     pub invalid: Vec<String>,
 }
 
+/// A message that may be appended.
+pub(super) struct Prepared {
+    pub(super) record: MessageRecord,
+    pub(super) message: Message,
+    /// What is answered once it is durable.
+    pub(super) sent: Sent,
+}
+
 /// A target as queues.
 struct Resolved {
     queues: Vec<QueueName>,
@@ -102,12 +110,7 @@ impl Service {
         let (since, kind) = (Instant::now(), send.target.kind());
         self.metrics.queue.sends.of(kind).increment(1);
         let sent = self.send_checked(app, send).await;
-        let result = match &sent {
-            Ok(_) => SendResult::Accepted,
-            Err(Error::Unavailable(_)) => SendResult::Failed,
-            Err(_) => SendResult::Refused,
-        };
-        self.metrics.queue.send_results.of(result).increment(1);
+        self.metrics.queue.send_results.of(result_of(&sent)).increment(1);
         if sent.is_ok() {
             self.metrics.queue.send_to_durable_seconds.record(since.elapsed());
         }
@@ -115,6 +118,15 @@ impl Service {
     }
 
     async fn send_checked(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
+        let Prepared { record, message, sent } = self.prepare(app, send)?;
+        match record.queues.as_slice() {
+            [_] => self.append_one(record, message).await?,
+            _ => self.append_many(record, message).await?,
+        }
+        Ok(sent)
+    }
+
+    pub(super) fn prepare(&self, app: &AppId, send: Send) -> Result<Prepared, Error> {
         let kind = send.target.kind();
         let ttl_s = self.check(&send)?;
         let Resolved { queues, matched, invalid } = self.resolve(app, &send.target)?;
@@ -131,11 +143,7 @@ impl Service {
         };
         let record =
             MessageRecord { app: app.clone(), at_ms: now_ms, expires_ms, queues, place: None };
-        match record.queues.as_slice() {
-            [_] => self.append_one(record, message).await?,
-            _ => self.append_many(record, message).await?,
-        }
-        Ok(Sent { id, kind, matched, invalid })
+        Ok(Prepared { record, message, sent: Sent { id, kind, matched, invalid } })
     }
 
     fn check(&self, send: &Send) -> Result<u64, Error> {
@@ -221,18 +229,13 @@ impl Service {
         Ok(())
     }
 
-    async fn append_one(&self, mut record: MessageRecord, message: Message) -> Result<(), Error> {
-        let queue = record.queues[0].id();
-        let change = move |txn: &mut Txn<'_>| {
-            let (id, space) = (message.id, messages_of(&message.id));
-            record.place = Some(txn.append(queue, Body::Message(message))?);
-            txn.put(space, id.as_bytes(), encode(&record));
-            Ok::<_, Error>(())
-        };
-        self.router.run(queue.shard(), change).await
+    async fn append_one(&self, record: MessageRecord, message: Message) -> Result<(), Error> {
+        let shard = record.queues[0].id().shard();
+        let change = |txn: &mut Txn<'_>| Ok::<_, Error>(append_to_one(txn, record, message)?);
+        self.router.run(shard, change).await
     }
 
-    async fn append_many(
+    pub(super) async fn append_many(
         self: &Arc<Self>,
         record: MessageRecord,
         message: Message,
@@ -335,6 +338,27 @@ impl Service {
         done.remove(Space::Pending, key);
         Ok(self.router.commit(done).await?)
     }
+}
+
+/// For the metric.
+pub(super) fn result_of(sent: &Result<Sent, Error>) -> SendResult {
+    match sent {
+        Ok(_) => SendResult::Accepted,
+        Err(Error::Unavailable(_)) => SendResult::Failed,
+        Err(_) => SendResult::Refused,
+    }
+}
+
+/// Appends a message to its one queue; its record goes with it.
+pub(super) fn append_to_one(
+    txn: &mut Txn<'_>,
+    mut record: MessageRecord,
+    message: Message,
+) -> Result<(), store::Error> {
+    let (id, space) = (message.id, messages_of(&message.id));
+    record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
+    txn.put(space, id.as_bytes(), encode(&record));
+    Ok(())
 }
 
 /// Where a message's records are: with the day of its id.

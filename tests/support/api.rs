@@ -28,6 +28,7 @@ devices_per_address_per_minute = 40
 
 pub const DEVICES: &str = "post /v1/devices";
 pub const SEND: &str = "post /v1/apps/{app}/messages";
+pub const BATCH: &str = "post /v1/apps/{app}/messages:batch";
 pub const MESSAGE: &str = "get /v1/apps/{app}/messages/{id}";
 pub const TRACE: &str = "get /v1/apps/{app}/messages/{id}/trace";
 pub const REGISTRATION: &str = "get /v1/apps/{app}/registrations/{regid}";
@@ -213,10 +214,12 @@ impl Api {
         let message = "/v1/apps/demo/messages/aaaaaaaaaaaaaaaaaaaaaaaa";
         let trace = format!("{message}/trace?regid={}", self.device.regid);
         let regids = json!({"regids": [self.device.regid]});
+        let batch = json!({"messages": [{"target": {"all": true}, "payload": 1}]});
         let account = json!({"app_id": APP, "app_key": self.app.app_key});
         vec![
             (DEVICES, Ask::post("/v1/devices", account)),
             (SEND, Ask::send(json!({"target": {"all": true}, "payload": 1}))),
+            (BATCH, Ask::post("/v1/apps/demo/messages:batch", batch)),
             (MESSAGE, Ask::get(message)),
             (TRACE, Ask::get(&trace)),
             (REGISTRATION, Ask::get(&registration)),

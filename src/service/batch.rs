@@ -1,0 +1,80 @@
+//! Several messages in one call: each fares by itself, and those to one queue share commits.
+
+use std::{sync::Arc, time::Instant};
+
+use futures_util::future::{join, join_all};
+
+use super::{
+    Error, Service,
+    send::{Prepared, Send, Sent, append_to_one, result_of},
+};
+use crate::{
+    base::ids::{AppId, Shard},
+    queue::{store, txn::Txn},
+};
+
+/// A message's place in the call, and why it was not taken.
+type Refused = (usize, Error);
+
+impl Service {
+    /// Sends messages. When this returns, each that was accepted is durable. Messages to one
+    /// queue each keep the order of the call; one to several queues may come after them.
+    ///
+    /// Gives a result for each, with the errors of [`Service::send`].
+    pub async fn send_all(
+        self: &Arc<Self>,
+        app: &AppId,
+        sends: Vec<Send>,
+    ) -> Vec<Result<Sent, Error>> {
+        let since = Instant::now();
+        let (mut alone, mut several) = (Vec::new(), Vec::new());
+        let mut results: Vec<Result<Sent, Error>> = Vec::with_capacity(sends.len());
+        for (at, send) in sends.into_iter().enumerate() {
+            self.metrics.queue.sends.of(send.target.kind()).increment(1);
+            results.push(self.prepare(app, send).map(|prepared| {
+                let sent = prepared.sent.clone();
+                let is_alone = prepared.record.queues.len() == 1;
+                (if is_alone { &mut alone } else { &mut several }).push((at, prepared));
+                sent
+            }));
+        }
+        let groups = self.router.by_owner(alone, |(_, one)| one.record.queues[0].id().shard());
+        let alone = groups.into_iter().map(|(shard, group)| self.append_group(shard, group));
+        let several = several.into_iter().map(async |(at, one)| {
+            let appended = self.append_many(one.record, one.message).await;
+            appended.err().map(|error| (at, error))
+        });
+        let (alone, several) = join(join_all(alone), join_all(several)).await;
+        for (at, error) in alone.into_iter().flatten().chain(several.into_iter().flatten()) {
+            results[at] = Err(error);
+        }
+        for result in &results {
+            self.metrics.queue.send_results.of(result_of(result)).increment(1);
+            if result.is_ok() {
+                self.metrics.queue.send_to_durable_seconds.record(since.elapsed());
+            }
+        }
+        results
+    }
+
+    /// One change of the owner for all.
+    async fn append_group(&self, shard: Shard, group: Vec<(usize, Prepared)>) -> Vec<Refused> {
+        let places: Vec<usize> = group.iter().map(|(at, _)| *at).collect();
+        let change = move |txn: &mut Txn<'_>| {
+            let mut refused: Vec<Refused> = Vec::new();
+            for (at, Prepared { record, message, sent: _ }) in group {
+                match append_to_one(txn, record, message) {
+                    Ok(()) => {}
+                    // One damaged queue does not keep the others from theirs.
+                    Err(error @ store::Error::Damaged(_)) => refused.push((at, error.into())),
+                    Err(error) => return Err(Error::from(error)),
+                }
+            }
+            Ok(refused)
+        };
+        match self.router.run(shard, change).await {
+            Ok(refused) => refused,
+            Err(error) => places.into_iter().map(|at| (at, error.clone())).collect(),
+        }
+    }
+}
