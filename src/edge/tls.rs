@@ -179,7 +179,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Takes records in, and holds what is incomplete.
     fn open(&mut self, records: &mut [u8], into: &mut ReadBuf<'_>) -> io::Result<()> {
         let Self { held, is_read_closed, .. } = self;
-        let at = self.layer.open(records, &mut Sink { into, held, is_read_closed })?;
+        let opened = self.layer.open(records, &mut Sink { into, held, is_read_closed });
+        // After an error nothing more is opened, and nothing said but why.
+        (self.is_read_closed, self.is_write_closed) =
+            (self.is_read_closed || opened.is_err(), self.is_write_closed || opened.is_err());
+        let at = opened?;
         if at < records.len() && !self.is_read_closed {
             self.held.get_or_insert_default().incoming.extend_from_slice(&records[at..]);
         }
@@ -246,6 +250,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_drain(cx))?;
+        if data.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
         let this = &mut *self;
         BUFFER.with_borrow_mut(|sealed| {
             let (taken, bytes) = this.layer.seal(data, sealed, &mut this.held)?;

@@ -24,6 +24,9 @@ pub(super) struct Lean {
     theirs: Way,
     /// Records in a row that brought no data.
     idle_records: u8,
+    /// The peer asked for another key of ours. One answer, with our next data, is for all that
+    /// ask before: otherwise who asks and never reads would fill memory.
+    is_update_owed: bool,
 }
 
 /// One direction.
@@ -77,7 +80,7 @@ impl Lean {
             tls.dangerous_into_kernel_connection().map_err(io::Error::other)?;
         let way = |(seq, secrets)| Way { secrets, seq };
         let (ours, theirs) = (way(secrets.tx), way(secrets.rx));
-        Ok(Self { schedule, ours, theirs, idle_records: 0 })
+        Ok(Self { schedule, ours, theirs, idle_records: 0, is_update_owed: false })
     }
 
     /// Takes whole records in. Gives how many bytes they are. After an error the peer is told why.
@@ -163,9 +166,7 @@ impl Lean {
             // A key changes between two records, so that nothing follows in this one.
             (HANDSHAKE, [KEY_UPDATE, 0, 0, 1, is_asked @ (0 | 1)]) => {
                 self.their_key_changes()?;
-                if *is_asked == 1 {
-                    self.change_our_key(sink.outgoing()).map_err(|_| INTERNAL)?;
-                }
+                self.is_update_owed |= *is_asked == 1;
                 Ok(())
             }
             (HANDSHAKE, [KEY_UPDATE, 0, 0, 1, _]) => {
@@ -188,13 +189,13 @@ impl Lean {
         Ok(())
     }
 
-    /// Changes our key once it has sealed half of what its suite allows.
+    /// Changes our key if the peer asked, or once it has sealed half of what its suite allows.
     pub(super) fn refresh(&mut self, out: &mut Option<Box<Held>>) -> io::Result<()> {
         let limit = match self.schedule.negotiated_cipher_suite() {
             SupportedCipherSuite::Tls13(suite) => suite.common.confidentiality_limit,
             SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit,
         };
-        if self.ours.seq < limit / 2 {
+        if !std::mem::take(&mut self.is_update_owed) && self.ours.seq < limit / 2 {
             return Ok(());
         }
         self.change_our_key(&mut out.get_or_insert_default().outgoing)

@@ -166,6 +166,12 @@ async fn bytes_of_strangers_end_the_connection_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn who_asks_for_keys_and_never_reads_fills_no_memory() {
+    let asked = told(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 1]).await;
+    assert!(asked.result.is_ok() && asked.answer.is_empty(), "the answer goes with our next data");
+}
+
+#[tokio::test]
 async fn keys_change_when_either_side_wants_it() {
     let (mut server, mut client) = connected().await;
     let mut read = [0; 4];
@@ -182,6 +188,7 @@ async fn keys_change_when_either_side_wants_it() {
             lean.change_our_key(&mut held.get_or_insert_default().outgoing).unwrap();
         }
         server.write_all(&[round + 100; 4]).await.unwrap();
+        server.flush().await.unwrap();
         client.read_exact(&mut read).await.unwrap();
         assert_eq!(read, [round + 100; 4]);
         assert!(server.held.is_none(), "nothing is kept");
