@@ -52,6 +52,10 @@ pub struct Store {
     pub tail_bytes: u64,
     /// Tasks that own the queues.
     pub shard_tasks: usize,
+    /// Registrations of which it is remembered whose they are.
+    pub registrations_cached: usize,
+    /// Devices whose records are kept in memory.
+    pub devices_cached: usize,
     /// How often changed pointers are written.
     pub pointer_flush_ms: u64,
 }
@@ -65,6 +69,8 @@ impl Default for Store {
             cache_bytes: 64 << 20,
             tail_bytes: 64 << 20,
             shard_tasks: 1,
+            registrations_cached: 100_000,
+            devices_cached: 4_096,
             pointer_flush_ms: 500,
         }
     }
@@ -314,6 +320,16 @@ impl Store {
         vec![
             Rule((1..=366).contains(&self.retention_days), "store.retention_days", "1 to 366"),
             Rule((1..=64).contains(&self.shard_tasks), "store.shard_tasks", "1 to 64"),
+            Rule(
+                (1..=100_000_000).contains(&self.registrations_cached),
+                "store.registrations_cached",
+                "1 to 100000000",
+            ),
+            Rule(
+                (1..=10_000_000).contains(&self.devices_cached),
+                "store.devices_cached",
+                "1 to 10000000",
+            ),
             Rule(
                 (1..=1_000).contains(&self.pointer_flush_ms),
                 "store.pointer_flush_ms",

@@ -99,6 +99,7 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         clock,
         tail_bytes,
         grown: Arc::new(|_| {}),
+        changed: Arc::new(|_, _| {}),
         metrics,
         alarm,
     };

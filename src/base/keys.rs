@@ -114,6 +114,16 @@ impl NodeKeys {
         constant_time::verify_slices_are_equal(&stored.0, &self.hash(stated).0).is_ok()
     }
 
+    /// Whether a stated secret is one of the stored ones; hashed once.
+    pub fn is_one_of<'a>(
+        &self,
+        mut stored: impl Iterator<Item = &'a SecretHash>,
+        stated: &[u8],
+    ) -> bool {
+        let hash = self.hash(stated);
+        stored.any(|one| constant_time::verify_slices_are_equal(&one.0, &hash.0).is_ok())
+    }
+
     /// The key of the tags that prove a position came from this gateway.
     pub fn tag_key(&self) -> &[u8; 16] {
         &self.tags

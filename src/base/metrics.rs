@@ -3,10 +3,14 @@
 //! Names are `carillon_<noun>_<unit>_total`; labels come from enums only, never
 //! from ids. A gauge has a counter pair beside it where one makes sense.
 
+pub mod engine;
+
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use self::engine::EngineMetrics;
 
 /// A closed set of label values.
 pub trait Label: Copy + Eq + Hash + 'static {
@@ -21,7 +25,12 @@ pub struct CounterBy<L: Label>(HashMap<L, Counter>);
 
 impl<L: Label> CounterBy<L> {
     pub(crate) fn new(name: &'static str, label: &'static str) -> Self {
-        Self(L::ALL.iter().map(|l| (*l, counter!(name, label => l.label()))).collect())
+        Self::with(|l| counter!(name, label => l.label()))
+    }
+
+    /// The counters that `counter` gives.
+    pub(crate) fn with(counter: impl Fn(L) -> Counter) -> Self {
+        Self(L::ALL.iter().map(|l| (*l, counter(*l))).collect())
     }
 
     /// The counter of one value.
@@ -358,6 +367,8 @@ pub struct Metrics {
     pub queue: QueueMetrics,
     /// The HTTPS API.
     pub api: ApiMetrics,
+    /// Caches and lanes.
+    pub engine: EngineMetrics,
     /// The node.
     pub node: NodeMetrics,
 }
@@ -372,7 +383,7 @@ impl Metrics {
         )
         .set(1.0);
         let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
-        Self { edge: edge(), queue: queue(), api: api(), node }
+        Self { edge: edge(), queue: queue(), api: api(), engine: EngineMetrics::new(), node }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Leaves: what every floor may use and what knows no floor.
 
+pub mod cache;
 pub mod clock;
 pub mod crash_point;
 pub mod gcra;

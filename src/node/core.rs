@@ -26,7 +26,7 @@ use crate::{
         writer::{self, Writer},
     },
     route::{Followers, Router},
-    service::Service,
+    service::{Service, caches::Caches},
 };
 
 /// How the writer runs.
@@ -109,8 +109,9 @@ impl Core {
         let metrics_too = metrics.clone();
         let parts =
             Owned { store, views, epochs, clock, metrics: metrics_too, alarm: alarm.clone() };
-        let router = parts.start(config, writer);
-        let service = Service::new(router, keys, clock, config, metrics);
+        let caches = Arc::new(Caches::new(&config.store, &metrics));
+        let router = parts.start(config, writer, &caches);
+        let service = Service::new(router, keys, clock, config, metrics, caches);
         let completed = service.complete_pending().await.map_err(only_store)?;
         if completed > 0 {
             tracing::info!(completed, "appends that the last run left undone are done");
@@ -152,13 +153,14 @@ struct Owned {
 
 impl Owned {
     /// Starts the owners; what they publish wakes the followers.
-    fn start(self, config: &Config, writer: writer::Handle) -> Router {
+    fn start(self, config: &Config, writer: writer::Handle, caches: &Arc<Caches>) -> Router {
         let Self { store, views, epochs, clock, metrics, alarm } = self;
         let followers = Arc::new(Followers::default());
         let woken = followers.clone();
         let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new(move |queue| {
             woken.nudge(queue);
         });
+        let caches = caches.clone();
         let parts = Parts {
             store: store.clone(),
             views: views.clone(),
@@ -166,6 +168,7 @@ impl Owned {
             clock,
             tail_bytes: config.store.tail_bytes / config.store.shard_tasks as u64,
             grown,
+            changed: Arc::new(move |space, key| caches.changed(space, key)),
             metrics,
             alarm,
         };

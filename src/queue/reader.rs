@@ -9,7 +9,7 @@ use super::{
     epochs::Epochs,
     log::Log,
     position::{Epoch, Position, Seq},
-    store::{Error, Range, Space, Store, decode},
+    store::{Error, Key, Range, Space, Store, decode},
     view::{View, Views},
 };
 use crate::base::ids::{QueueId, Shard};
@@ -117,7 +117,7 @@ impl Reader {
         let mut entries: Vec<Arc<Entry>> = Vec::new();
         for (day, from) in log.days_from(first, oldest_day) {
             let limit = take.entries.max(1) - entries.len();
-            let range = Range::prefix_after(queue.as_bytes(), entry_key(queue, from));
+            let range = Range::prefix_after(queue.as_bytes(), entry_key(queue, from).into_vec());
             for (key, value) in self.store.scan(Space::Entries(day), &range, limit)? {
                 let seq = seq_of(&key)?;
                 let expected = entries.last().map_or(first, |last| last.position.seq.next());
@@ -161,8 +161,10 @@ fn taken(entries: impl Iterator<Item = Arc<Entry>>, take: Take) -> Vec<Arc<Entry
 }
 
 /// The key of an entry.
-pub(super) fn entry_key(queue: &QueueId, seq: Seq) -> Vec<u8> {
-    [queue.as_bytes(), &seq.0.to_be_bytes()].concat()
+pub(super) fn entry_key(queue: &QueueId, seq: Seq) -> Key {
+    let mut key = Key::from_slice(queue.as_bytes());
+    key.extend_from_slice(&seq.0.to_be_bytes());
+    key
 }
 
 fn seq_of(key: &[u8]) -> Result<Seq, Error> {

@@ -17,7 +17,7 @@ use super::{
     entry::Entry,
     epochs::Epochs,
     log::Log,
-    store::{self, Batch, Space, Store, decode},
+    store::{self, Batch, Key, Space, Store, decode},
     txn::{Appended, Scratch, Txn},
     view::Views,
     writer,
@@ -50,6 +50,8 @@ pub enum Error {
     Stopped,
 }
 
+/// Hears that a record has changed.
+pub type Changed = Arc<dyn Fn(Space, &[u8]) + Send + Sync>;
 /// Called when the outcome of a change is durable, or will never be.
 type Reply = Box<dyn FnOnce(Result<(), Error>) + Send>;
 /// Decides a change; returns whether to keep its writes, and whom to tell.
@@ -138,6 +140,9 @@ pub struct Parts {
     pub tail_bytes: u64,
     /// Hears which queues have new entries.
     pub grown: Arc<dyn Fn(&QueueId) + Send + Sync>,
+    /// Hears of each record of the registry that has changed: it can be read, and nobody
+    /// was told yet.
+    pub changed: Changed,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Raised if it panics.
@@ -150,6 +155,8 @@ struct Commit {
     batch: Batch,
     entries: Vec<(QueueId, Arc<Entry>)>,
     replies: Vec<Reply>,
+    /// Records of the registry that it changes.
+    changed: Vec<(Space, Key)>,
     /// The queues that it appends to, with their logs as of this commit.
     logs: HashMap<QueueId, Log>,
 }
@@ -160,7 +167,7 @@ pub(super) struct Owner {
     /// Logs with appends that are not durable yet: the newest, and how many commits.
     pub(super) active: HashMap<QueueId, (Log, u32)>,
     /// Records that are not durable yet, with the number of their commit.
-    pub(super) staged: HashMap<(Space, Vec<u8>), (Option<bytes::Bytes>, u64)>,
+    pub(super) staged: HashMap<(Space, Key), (Option<bytes::Bytes>, u64)>,
     gathering: Commit,
     sealed: u64,
     in_memory: VecDeque<(QueueId, u64)>,
@@ -217,6 +224,8 @@ impl Owner {
                 self.parts.views.begin(queue, || before);
             }
         }
+        let registry = scratch.own.keys().filter(|(space, _)| is_registry(*space));
+        self.gathering.changed.extend(registry.cloned());
         let sealed = self.sealed;
         self.staged.extend(scratch.own.into_iter().map(|(key, value)| (key, (value, sealed))));
         self.gathering.batch.extend(scratch.batch);
@@ -237,6 +246,10 @@ impl Owner {
     /// The writer is done with a commit: publish and answer, or refuse.
     fn finish(&mut self, number: u64, commit: Commit, result: Result<(), store::Error>) {
         self.staged.retain(|_, (_, of)| *of != number);
+        // Also after a failure: nobody knows then what the store shows.
+        for (space, key) in &commit.changed {
+            (self.parts.changed)(*space, key);
+        }
         if let Err(error) = result {
             for reply in commit.replies {
                 reply(Err(error.clone().into()));
@@ -282,6 +295,11 @@ impl Owner {
         }
         self.parts.metrics.queue.tail_bytes.set(self.in_memory_bytes as f64);
     }
+}
+
+/// Whether a space is the registry's, of which others keep records in memory.
+fn is_registry(space: Space) -> bool {
+    matches!(space, Space::Apps | Space::Devices | Space::Registrations)
 }
 
 /// Whether changes read records of this space back, so that they must see those

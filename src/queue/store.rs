@@ -9,6 +9,7 @@ pub mod memory;
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
+use smallvec::SmallVec;
 
 /// A set of keys with a purpose of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,31 +57,49 @@ pub struct Batch {
     pub writes: Vec<Write>,
 }
 
+/// A key of a record; ours fit beside their values without a heap allocation.
+pub type Key = SmallVec<[u8; 40]>;
+
 /// A key's new value, or its end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Write {
     /// Where the key lives.
     pub space: Space,
     /// The key.
-    pub key: Vec<u8>,
+    pub key: Key,
     /// `None` removes it.
     pub value: Option<Bytes>,
 }
 
 impl Batch {
     /// Sets a key.
-    pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
+    pub fn put(&mut self, space: Space, key: impl Into<Key>, value: impl Into<Bytes>) {
         self.writes.push(Write { space, key: key.into(), value: Some(value.into()) });
     }
 
     /// Removes a key.
-    pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
+    pub fn remove(&mut self, space: Space, key: impl Into<Key>) {
         self.writes.push(Write { space, key: key.into(), value: None });
     }
 
     /// Takes over the writes of another batch, behind its own.
     pub fn extend(&mut self, other: Self) {
         self.writes.extend(other.writes);
+    }
+
+    /// Puts the writes in the order of their keys, and drops those that a later one of the
+    /// same key undoes: neighbours cost the store less than what lies anywhere.
+    pub fn sort(&mut self) {
+        let order = |a: &Write, b: &Write| (a.space, &a.key).cmp(&(b.space, &b.key));
+        // Stable: of one key, the last stays last.
+        self.writes.sort_by(order);
+        self.writes.dedup_by(|later, kept| {
+            let is_same = order(later, kept).is_eq();
+            if is_same {
+                kept.value = later.value.take();
+            }
+            is_same
+        });
     }
 
     /// Whether there is nothing to write.

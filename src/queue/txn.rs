@@ -10,7 +10,7 @@ use super::{
     position::{Epoch, Position},
     reader::entry_key,
     shard::{Owner, is_read_back},
-    store::{Batch, Error, Space, Write},
+    store::{Batch, Error, Key, Space, Write},
 };
 use crate::base::{
     clock::day_of,
@@ -31,7 +31,7 @@ pub(super) struct Scratch {
     pub(super) logs: HashMap<QueueId, Appended>,
     pub(super) entries: Vec<(QueueId, Arc<Entry>)>,
     /// Its records that changes read back, by their newest value.
-    pub(super) own: HashMap<(Space, Vec<u8>), Option<Bytes>>,
+    pub(super) own: HashMap<(Space, Key), Option<Bytes>>,
 }
 
 /// A queue's log before and after a change.
@@ -60,7 +60,7 @@ impl<'a> Txn<'a> {
     /// # Errors
     /// [`Error`] if the store cannot be read.
     pub fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Error> {
-        let named = (space, key.to_vec());
+        let named = (space, Key::from_slice(key));
         if let Some(value) = self.scratch.own.get(&named) {
             return Ok(value.clone());
         }
@@ -71,16 +71,16 @@ impl<'a> Txn<'a> {
     }
 
     /// Sets a record.
-    pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
+    pub fn put(&mut self, space: Space, key: impl Into<Key>, value: impl Into<Bytes>) {
         self.write(space, key.into(), Some(value.into()));
     }
 
     /// Removes a record.
-    pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
+    pub fn remove(&mut self, space: Space, key: impl Into<Key>) {
         self.write(space, key.into(), None);
     }
 
-    fn write(&mut self, space: Space, key: Vec<u8>, value: Option<Bytes>) {
+    fn write(&mut self, space: Space, key: Key, value: Option<Bytes>) {
         if is_read_back(space) {
             self.scratch.own.insert((space, key.clone()), value.clone());
         }

@@ -213,6 +213,7 @@ impl State {
         } else {
             self.writer.stamp += 1;
             batch.put(Space::Meta, STAMP, self.writer.stamp.to_le_bytes().to_vec());
+            batch.sort();
             crash_point!("writer::before_commit");
             self.writer.store.write(&batch)
         };

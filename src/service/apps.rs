@@ -1,5 +1,7 @@
 //! Tenants and their credentials.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize};
 
@@ -146,8 +148,8 @@ impl Service {
     pub fn authorize(&self, app: &str, secret: &str) -> Result<AppId, Error> {
         let id: AppId = app.parse().map_err(|_| UNAUTHORIZED)?;
         let app = self.app_record(&id)?.ok_or(UNAUTHORIZED)?;
-        let is_same = |stored: &AppSecret| self.keys.is_same(&stored.hash, secret.as_bytes());
-        if !app.secrets.iter().any(is_same) {
+        let hashes = app.secrets.iter().map(|stored| &stored.hash);
+        if !self.keys.is_one_of(hashes, secret.as_bytes()) {
             return Err(UNAUTHORIZED);
         }
         Ok(id)
@@ -159,11 +161,11 @@ impl Service {
     /// [`Error::NotFound`], [`Error::Unavailable`].
     pub fn app(&self, app: &str) -> Result<AppId, Error> {
         let id: AppId = app.parse().map_err(|_| Error::NotFound { what: "app" })?;
-        self.app_record(&id)?.map(|app| app.id).ok_or(Error::NotFound { what: "app" })
+        self.app_record(&id)?.map(|app| app.id.clone()).ok_or(Error::NotFound { what: "app" })
     }
 
     /// The tenant that a device names with its key.
-    pub(super) fn app_by_key(&self, app_id: &str, app_key: &str) -> Result<App, Error> {
+    pub(super) fn app_by_key(&self, app_id: &str, app_key: &str) -> Result<Arc<App>, Error> {
         const WRONG: Error = Error::NotFound { what: "app with this app_id and app_key" };
         let id: AppId = app_id.parse().map_err(|_| WRONG)?;
         let app = self.app_record(&id)?.ok_or(WRONG)?;
@@ -171,13 +173,6 @@ impl Service {
             return Err(WRONG);
         }
         Ok(app)
-    }
-
-    pub(super) fn app_record(&self, id: &AppId) -> Result<Option<App>, Error> {
-        match self.router.get(Space::Apps, id.as_str().as_bytes())? {
-            Some(bytes) => Ok(Some(decode(&bytes)?)),
-            None => Ok(None),
-        }
     }
 
     fn app_secret(&self, secret: &Secret) -> AppSecret {

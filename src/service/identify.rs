@@ -1,18 +1,12 @@
 //! Who is this device, and what is registered on it.
 
-use super::{
-    Error, Service,
-    records::{self, Registration},
-};
-use crate::{
-    base::ids::DeviceId,
-    queue::store::{Space, decode},
-};
+use super::{Error, Service, records::Registration};
+use crate::base::ids::DeviceId;
 
 const BAD_CREDENTIALS: Error = Error::Forbidden("unknown device or wrong secret");
 
 impl Service {
-    /// The device that shows this id and secret. One store read.
+    /// The device that shows this id and secret. One store read, or none for one that was here lately.
     ///
     /// # Errors
     /// [`Error::Forbidden`], the same for an unknown device and a wrong secret;
@@ -31,13 +25,6 @@ impl Service {
     /// # Errors
     /// [`Error::Unavailable`].
     pub fn registrations(&self, device: &DeviceId) -> Result<Vec<Registration>, Error> {
-        Ok(self.device(device)?.map(|record| record.registrations).unwrap_or_default())
-    }
-
-    pub(super) fn device(&self, device: &DeviceId) -> Result<Option<records::Device>, Error> {
-        match self.router.get(Space::Devices, device.as_bytes())? {
-            Some(bytes) => Ok(Some(decode(&bytes)?)),
-            None => Ok(None),
-        }
+        Ok(self.device(device)?.map(|record| record.registrations.clone()).unwrap_or_default())
     }
 }

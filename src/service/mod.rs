@@ -7,6 +7,7 @@
 pub mod apps;
 mod batch;
 pub mod bind;
+pub mod caches;
 pub mod deliver;
 pub mod error;
 pub mod identify;
@@ -45,6 +46,7 @@ pub struct Service {
     pointers: pointers::Pointers,
     presence: presence::Presence,
     members: members::Members,
+    caches: Arc<caches::Caches>,
     in_flight: Arc<Semaphore>,
 }
 
@@ -56,6 +58,7 @@ impl Service {
         clock: Clock,
         config: &config::Config,
         metrics: Arc<Metrics>,
+        caches: Arc<caches::Caches>,
     ) -> Arc<Self> {
         Arc::new(Self {
             router,
@@ -67,6 +70,7 @@ impl Service {
             pointers: pointers::Pointers::default(),
             presence: presence::Presence::default(),
             members: members::Members::default(),
+            caches,
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
         })
     }

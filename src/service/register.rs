@@ -5,7 +5,7 @@ use futures_util::future::try_join_all;
 use super::{
     Error, Service,
     bind::By,
-    records::{Device, Follow, Registration, device_of, member_key},
+    records::{Device, Follow, Registration, member_key},
 };
 use crate::{
     base::{
@@ -115,7 +115,7 @@ impl Service {
         app_id: &str,
         app_key: &str,
     ) -> Result<RegId, Error> {
-        let app = self.app_by_key(app_id, app_key)?.id;
+        let app = self.app_by_key(app_id, app_key)?.id.clone();
         let since = self.router.head(&QueueName::All(app.clone()).id())?;
         let (device, max) = (*device, self.limits.load().registrations_per_device);
         let queue = QueueName::All(app.clone()).id();
@@ -189,13 +189,12 @@ impl Service {
                     By::App(app) => one.app == *app,
                 }
         };
-        let registration = record.registrations.into_iter().find(is_asked_for);
-        registration.map(|one| (device, one)).ok_or(NO_REGISTRATION)
+        let registration = record.registrations.iter().find(|one| is_asked_for(one));
+        registration.map(|one| (device, one.clone())).ok_or(NO_REGISTRATION)
     }
 
     pub(super) fn device_of(&self, regid: &RegId) -> Result<Option<DeviceId>, Error> {
-        let stored = self.router.get(Space::Registrations, regid.as_bytes())?;
-        Ok(stored.and_then(|bytes| device_of(&bytes)))
+        Ok(self.registered(regid)?.map(|one| one.device))
     }
 }
 

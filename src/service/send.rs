@@ -214,11 +214,7 @@ impl Service {
     }
 
     fn is_registered(&self, app: &AppId, regid: &RegId) -> Result<bool, Error> {
-        let Some(device) = self.device_of(regid)? else {
-            return Ok(false);
-        };
-        let registrations = self.registrations(&device)?;
-        Ok(registrations.iter().any(|one| one.regid == *regid && one.app == *app))
+        Ok(self.registered(regid)?.is_some_and(|one| one.app == *app))
     }
 
     fn check_targets(&self, field: &'static str, targets: &[String]) -> Result<(), Error> {

@@ -157,7 +157,7 @@ impl Store for EmbeddedStore {
             return Ok(None);
         };
         let value = keyspace.get(key).map_err(|error| failed("read", &error))?;
-        Ok(value.map(Bytes::from))
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
     fn scan(&self, space: Space, range: &Range, limit: usize) -> Result<Vec<Record>, Error> {
@@ -171,22 +171,29 @@ impl Store for EmbeddedStore {
         };
         let record = |guard: fjall::Guard| {
             let (key, value) = guard.into_inner().map_err(|error| failed("scan", &error))?;
-            Ok((key.into(), value.into()))
+            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
         };
         guards.take(limit).map(record).collect()
     }
 
     fn write(&self, batch: &Batch) -> Result<(), Error> {
-        let mut writes = self.database.batch().durability(Some(PersistMode::Buffer));
+        let mut writes =
+            fjall::OwnedWriteBatch::with_capacity(self.database.clone(), batch.writes.len())
+                .durability(Some(PersistMode::Buffer));
+        let mut last: Option<(Space, Keyspace)> = None;
         for write in &batch.writes {
-            let keyspace = match self.keyspace(write.space) {
-                Some(keyspace) => keyspace,
-                None => self.open_keyspace(write.space)?,
+            let keyspace = match last.take() {
+                Some((space, keyspace)) if space == write.space => keyspace,
+                _ => match self.keyspace(write.space) {
+                    Some(keyspace) => keyspace,
+                    None => self.open_keyspace(write.space)?,
+                },
             };
             match &write.value {
-                Some(value) => writes.insert(&keyspace, write.key.as_slice(), value.clone()),
+                Some(value) => writes.insert(&keyspace, write.key.as_slice(), &value[..]),
                 None => writes.remove(&keyspace, write.key.as_slice()),
             }
+            last = Some((write.space, keyspace));
         }
         writes.commit().map_err(|error| failed("write", &error))
     }

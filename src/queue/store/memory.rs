@@ -55,7 +55,7 @@ impl MemoryStore {
 
 fn apply(map: &mut Map, batch: &Batch) {
     for write in &batch.writes {
-        let key = (write.space, write.key.clone());
+        let key = (write.space, write.key.to_vec());
         match &write.value {
             Some(value) => map.insert(key, value.clone()),
             None => map.remove(&key),
