@@ -2,6 +2,7 @@
 //!
 //! `config/carillon.toml` explains every key and is proved equal to the defaults.
 
+mod callbacks;
 mod drain;
 mod gate;
 mod listen;
@@ -11,6 +12,7 @@ use std::{fs, path::Path, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    callbacks::Callbacks,
     drain::Drain,
     gate::Gate,
     listen::{Bind, Listen, Network},
@@ -30,6 +32,8 @@ pub struct Config {
     pub api: Api,
     /// Bounds of the registry and of messages.
     pub limits: Limits,
+    /// How events reach app servers.
+    pub callbacks: Callbacks,
     /// How connections end when the node does.
     pub drain: Drain,
     /// Logs.
@@ -304,6 +308,7 @@ impl Config {
         let rules =
             rules.chain(self.edge.rules()).chain(self.edge.gate.rules()).chain(self.api.rules());
         let rules = rules.chain(self.drain.rules());
+        let rules = rules.chain(self.callbacks.rules(self.store.retention_days));
         let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
         match rules.find(|rule| !rule.0) {
             Some(Rule(_, key, rule)) => Err(Error::OutOfRange { key, rule }),

@@ -17,7 +17,7 @@ use carillon::{
         apps::{NewApp, alias_token},
         bind::By,
         records::AliasPolicy,
-        send::{Send, Target},
+        send::{Asks, Send, Target},
     },
 };
 
@@ -106,6 +106,7 @@ async fn binding_again_keeps_what_is_waiting() {
         payload: "1".into(),
         notification: None,
         ttl_s: None,
+        asks: Asks::default(),
     };
     scene.service.send(&scene.app.app_id, send).await.unwrap();
     scene.bind("alice", None).await.unwrap();

@@ -22,7 +22,7 @@ use carillon::{
         Error, Service,
         deliver::{Following, Take},
         records::AliasPolicy,
-        send::{Send, Target},
+        send::{Asks, Send, Target},
     },
 };
 
@@ -40,7 +40,7 @@ async fn service(store: &Arc<MemoryStore>) -> Arc<Service> {
 
 fn send(target: Target, payload: usize) -> Send {
     let payload = Bytes::from(payload.to_string());
-    Send { target, payload, notification: None, ttl_s: None }
+    Send { target, payload, notification: None, ttl_s: None, asks: Asks::default() }
 }
 
 fn to(regid: &RegId) -> Target {

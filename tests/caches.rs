@@ -27,7 +27,7 @@ use carillon::{
         bind::By,
         records::AliasPolicy,
         register::FirstRegistration,
-        send::{Send, Target},
+        send::{Asks, Send, Target},
     },
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -50,7 +50,13 @@ fn paced() -> Pace {
 
 fn to(regid: &RegId) -> Send {
     let target = Target::Regids(vec![regid.to_string()]);
-    Send { target, payload: Bytes::from_static(b"1"), notification: None, ttl_s: None }
+    Send {
+        target,
+        payload: Bytes::from_static(b"1"),
+        notification: None,
+        ttl_s: None,
+        asks: Asks::default(),
+    }
 }
 
 async fn is_known(service: &Arc<Service>, app: &AppId, regid: &RegId) -> bool {

@@ -120,6 +120,7 @@ fn message(value: u64) -> Body {
         notification: None,
         expires_ms: None,
         is_shared: false,
+        wants_receipt: false,
     })
 }
 

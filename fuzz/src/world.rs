@@ -120,6 +120,7 @@ impl World {
             notification: None,
             expires_ms: None,
             is_shared: false,
+            wants_receipt: false,
         };
         self.append(&queue, Body::Message(message));
     }
@@ -177,7 +178,7 @@ impl World {
             }
             Effect::Follow(queue) => drop(self.followed.insert(queue.id())),
             Effect::Unfollow(queue) => drop(self.followed.remove(&queue)),
-            Effect::Stands(_) | Effect::Idle(_) | Effect::Reported(_) => {}
+            Effect::Stands(_) | Effect::Idle(_) | Effect::Reported(_) | Effect::Receipt(_) => {}
         }
     }
 

@@ -20,7 +20,8 @@ use crate::{
     },
     queue::entry::Notification,
     service::{
-        send::{Send, Sent, Target},
+        receipts::{EventKind, Events},
+        send::{Asks, Callback, Send, Sent, Target},
         trace::{MessageState, Trace},
     },
 };
@@ -35,6 +36,16 @@ pub(super) struct Request {
     payload_b64: Option<String>,
     notification: Option<Map<String, Value>>,
     ttl_s: Option<i64>,
+    #[serde(default)]
+    receipts: bool,
+    callback: Option<StatedCallback>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatedCallback {
+    url: String,
+    events: Vec<EventKind>,
 }
 
 #[derive(Deserialize)]
@@ -131,7 +142,18 @@ impl TryFrom<Request> for Send {
             payload,
             notification: request.notification.map(notification).transpose()?,
             ttl_s: ttl_s.map_err(|_| Problem::out_of_bounds("ttl_s", "at least 1"))?,
+            asks: Asks {
+                receipts: request.receipts,
+                callback: request.callback.map(Callback::from),
+            },
         })
+    }
+}
+
+impl From<StatedCallback> for Callback {
+    fn from(stated: StatedCallback) -> Self {
+        let events = stated.events.into_iter().fold(Events::default(), Events::with);
+        Self { url: stated.url, events }
     }
 }
 

@@ -21,6 +21,8 @@ pub const ALL: &[&str] = &[
     "send::after_record",
     "send::before_done",
     "pointers::before_flush",
+    "receipts::before_write",
+    "callbacks::before_pass",
     "mark::before_write",
     "mark::before_sync",
     "retention::before_drop",

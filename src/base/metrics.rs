@@ -4,6 +4,7 @@
 //! from ids. A gauge has a counter pair beside it where one makes sense.
 
 pub mod engine;
+mod receipts;
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
@@ -11,6 +12,9 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use self::engine::EngineMetrics;
+pub use self::receipts::{
+    CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
+};
 
 /// A closed set of label values.
 pub trait Label: Copy + Eq + Hash + 'static {
@@ -371,6 +375,8 @@ pub struct Metrics {
     pub engine: EngineMetrics,
     /// The node.
     pub node: NodeMetrics,
+    /// Receipts, callbacks, feedback.
+    pub receipts: ReceiptMetrics,
 }
 
 impl Metrics {
@@ -383,7 +389,8 @@ impl Metrics {
         )
         .set(1.0);
         let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
-        Self { edge: edge(), queue: queue(), api: api(), engine: EngineMetrics::new(), node }
+        let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
+        Self { edge: edge(), queue: queue(), api: api(), engine, node, receipts }
     }
 }
 

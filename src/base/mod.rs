@@ -13,3 +13,4 @@ pub mod net;
 pub mod proxy;
 pub mod tasks;
 pub mod tls;
+pub mod webhook;

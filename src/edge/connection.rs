@@ -262,8 +262,8 @@ impl<S> Connection<S> {
         ] {
             *sum = sum.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         }
-        if !out.acked_at_ms.is_empty() {
-            for at_ms in out.acked_at_ms.drain(..) {
+        if !out.acked.at_ms.is_empty() {
+            for at_ms in out.acked.at_ms.drain(..) {
                 let took = Duration::from_millis(out.now.unix_ms.saturating_sub(at_ms));
                 metrics.durable_to_acked_seconds.record(took);
             }

@@ -49,6 +49,7 @@ pub fn effect(arrival: &Arrival, effect: Effect) {
         Effect::Acknowledge { regid, queue, position } => {
             service.acknowledge(&regid, queue, position)
         }
+        Effect::Receipt(note) => service.receipt(note.message, note.regid, note.pushed_ms),
         Effect::Follow(queue) => service.follow(&queue, nudge),
         Effect::Unfollow(queue) => service.unfollow(queue, nudge),
         Effect::Idle(report) => edge.saw(arrival, report),

@@ -32,7 +32,7 @@ use self::{
     frames::{Frames, Request, Ticket},
     handshake::Terms,
     plain::Plain,
-    window::{InFlight, Window},
+    window::{InFlight, Note, Window},
 };
 use super::{
     advisor::{Report, ReportResult},
@@ -96,6 +96,8 @@ pub enum Effect {
         /// How far.
         position: Position,
     },
+    /// A message that asks for a receipt was acknowledged. Before the pointer moves over it.
+    Receipt(Note),
     /// Hear of new entries of a queue.
     Follow(Queue),
     /// No longer.
@@ -272,7 +274,7 @@ impl Session {
             Input::Nudged(reasons) => self.nudged(cx, reasons, out),
             Input::Answer(answer) => self.answer(answer, out),
             Input::Written => {
-                let moved = self.window.written(&mut out.acked_at_ms);
+                let moved = self.window.written(&mut out.acked);
                 self.moved(moved, out);
             }
         }
@@ -402,7 +404,7 @@ impl Session {
     }
 
     fn acked(&mut self, packet_id: u16, out: &mut Output) {
-        match self.window.ack(packet_id, &mut out.acked_at_ms) {
+        match self.window.ack(packet_id, &mut out.acked) {
             Some(moved) => {
                 out.tally.acks += 1;
                 self.moved(moved, out);
@@ -414,6 +416,9 @@ impl Session {
     }
 
     fn moved(&mut self, moved: Vec<window::Moved>, out: &mut Output) {
+        if !out.acked.notes.is_empty() {
+            out.effects.extend(out.acked.notes.drain(..).map(Effect::Receipt));
+        }
         for window::Moved { regid, queue, to } in moved {
             self.feeds.acknowledge(&regid, queue, to, out);
         }

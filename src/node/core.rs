@@ -116,6 +116,7 @@ impl Core {
         if completed > 0 {
             tracing::info!(completed, "appends that the last run left undone are done");
         }
+        service.open_receipts().await.map_err(only_store)?;
         let period = Duration::from_millis(config.store.pointer_flush_ms);
         let background = vec![
             tasks::spawn_vital(
@@ -124,6 +125,8 @@ impl Core {
                 service.clone().flush_periodically(period),
             ),
             tasks::spawn_vital("retention", alarm, retention.run()),
+            tasks::spawn("callbacks", service.clone().run_callbacks()),
+            tasks::spawn("expired messages", service.clone().sweep_expired()),
         ];
         Ok(Self { service, failed, background })
     }

@@ -51,6 +51,8 @@ pub struct Message {
     /// It was sent to several shared queues: a registration that follows more
     /// than one of them takes it from the first in the order of the send.
     pub is_shared: bool,
+    /// Each registration that acknowledges it gets a receipt.
+    pub wants_receipt: bool,
 }
 
 /// What the device may show by itself.

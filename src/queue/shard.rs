@@ -309,6 +309,7 @@ pub(super) fn is_read_back(space: Space) -> bool {
         Space::Apps | Space::Devices | Space::Registrations | Space::Pending => true,
         Space::Messages(_) => true,
         Space::Meta | Space::Members | Space::Pointers | Space::Heads | Space::Entries(_) => false,
+        Space::Callbacks | Space::Feedback => false,
     }
 }
 

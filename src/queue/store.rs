@@ -30,6 +30,10 @@ pub enum Space {
     Heads,
     /// Messages to several queues whose appends are not all done, by message id.
     Pending,
+    /// Events for app servers that wait, and who gets them.
+    Callbacks,
+    /// regIDs of each app that are no more; devices by the day when they were last here.
+    Feedback,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
     /// Message id → where it went; and (message id, queue) → position. One day's.
@@ -38,7 +42,7 @@ pub enum Space {
 
 impl Space {
     /// The spaces that are not a day's.
-    pub const FIXED: [Self; 8] = [
+    pub const FIXED: [Self; 10] = [
         Self::Meta,
         Self::Apps,
         Self::Devices,
@@ -47,6 +51,8 @@ impl Space {
         Self::Pointers,
         Self::Heads,
         Self::Pending,
+        Self::Callbacks,
+        Self::Feedback,
     ];
 }
 

@@ -75,6 +75,11 @@ impl<'a> Txn<'a> {
         self.write(space, key.into(), Some(value.into()));
     }
 
+    /// Writes a batch along. Of spaces only that no change reads back.
+    pub fn put_all(&mut self, batch: Batch) {
+        self.scratch.batch.extend(batch);
+    }
+
     /// Removes a record.
     pub fn remove(&mut self, space: Space, key: impl Into<Key>) {
         self.write(space, key.into(), None);

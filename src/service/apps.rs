@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Service,
+    receipts::signature,
     records::{AliasPolicy, App, AppSecret},
 };
 use crate::{
@@ -179,6 +180,7 @@ impl Service {
         AppSecret {
             hash: self.keys.hash(secret.reveal().as_bytes()),
             alias_key: alias_key(secret.reveal()),
+            callback_key: signature::key(secret.reveal()),
         }
     }
 }

@@ -28,10 +28,12 @@ impl Service {
     ) -> Vec<Result<Sent, Error>> {
         let since = Instant::now();
         let (mut alone, mut several) = (Vec::new(), Vec::new());
+        let mut alongs = Vec::new();
         let mut results: Vec<Result<Sent, Error>> = Vec::with_capacity(sends.len());
         for (at, send) in sends.into_iter().enumerate() {
             self.metrics.queue.sends.of(send.target.kind()).increment(1);
-            results.push(self.prepare(app, send).map(|prepared| {
+            results.push(self.prepare(app, send).map(|mut prepared| {
+                alongs.extend(prepared.along.take().map(|along| (at, along)));
                 let sent = prepared.sent.clone();
                 let is_alone = prepared.record.queues.len() == 1;
                 (if is_alone { &mut alone } else { &mut several }).push((at, prepared));
@@ -41,12 +43,17 @@ impl Service {
         let groups = self.router.by_owner(alone, |(_, one)| one.record.queues[0].id().shard());
         let alone = groups.into_iter().map(|(shard, group)| self.append_group(shard, group));
         let several = several.into_iter().map(async |(at, one)| {
-            let appended = self.append_many(one.record, one.message).await;
+            let appended = self.append_many(one.record, one.message, one.with).await;
             appended.err().map(|error| (at, error))
         });
         let (alone, several) = join(join_all(alone), join_all(several)).await;
         for (at, error) in alone.into_iter().flatten().chain(several.into_iter().flatten()) {
             results[at] = Err(error);
+        }
+        for (at, along) in alongs {
+            if results[at].is_ok() {
+                along.became_durable(self);
+            }
         }
         for result in &results {
             self.metrics.queue.send_results.of(result_of(result)).increment(1);
@@ -62,8 +69,8 @@ impl Service {
         let places: Vec<usize> = group.iter().map(|(at, _)| *at).collect();
         let change = move |txn: &mut Txn<'_>| {
             let mut refused: Vec<Refused> = Vec::new();
-            for (at, Prepared { record, message, sent: _ }) in group {
-                match append_to_one(txn, record, message) {
+            for (at, Prepared { record, message, with, along: _, sent: _ }) in group {
+                match append_to_one(txn, record, message, with) {
                     Ok(()) => {}
                     // One damaged queue does not keep the others from theirs.
                     Err(error @ store::Error::Damaged(_)) => refused.push((at, error.into())),

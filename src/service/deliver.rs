@@ -93,7 +93,11 @@ impl Service {
         let mut starts: Vec<Start> = Vec::with_capacity(followings.len());
         for following in followings {
             let own = starts.first().map(|own| own.after.seq);
-            starts.push(self.stand(&positions, following, claim(following, own))?);
+            let start = self.stand(&positions, following, claim(following, own))?;
+            if self.has_receipts() {
+                self.settle_receipts(regid, &positions, following, &start)?;
+            }
+            starts.push(start);
         }
         Ok(starts)
     }

@@ -14,6 +14,7 @@ pub mod identify;
 pub mod members;
 pub mod pointers;
 pub mod presence;
+pub mod receipts;
 pub mod records;
 pub mod register;
 pub mod send;
@@ -47,6 +48,7 @@ pub struct Service {
     presence: presence::Presence,
     members: members::Members,
     caches: Arc<caches::Caches>,
+    receipts: receipts::Receipts,
     in_flight: Arc<Semaphore>,
 }
 
@@ -71,6 +73,7 @@ impl Service {
             presence: presence::Presence::default(),
             members: members::Members::default(),
             caches,
+            receipts: receipts::Receipts::new(&config.callbacks),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
         })
     }

@@ -165,6 +165,9 @@ impl Service {
             let left = &in_hand.regids[in_hand.done..];
             let chunk = &left[..left.len().min(FLUSH_RECORDS)];
             let records: Vec<_> = chunk.iter().filter_map(|r| self.pointers.record(r)).collect();
+            // What these pointers have passed is noted already: a receipt must not be lost by
+            // a crash that its pointer outlives.
+            self.write_receipts().await?;
             let mut batch = Batch::default();
             for (regid, _, record) in &records {
                 batch.put(Space::Pointers, regid.as_bytes(), record.clone());
@@ -178,7 +181,7 @@ impl Service {
             self.metrics.queue.pointer_flushes.increment(records.len() as u64);
             in_hand.done += chunk.len();
         }
-        Ok(())
+        self.write_receipts().await
     }
 
     /// Writes all that is written lazily: before the node stops.

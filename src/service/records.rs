@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::receipts::Asked;
+
 use crate::{
     base::{
         ids::{AppId, DeviceId, MessageId, QueueId, QueueName, RegId},
@@ -33,6 +35,8 @@ pub struct AppSecret {
     pub hash: SecretHash,
     /// To check the alias tokens that were signed with it.
     pub alias_key: [u8; 32],
+    /// To sign callbacks.
+    pub callback_key: [u8; 32],
 }
 
 /// Who may bind an alias to a registration.
@@ -115,6 +119,8 @@ pub struct MessageRecord {
     pub queues: Vec<QueueName>,
     /// Its place, if it was sent to one queue; several have a record each.
     pub place: Option<Position>,
+    /// What its sender wants to be told.
+    pub asked: Asked,
 }
 
 /// A message to several queues whose appends are not all done.

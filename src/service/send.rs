@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 
 use super::{
     Error, Service,
+    receipts::{Along, Events},
     records::{MessageRecord, PendingMessage, place_key},
 };
 use crate::{
@@ -45,6 +46,26 @@ pub struct Send {
     pub notification: Option<Notification>,
     /// How long it lives; `None` takes the default.
     pub ttl_s: Option<u64>,
+    /// What the sender wants to be told.
+    pub asks: Asks,
+}
+
+/// What the sender of a message wants to be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asks {
+    /// Its traces show when it was pushed, acknowledged and opened.
+    pub receipts: bool,
+    /// Events are posted to the app server.
+    pub callback: Option<Callback>,
+}
+
+/// Where events are posted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Callback {
+    /// As stated.
+    pub url: String,
+    /// Which ones.
+    pub events: Events,
 }
 
 /// To whom a message goes.
@@ -89,6 +110,10 @@ pub struct Sent {
 pub(super) struct Prepared {
     pub(super) record: MessageRecord,
     pub(super) message: Message,
+    /// What becomes durable with it, if it asks.
+    pub(super) with: store::Batch,
+    /// To be told when that is durable.
+    pub(super) along: Option<Along>,
     /// What is answered once it is durable.
     pub(super) sent: Sent,
 }
@@ -118,11 +143,12 @@ impl Service {
     }
 
     async fn send_checked(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
-        let Prepared { record, message, sent } = self.prepare(app, send)?;
+        let Prepared { record, message, with, along, sent } = self.prepare(app, send)?;
         match record.queues.as_slice() {
-            [_] => self.append_one(record, message).await?,
-            _ => self.append_many(record, message).await?,
+            [_] => self.append_one(record, message, with).await?,
+            _ => self.append_many(record, message, with).await?,
         }
+        along.into_iter().for_each(|along| along.became_durable(self));
         Ok(sent)
     }
 
@@ -134,16 +160,24 @@ impl Service {
         // The id names the day of the message's records, which must be one that is held.
         let id = MessageId::random(now_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
         let expires_ms = Some(now_ms + ttl_s * 1_000);
+        let (asked, with, along) = self.ask(app, &send.asks, (id, expires_ms), &invalid)?;
         let message = Message {
             id,
             payload: send.payload,
             notification: send.notification,
             expires_ms,
             is_shared: kind == TargetKind::Aliases && queues.len() > 1,
+            wants_receipt: asked.wants_rows(),
         };
-        let record =
-            MessageRecord { app: app.clone(), at_ms: now_ms, expires_ms, queues, place: None };
-        Ok(Prepared { record, message, sent: Sent { id, kind, matched, invalid } })
+        let record = MessageRecord {
+            app: app.clone(),
+            at_ms: now_ms,
+            expires_ms,
+            queues,
+            place: None,
+            asked,
+        };
+        Ok(Prepared { record, message, with, along, sent: Sent { id, kind, matched, invalid } })
     }
 
     fn check(&self, send: &Send) -> Result<u64, Error> {
@@ -225,9 +259,14 @@ impl Service {
         Ok(())
     }
 
-    async fn append_one(&self, record: MessageRecord, message: Message) -> Result<(), Error> {
+    async fn append_one(
+        &self,
+        record: MessageRecord,
+        message: Message,
+        with: store::Batch,
+    ) -> Result<(), Error> {
         let shard = record.queues[0].id().shard();
-        let change = |txn: &mut Txn<'_>| Ok::<_, Error>(append_to_one(txn, record, message)?);
+        let change = |txn: &mut Txn<'_>| Ok::<_, Error>(append_to_one(txn, record, message, with)?);
         self.router.run(shard, change).await
     }
 
@@ -235,6 +274,7 @@ impl Service {
         self: &Arc<Self>,
         record: MessageRecord,
         message: Message,
+        with: store::Batch,
     ) -> Result<(), Error> {
         let in_flight = self.in_flight.clone().acquire_owned().await;
         let id = message.id;
@@ -244,6 +284,7 @@ impl Service {
             .run(id.shard(), move |txn| {
                 txn.put(messages_of(&id), id.as_bytes(), encode(&record));
                 txn.put(Space::Pending, id.as_bytes(), stored);
+                txn.put_all(with);
                 Ok::<_, Error>(())
             })
             .await?;
@@ -350,10 +391,12 @@ pub(super) fn append_to_one(
     txn: &mut Txn<'_>,
     mut record: MessageRecord,
     message: Message,
+    with: store::Batch,
 ) -> Result<(), store::Error> {
     let (id, space) = (message.id, messages_of(&message.id));
     record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
     txn.put(space, id.as_bytes(), encode(&record));
+    txn.put_all(with);
     Ok(())
 }
 

@@ -5,17 +5,23 @@ use serde::Serialize;
 use super::{
     Error, Service,
     bind::By,
-    deliver::Following,
+    deliver::{Following, Take},
+    receipts::Row,
     records::{MessageRecord, Registration, place_key},
     send::messages_of,
 };
 use crate::{
     base::ids::{AppId, MessageId, QueueName, RegId},
-    queue::{position::Position, store::decode},
+    queue::{
+        position::{Position, Seq},
+        store::{Range, decode},
+    },
 };
 
 /// Followers whose pointers one answer looks at.
 const FOLLOWERS_MAX: usize = 1_000;
+/// Receipts that one answer counts.
+const RECEIPTS_MAX: usize = 10_000;
 const NO_MESSAGE: Error = Error::NotFound { what: "message" };
 
 /// A message's state.
@@ -46,6 +52,20 @@ pub struct Counts {
     pub passed: usize,
     /// More follow than were looked at.
     pub is_partial: bool,
+    /// Of a message that asks: what its receipts say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipts: Option<ReceiptCounts>,
+}
+
+/// What the receipts of a message say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReceiptCounts {
+    /// Registrations that acknowledged it.
+    pub acked: usize,
+    /// Registrations where somebody opened it.
+    pub clicked: usize,
+    /// There are more than were counted.
+    pub is_partial: bool,
 }
 
 /// What happened to a message on its way to one registration.
@@ -62,9 +82,8 @@ pub struct Trace {
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Milestone {
-    /// `accepted`, `durable`; then one of `passed` (the pointer is at or past it),
-    /// `pending`, `expired`, `not_followed`.
-    pub name: &'static str,
+    /// What.
+    pub name: Step,
     /// When, in milliseconds since 1970, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
@@ -74,6 +93,30 @@ pub struct Milestone {
     /// The place in it, `epoch:seq`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<String>,
+}
+
+/// What can happen to a message on its way to a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The gateway took it.
+    Accepted,
+    /// It has its place in a queue; durable within one commit.
+    Durable,
+    /// It waits: for its place, or for the device.
+    Pending,
+    /// It went out on a connection. Of messages that ask for receipts.
+    Pushed,
+    /// The device has handled it. Of messages that ask for receipts.
+    Acked,
+    /// Somebody opened it. Of messages that ask for receipts.
+    Clicked,
+    /// The registration's pointer is at or past it.
+    Passed,
+    /// Its time was over before the registration came to it.
+    Expired,
+    /// The registration does not follow a queue that it was sent to, or did not then.
+    NotFollowed,
 }
 
 /// A registration as its app sees it.
@@ -116,7 +159,7 @@ impl Service {
             };
             counts.appended += 1;
             let left = FOLLOWERS_MAX.saturating_sub(counts.followers);
-            let mut followers = self.followers(queue, left + 1)?;
+            let mut followers = self.followers_after(queue, None, left + 1)?;
             counts.is_partial |= followers.len() > left;
             followers.truncate(left);
             for regid in followers {
@@ -124,6 +167,9 @@ impl Service {
                 let passed = self.positions(&regid)?.of(&queue.id());
                 counts.passed += usize::from(passed.is_some_and(|at| at.seq >= place.seq));
             }
+        }
+        if record.asked.wants_rows() {
+            counts.receipts = Some(self.receipt_counts(&id)?);
         }
         let is_expired = record.expires_ms.is_some_and(|at| at <= self.now_ms());
         let state = match (is_expired, counts.appended == counts.queues) {
@@ -148,7 +194,7 @@ impl Service {
         let (id, record) = self.message_record(app, id)?;
         let (_, registration) = self.registration_of(regid, By::App(app))?;
         let mut milestones = vec![Milestone {
-            name: "accepted",
+            name: Step::Accepted,
             at_ms: Some(record.at_ms),
             queue: None,
             position: None,
@@ -165,24 +211,35 @@ impl Service {
                 position: position.map(|at| at.to_string()),
             };
             let Some(place) = self.place(&id, &record, follow.queue.name())? else {
-                milestones.push(milestone("pending", None));
+                milestones.push(milestone(Step::Pending, None));
                 continue;
             };
-            milestones.push(milestone("durable", Some(place)));
+            let at_ms = self.placed_ms(follow, place)?;
+            milestones.push(Milestone { at_ms, ..milestone(Step::Durable, Some(place)) });
+            let row = self.row(&id, &registration.regid)?.unwrap_or_default();
+            let is_over = record.expires_ms.filter(|at| *at <= self.now_ms());
             let pointer = self.stored_position(&registration.regid, follow)?;
-            let outcome = if place.seq <= follow.since.seq {
-                "not_followed"
-            } else if pointer.seq >= place.seq {
-                "passed"
-            } else if record.expires_ms.is_some_and(|at| at <= self.now_ms()) {
-                "expired"
-            } else {
-                "pending"
-            };
-            milestones.push(milestone(outcome, Some(pointer)));
+            let passed = |step, at_ms| Milestone { at_ms, ..milestone(step, Some(pointer)) };
+            if place.seq <= follow.since.seq {
+                milestones.push(passed(Step::NotFollowed, None));
+                continue;
+            }
+            milestones.extend(
+                receipts(row)
+                    .map(|(step, at)| Milestone { at_ms: Some(at), ..milestone(step, None) }),
+            );
+            let is_passed = pointer.seq >= place.seq;
+            // Where receipts are kept, what was passed without one was skipped.
+            let is_skipped = record.asked.wants_rows() && row.acked_ms.is_none();
+            milestones.push(match (is_passed, is_over) {
+                (true, Some(at)) if is_skipped => passed(Step::Expired, Some(at)),
+                (true, _) => passed(Step::Passed, row.acked_ms),
+                (false, Some(at)) => passed(Step::Expired, Some(at)),
+                (false, None) => passed(Step::Pending, None),
+            });
         }
         if !is_followed {
-            let name = "not_followed";
+            let name = Step::NotFollowed;
             milestones.push(Milestone { name, at_ms: None, queue: None, position: None });
         }
         Ok(Trace { id: id.to_string(), regid: regid.to_owned(), milestones })
@@ -221,7 +278,33 @@ impl Service {
         Ok((id, record))
     }
 
-    fn place(
+    /// What the receipts of a message say.
+    fn receipt_counts(&self, id: &MessageId) -> Result<ReceiptCounts, Error> {
+        let prefix = [id.as_bytes(), b"r"].concat();
+        let (space, range) = (messages_of(id), Range::prefix(&prefix));
+        let records = self.router.scan(space, &range, RECEIPTS_MAX + 1)?;
+        let is_partial = records.len() > RECEIPTS_MAX;
+        let mut counts = ReceiptCounts { is_partial, ..ReceiptCounts::default() };
+        // A place is a byte shorter, and may begin with the same byte.
+        let length = prefix.len() + size_of::<RegId>();
+        for (_, bytes) in records.iter().filter(|(key, _)| key.len() == length) {
+            let row: Row = decode(bytes)?;
+            counts.acked += usize::from(row.acked_ms.is_some());
+            counts.clicked += usize::from(row.clicked_ms.is_some());
+        }
+        Ok(counts)
+    }
+
+    /// When the message took its place in a queue, if the entry is still held.
+    fn placed_ms(&self, follow: &Following, place: Position) -> Result<Option<u64>, Error> {
+        let take = Take { entries: 1, bytes: 1 };
+        let after = Seq(place.seq.0.saturating_sub(1));
+        let entries = self.router.read(&follow.queue.id(), after, take)?;
+        let entry = entries.first().filter(|entry| entry.position == place);
+        Ok(entry.map(|entry| entry.at_ms))
+    }
+
+    pub(super) fn place(
         &self,
         id: &MessageId,
         record: &MessageRecord,
@@ -236,17 +319,31 @@ impl Service {
         }
     }
 
-    fn followers(&self, queue: &QueueName, limit: usize) -> Result<Vec<RegId>, Error> {
+    pub(super) fn followers_after(
+        &self,
+        queue: &QueueName,
+        after: Option<RegId>,
+        limit: usize,
+    ) -> Result<Vec<RegId>, Error> {
         match queue {
+            QueueName::Own(_) if after.is_some() => Ok(Vec::new()),
             QueueName::Own(regid) => match self.device_of(regid)? {
                 Some(_) => Ok(vec![*regid]),
                 None => Ok(Vec::new()),
             },
             QueueName::Alias(..) | QueueName::Topic(..) | QueueName::All(_) => {
-                self.members_after(&queue.id(), None, limit)
+                self.members_after(&queue.id(), after, limit)
             }
         }
     }
+}
+
+/// The milestones of a row, in time order.
+fn receipts(row: Row) -> impl Iterator<Item = (Step, u64)> {
+    let Row { pushed_ms, acked_ms, clicked_ms } = row;
+    [(Step::Pushed, pushed_ms), (Step::Acked, acked_ms), (Step::Clicked, clicked_ms)]
+        .into_iter()
+        .filter_map(|(step, at)| at.map(|at| (step, at)))
 }
 
 fn names(registration: &Registration, of_kind: fn(&QueueName) -> bool) -> Vec<String> {

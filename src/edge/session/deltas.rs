@@ -12,7 +12,7 @@ use carillon_wire::{
 use super::{
     Context, Mode, Output, Session, Want, down,
     frames::HEAD_BYTES,
-    window::{Cover, InFlight, Stage},
+    window::{Acked, Cover, InFlight, Note, Stage},
 };
 use crate::{
     base::ids::{Queue, QueueName, RegId},
@@ -34,6 +34,7 @@ pub struct Draft {
     entries: usize,
     bytes: usize,
     is_full: bool,
+    notes: Vec<Note>,
 }
 
 #[derive(Debug)]
@@ -105,7 +106,7 @@ impl Session {
             }
             return self.set_draft(draft);
         };
-        let Some(fitted) = draft.fit(&queue, want.after, &pulled, budget, out) else {
+        let Some(fitted) = draft.fit(cx, &queue, want.after, &pulled, budget, out) else {
             draft.is_full = true;
             return self.set_draft(draft);
         };
@@ -145,7 +146,7 @@ impl Session {
         let is_lost = !is_sent && packet_id != 0;
         self.window.push(item);
         if is_lost {
-            let moved = self.window.ack(packet_id, &mut Vec::new()).unwrap_or_default();
+            let moved = self.window.ack(packet_id, &mut Acked::default()).unwrap_or_default();
             self.moved(moved, out);
         }
     }
@@ -183,13 +184,22 @@ impl Session {
 impl Draft {
     fn new(feed: usize, regid: RegId) -> Self {
         let bytes = frame::frame_overhead_bytes(&regid.to_string());
-        Self { feed, regid, deltas: Vec::new(), entries: 0, bytes, is_full: false }
+        Self {
+            feed,
+            regid,
+            deltas: Vec::new(),
+            entries: 0,
+            bytes,
+            is_full: false,
+            notes: Vec::new(),
+        }
     }
 
     /// As many entries as the frame still takes. `None` if not even the first one fits
     /// beside what is there already.
     fn fit(
         &mut self,
+        cx: &Context<'_>,
         queue: &Queue,
         after: Seq,
         pulled: &Pulled,
@@ -218,8 +228,12 @@ impl Draft {
             }
             bytes += encoded.len();
             fitted.entries.push(encoded);
-            if let Body::Message(_) = entry.body {
+            if let Body::Message(message) = &entry.body {
                 fitted.at_ms.push(entry.at_ms);
+                if message.wants_receipt {
+                    let (message, regid) = (message.id, self.regid);
+                    self.notes.push(Note { message, regid, pushed_ms: cx.unix_ms });
+                }
             }
         }
         if fitted.to.seq <= after {
@@ -274,6 +288,7 @@ impl Draft {
             more: covers.collect(),
             at_ms: at_ms.next().unwrap_or(0),
             more_at_ms: at_ms.collect(),
+            notes: (!self.notes.is_empty()).then(|| Box::new(self.notes)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use carillon_wire::mqtt::{self, Packet, Version};
 
-use super::{Call, Effect};
+use super::{Call, Effect, window::Acked};
 use crate::edge::close::{CloseReason, Ignored};
 
 /// What one connection did, for the metrics and its last log line.
@@ -43,8 +43,8 @@ pub struct Output {
     pub close: Option<CloseReason>,
     /// What was done.
     pub tally: Tally,
-    /// When the messages that are acknowledged now were accepted.
-    pub acked_at_ms: Vec<u64>,
+    /// What is known of the messages that are acknowledged now.
+    pub acked: Acked,
     /// What was dropped or skipped.
     pub ignored: Vec<Ignored>,
     /// Uplink frames that were none, or of no known kind.
@@ -58,7 +58,8 @@ impl Output {
         self.bytes.clear();
         self.effects.clear();
         (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
-        self.acked_at_ms.clear();
+        self.acked.at_ms.clear();
+        self.acked.notes.clear();
         self.ignored.clear();
     }
 

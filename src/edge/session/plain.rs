@@ -8,7 +8,7 @@ use super::{
     Context, Mode, Output, Session, Want,
     feeds::{Begin, Standing, Use},
     filter::Subscription,
-    window::{Cover, InFlight, Stage},
+    window::{Acked, Cover, InFlight, Note, Stage},
 };
 use crate::{
     base::ids::{QueueName, RegId},
@@ -297,6 +297,10 @@ impl Session {
             more: Vec::new(),
             at_ms: entry.at_ms,
             more_at_ms: Vec::new(),
+            notes: message.wants_receipt.then(|| {
+                let note = Note { message: message.id, regid, pushed_ms: cx.unix_ms };
+                Box::new(vec![note])
+            }),
         });
         true
     }
@@ -322,7 +326,7 @@ impl Session {
             out.tally.redeliveries += 1;
             return;
         }
-        let moved = self.window.ack(packet_id, &mut Vec::new()).unwrap_or_default();
+        let moved = self.window.ack(packet_id, &mut Acked::default()).unwrap_or_default();
         self.moved(moved, out);
     }
 

@@ -72,6 +72,7 @@ fn message(text: &str) -> Body {
         notification: None,
         expires_ms: None,
         is_shared: false,
+        wants_receipt: false,
     })
 }
 

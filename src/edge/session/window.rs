@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::{
-    base::ids::{QueueId, RegId},
+    base::ids::{MessageId, QueueId, RegId},
     queue::position::{Position, Seq},
 };
 
@@ -52,6 +52,28 @@ pub struct InFlight {
     pub at_ms: u64,
     /// The same for the other messages of a frame.
     pub more_at_ms: Vec<u64>,
+    /// What it carries that asks for receipts. Absent if nothing does: most pay these 8 bytes alone.
+    pub notes: Option<Box<Vec<Note>>>,
+}
+
+/// A message on its way that asks for a receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Which.
+    pub message: MessageId,
+    /// For whom.
+    pub regid: RegId,
+    /// When it was first pushed on this session, in milliseconds since 1970.
+    pub pushed_ms: u64,
+}
+
+/// What acknowledgements bring besides moved pointers.
+#[derive(Debug, Default)]
+pub struct Acked {
+    /// When the acknowledged messages were accepted, in milliseconds since 1970.
+    pub at_ms: Vec<u64>,
+    /// Those of them that ask for receipts.
+    pub notes: Vec<Note>,
 }
 
 /// How far a pointer moves after an acknowledgement.
@@ -163,22 +185,22 @@ impl Window {
         }
     }
 
-    /// The device acknowledges a packet id. `None` if it is not in use. Acceptance times of
-    /// its messages go to `at_ms`.
-    pub fn ack(&mut self, packet_id: u16, at_ms: &mut Vec<u64>) -> Option<Vec<Moved>> {
+    /// The device acknowledges a packet id. `None` if it is not in use. What is known of its
+    /// messages goes to `acked`.
+    pub fn ack(&mut self, packet_id: u16, acked: &mut Acked) -> Option<Vec<Moved>> {
         let sent = |item: &InFlight| item.packet_id == packet_id && item.stage != Stage::Acked;
         let index = self.iter().position(sent)?;
-        Some(self.ack_at(index, at_ms))
+        Some(self.ack_at(index, acked))
     }
 
     /// Everything of QoS 0 has reached the socket.
-    pub fn written(&mut self, at_ms: &mut Vec<u64>) -> Vec<Moved> {
+    pub fn written(&mut self, acked: &mut Acked) -> Vec<Moved> {
         let mut moved = Vec::new();
         let unwritten = |item: &InFlight| item.packet_id == 0 && item.stage == Stage::Sent;
         loop {
             let index = self.iter().position(unwritten);
             let Some(index) = index else { return moved };
-            moved.append(&mut self.ack_at(index, at_ms));
+            moved.append(&mut self.ack_at(index, acked));
         }
     }
 
@@ -251,11 +273,14 @@ impl Window {
         self.items.iter_mut().flat_map(|items| items.iter_mut())
     }
 
-    fn ack_at(&mut self, index: usize, at_ms: &mut Vec<u64>) -> Vec<Moved> {
+    fn ack_at(&mut self, index: usize, acked: &mut Acked) -> Vec<Moved> {
         let Some(item) = self.iter_mut().nth(index) else { return Vec::new() };
         item.stage = Stage::Acked;
-        at_ms.extend(Some(item.at_ms).filter(|at| *at != 0));
-        at_ms.append(&mut item.more_at_ms);
+        acked.at_ms.extend(Some(item.at_ms).filter(|at| *at != 0));
+        acked.at_ms.append(&mut item.more_at_ms);
+        if let Some(mut notes) = item.notes.take() {
+            acked.notes.append(&mut notes);
+        }
         let regid = item.regid;
         let queues: Vec<QueueId> = item.covers().map(|cover| cover.queue).collect();
         let moved = queues
@@ -319,6 +344,7 @@ mod tests {
             more: Vec::new(),
             at_ms: to,
             more_at_ms: Vec::new(),
+            notes: None,
         });
         packet_id
     }
@@ -327,7 +353,7 @@ mod tests {
     fn a_pointer_moves_over_the_contiguous_acknowledged_prefix_only() {
         let mut window = Window::default();
         let ids: Vec<u16> = (0..4).map(|i| sent(&mut window, QUEUE, i, i + 1)).collect();
-        let mut times = Vec::new();
+        let mut times = Acked::default();
         assert_eq!(window.ack(ids[2], &mut times), Some(vec![]));
         assert_eq!(window.ack(ids[1], &mut times), Some(vec![]));
         assert_eq!((window.len(), window.unacknowledged()), (4, 2));
@@ -338,7 +364,7 @@ mod tests {
         let moved = Moved { regid: REG, queue: QUEUE, to: at(4) };
         assert_eq!(window.ack(ids[3], &mut times), Some(vec![moved]));
         assert!(window.is_empty());
-        assert_eq!(times, [3, 2, 1, 4]);
+        assert_eq!(times.at_ms, [3, 2, 1, 4]);
     }
 
     #[test]
@@ -348,7 +374,7 @@ mod tests {
         sent(&mut window, QUEUE, 0, 1);
         let second = sent(&mut window, other, 0, 7);
         let moved = Moved { regid: REG, queue: other, to: at(7) };
-        assert_eq!(window.ack(second, &mut Vec::new()), Some(vec![moved]));
+        assert_eq!(window.ack(second, &mut Acked::default()), Some(vec![moved]));
     }
 
     #[test]
@@ -367,7 +393,7 @@ mod tests {
         let id = sent(&mut window, QUEUE, 0, 1);
         assert!(window.extend(&REG, &QUEUE, at(9)));
         let moved = Moved { regid: REG, queue: QUEUE, to: at(9) };
-        assert_eq!(window.ack(id, &mut Vec::new()), Some(vec![moved]));
+        assert_eq!(window.ack(id, &mut Acked::default()), Some(vec![moved]));
     }
 
     #[test]
@@ -376,7 +402,7 @@ mod tests {
         let id = sent(&mut window, QUEUE, 0, 1);
         window.forget_queue(&REG, &QUEUE);
         assert_eq!(window.len(), 1);
-        assert_eq!(window.ack(id, &mut Vec::new()), Some(vec![]));
+        assert_eq!(window.ack(id, &mut Acked::default()), Some(vec![]));
         assert!(window.is_empty());
     }
 }

@@ -124,6 +124,8 @@ fn name_of(space: Space) -> String {
         Space::Pointers => "pointers".into(),
         Space::Heads => "heads".into(),
         Space::Pending => "pending".into(),
+        Space::Callbacks => "callbacks".into(),
+        Space::Feedback => "feedback".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
     }

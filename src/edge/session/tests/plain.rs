@@ -27,7 +27,7 @@ fn a_message_arrives_as_sent_with_id_queue_and_position() {
         expected.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     assert_eq!(publish.user, expected);
     rig.ack(publish.packet_id);
-    assert_eq!((rig.stored(&topic("x")), &rig.out.acked_at_ms[..]), (1, &[1_001][..]));
+    assert_eq!((rig.stored(&topic("x")), &rig.out.acked.at_ms[..]), (1, &[1_001][..]));
 }
 
 #[test]

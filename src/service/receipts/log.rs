@@ -1,0 +1,418 @@
+//! The log of events for app servers, one for each endpoint, and who gets them.
+//!
+//! Numbers come from one counter of the node. A consumer stops before the smallest number
+//! whose write is not durable yet, so that it never passes one that is still to come.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use aws_lc_rs::digest;
+use dashmap::DashMap;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::{Event, Events};
+use crate::{
+    base::{
+        clock::day_of,
+        ids::AppId,
+        metrics::{CallbackOutcome, Metrics},
+    },
+    config,
+    queue::store::{Batch, Range, Space, decode, encode},
+    route::Router,
+    service::Error,
+};
+
+/// Endpoints or events of one scan.
+const PAGE: usize = 4_096;
+/// The key of the number of this start.
+const START: &[u8] = b"s";
+
+/// An app's callback URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EndpointId(pub [u8; 16]);
+
+impl EndpointId {
+    /// The same for the same app and URL.
+    pub fn of(app: &AppId, url: &str) -> Self {
+        let text = [app.as_str().as_bytes(), &[0], url.as_bytes()].concat();
+        let mut id = [0; 16];
+        id.copy_from_slice(&digest::digest(&digest::SHA256, &text).as_ref()[..16]);
+        Self(id)
+    }
+
+    fn record_key(&self) -> Vec<u8> {
+        [b"e", self.0.as_slice()].concat()
+    }
+
+    fn pointer_key(&self) -> Vec<u8> {
+        [b"p", self.0.as_slice()].concat()
+    }
+
+    fn event_key(&self, number: u64) -> Vec<u8> {
+        [b"l", self.0.as_slice(), &number.to_be_bytes()].concat()
+    }
+}
+
+/// What is stored of an endpoint.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    app: AppId,
+    url: String,
+    used_day: u32,
+}
+
+/// An endpoint on this node.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Its id.
+    pub id: EndpointId,
+    /// Whose it is.
+    pub app: AppId,
+    /// Where it is.
+    pub url: String,
+    /// The day that its stored record names; 0 while there is none.
+    used_day: AtomicU64,
+    /// Events that wait.
+    pub(super) backlog: AtomicU64,
+    /// All up to this number are delivered or given up.
+    pub(super) pointer: AtomicU64,
+    /// Something was appended since its worker looked.
+    pub(super) is_wanted: AtomicBool,
+    /// It has a worker.
+    pub(super) is_served: AtomicBool,
+}
+
+impl Endpoint {
+    fn new(id: EndpointId, app: AppId, url: String) -> Self {
+        Self {
+            id,
+            app,
+            url,
+            used_day: AtomicU64::new(0),
+            backlog: AtomicU64::new(0),
+            pointer: AtomicU64::new(0),
+            is_wanted: AtomicBool::new(false),
+            is_served: AtomicBool::new(false),
+        }
+    }
+}
+
+/// All endpoints and the numbers of their events.
+pub struct Log {
+    endpoints: DashMap<EndpointId, Arc<Endpoint>>,
+    numbers: Arc<Numbers>,
+    woken: Mutex<Vec<Arc<Endpoint>>>,
+    pub(super) is_wanted: Notify,
+    pub(super) config: config::Callbacks,
+}
+
+/// An event with its number.
+pub type Numbered = (u64, Event);
+
+impl Log {
+    /// An empty one; [`Log::open`] reads what is stored.
+    pub fn new(config: config::Callbacks) -> Self {
+        Self {
+            endpoints: DashMap::new(),
+            numbers: Arc::default(),
+            woken: Mutex::default(),
+            is_wanted: Notify::new(),
+            config,
+        }
+    }
+
+    /// Reads the endpoints, forgets those that are out of use, and begins numbers that are
+    /// larger than all before.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn open(&self, router: &Router, today: u32, kept_days: u32) -> Result<u64, Error> {
+        let start = router.get(Space::Callbacks, START)?;
+        let start: u32 = start.map_or(Ok(0), |bytes| decode(&bytes))?;
+        let mut batch = Batch::default();
+        batch.put(Space::Callbacks, START, encode(&(start + 1)));
+        let (mut pending, mut from) = (0, b"e".to_vec());
+        loop {
+            let page = router.scan(Space::Callbacks, &Range::prefix_after(b"e", from), PAGE)?;
+            let Some((last, _)) = page.last() else { break };
+            from = [last.as_ref(), &[0]].concat();
+            for (key, bytes) in page {
+                let (Some(id), Ok(stored)) =
+                    (key.get(1..).and_then(|id| id.try_into().ok()), decode::<Stored>(&bytes))
+                else {
+                    tracing::error!("the record of a callback endpoint is damaged");
+                    continue;
+                };
+                let endpoint = Endpoint::new(EndpointId(id), stored.app, stored.url);
+                let waiting = self.count(router, &endpoint)?;
+                if waiting == 0 && stored.used_day.saturating_add(kept_days) < today {
+                    batch.remove(Space::Callbacks, endpoint.id.record_key());
+                    batch.remove(Space::Callbacks, endpoint.id.pointer_key());
+                    continue;
+                }
+                endpoint.used_day.store(stored.used_day.into(), Ordering::Relaxed);
+                pending += waiting;
+                let endpoint = Arc::new(endpoint);
+                self.endpoints.insert(endpoint.id, endpoint.clone());
+                if waiting > 0 {
+                    self.wake(&endpoint);
+                }
+            }
+        }
+        router.commit(batch).await?;
+        self.numbers.begin((u64::from(start) + 1) << 32);
+        Ok(pending)
+    }
+
+    /// Reads an endpoint's pointer and counts what waits behind it.
+    fn count(&self, router: &Router, endpoint: &Endpoint) -> Result<u64, Error> {
+        let pointer = router.get(Space::Callbacks, &endpoint.id.pointer_key())?;
+        let pointer: u64 = pointer.map_or(Ok(0), |bytes| decode(&bytes))?;
+        endpoint.pointer.store(pointer, Ordering::Relaxed);
+        let (mut count, mut after) = (0, pointer);
+        loop {
+            let page = self.scan(router, endpoint, after, PAGE)?;
+            count += page.len() as u64;
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE => after = *last,
+                _ => break,
+            }
+        }
+        endpoint.backlog.store(count, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    /// An endpoint that a send names, and whether its record is to be written with the message.
+    ///
+    /// # Errors
+    /// [`Error::Limit`].
+    pub fn endpoint(&self, app: &AppId, url: &str, now_ms: u64) -> Result<Used, Error> {
+        let id = EndpointId::of(app, url);
+        let known = self.endpoints.get(&id).map(|endpoint| endpoint.clone());
+        let endpoint = match known {
+            Some(endpoint) => endpoint,
+            None => {
+                let max = self.config.endpoints_per_app;
+                if self.endpoints.iter().filter(|one| one.app == *app).count() >= max {
+                    return Err(Error::Limit { what: "callback URLs of an app", max });
+                }
+                let new = || Arc::new(Endpoint::new(id, app.clone(), url.to_owned()));
+                self.endpoints.entry(id).or_insert_with(new).clone()
+            }
+        };
+        let day = day_of(now_ms);
+        let is_new = endpoint.used_day.load(Ordering::Relaxed) != u64::from(day);
+        Ok(Used { endpoint, day, is_new })
+    }
+
+    /// An endpoint that is known.
+    pub fn known(&self, id: &EndpointId) -> Option<Arc<Endpoint>> {
+        self.endpoints.get(id).map(|endpoint| endpoint.clone())
+    }
+
+    /// Adds events to a batch. The claim must live until the batch is durable.
+    pub fn append(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        events: Vec<Event>,
+        batch: &mut Batch,
+        metrics: &Metrics,
+    ) -> Option<Claim> {
+        let metrics = &metrics.receipts;
+        let room = self.config.backlog_max.saturating_sub(endpoint.backlog.load(Ordering::Relaxed));
+        let taken = events.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        if taken < events.len() {
+            let lost = (events.len() - taken) as u64;
+            metrics.callbacks.of(CallbackOutcome::Overflow).increment(lost);
+        }
+        if taken == 0 {
+            return None;
+        }
+        let claim = self.numbers.claim(taken as u64);
+        for (number, event) in (claim.first..).zip(events.into_iter().take(taken)) {
+            batch.put(Space::Callbacks, endpoint.id.event_key(number), encode(&event));
+        }
+        endpoint.backlog.fetch_add(taken as u64, Ordering::Relaxed);
+        metrics.callbacks_pending.increment(taken as f64);
+        Some(claim)
+    }
+
+    /// There is something for an endpoint, and it is durable.
+    pub fn wake(&self, endpoint: &Arc<Endpoint>) {
+        endpoint.is_wanted.store(true, Ordering::SeqCst);
+        if !endpoint.is_served.swap(true, Ordering::SeqCst) {
+            let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+            woken.push(endpoint.clone());
+            drop(woken);
+            self.is_wanted.notify_one();
+        }
+    }
+
+    pub(super) fn take_woken(&self) -> Vec<Arc<Endpoint>> {
+        std::mem::take(&mut *self.woken.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The next events of an endpoint, and whether more wait for a write to become durable.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(super) fn next(
+        &self,
+        router: &Router,
+        endpoint: &Endpoint,
+    ) -> Result<(Vec<Numbered>, bool), Error> {
+        // Before the scan: what is written behind it may be durable by its end.
+        let stable = self.numbers.stable();
+        let after = endpoint.pointer.load(Ordering::Relaxed);
+        let mut events = self.scan(router, endpoint, after, self.config.batch_events_max)?;
+        let count = events.len();
+        events.retain(|(number, _)| *number < stable);
+        let is_held_back = events.len() < count;
+        Ok((events, is_held_back))
+    }
+
+    fn scan(
+        &self,
+        router: &Router,
+        endpoint: &Endpoint,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Numbered>, Error> {
+        let prefix = [b"l", endpoint.id.0.as_slice()].concat();
+        let from = endpoint.id.event_key(after.saturating_add(1));
+        let page = router.scan(Space::Callbacks, &Range::prefix_after(&prefix, from), limit)?;
+        let event = |(key, bytes): (bytes::Bytes, bytes::Bytes)| {
+            let number = key.get(17..).and_then(|number| number.try_into().ok());
+            Some((u64::from_be_bytes(number?), decode::<Event>(&bytes).ok()?))
+        };
+        Ok(page.into_iter().filter_map(event).collect())
+    }
+
+    /// The pointer passes events, for good.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; they come again then.
+    pub(super) async fn pass(
+        &self,
+        router: &Router,
+        endpoint: &Endpoint,
+        passed: &[Numbered],
+        metrics: &Metrics,
+    ) -> Result<(), Error> {
+        let Some((last, _)) = passed.last() else { return Ok(()) };
+        let mut batch = Batch::default();
+        for (number, _) in passed {
+            batch.remove(Space::Callbacks, endpoint.id.event_key(*number));
+        }
+        batch.put(Space::Callbacks, endpoint.id.pointer_key(), encode(last));
+        router.commit(batch).await?;
+        endpoint.pointer.store(*last, Ordering::Relaxed);
+        endpoint.backlog.fetch_sub(passed.len() as u64, Ordering::Relaxed);
+        metrics.receipts.callbacks_pending.decrement(passed.len() as f64);
+        Ok(())
+    }
+}
+
+/// An endpoint that a send names.
+pub struct Used {
+    /// Which.
+    pub endpoint: Arc<Endpoint>,
+    day: u32,
+    is_new: bool,
+}
+
+impl Used {
+    /// The record of a new one, or of one that was not used today: durable with the message.
+    pub fn put(&self, batch: &mut Batch) {
+        if self.is_new {
+            let Endpoint { id, app, url, .. } = self.endpoint.as_ref();
+            let stored = Stored { app: app.clone(), url: url.clone(), used_day: self.day };
+            batch.put(Space::Callbacks, id.record_key(), encode(&stored));
+        }
+    }
+
+    /// The record is durable.
+    pub fn became_durable(&self) {
+        self.endpoint.used_day.store(self.day.into(), Ordering::Relaxed);
+    }
+}
+
+/// Numbers that are given, and which of them are not durable yet.
+#[derive(Default)]
+struct Numbers(Mutex<Given>);
+
+#[derive(Default)]
+struct Given {
+    next: u64,
+    open: BTreeSet<u64>,
+}
+
+impl Numbers {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Given> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, next: u64) {
+        self.lock().next = next;
+    }
+
+    fn claim(self: &Arc<Self>, count: u64) -> Claim {
+        let mut given = self.lock();
+        let first = given.next;
+        given.next += count;
+        given.open.insert(first);
+        Claim { first, numbers: self.clone() }
+    }
+
+    /// All numbers below are durable, or will never be used.
+    fn stable(&self) -> u64 {
+        let given = self.lock();
+        given.open.first().copied().unwrap_or(given.next)
+    }
+}
+
+/// Numbers whose events are being written; dropped once they are durable.
+pub struct Claim {
+    /// The first of them.
+    pub first: u64,
+    numbers: Arc<Numbers>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.numbers.lock().open.remove(&self.first);
+    }
+}
+
+/// What a message's record says of its callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallbackOf {
+    /// Where events go.
+    pub endpoint: EndpointId,
+    /// Which.
+    pub events: Events,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_does_not_pass_a_number_that_is_not_durable() {
+        let numbers = Arc::new(Numbers::default());
+        numbers.begin(100);
+        let (first, second) = (numbers.claim(3), numbers.claim(1));
+        assert_eq!((first.first, second.first, numbers.stable()), (100, 103, 100));
+        drop(second);
+        assert_eq!(numbers.stable(), 100);
+        drop(first);
+        assert_eq!(numbers.stable(), 104);
+    }
+}

@@ -1,0 +1,171 @@
+//! Messages that ask, by the time when they expire: what their senders are told then.
+//!
+//! A follower that has not acknowledged the message by then is reported, page by page; how
+//! far that is stands in the index, so that a crash repeats a page at most.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::MissedTickBehavior;
+
+use super::{Event, EventKind};
+use crate::{
+    base::ids::{MessageId, QueueName, RegId},
+    queue::{
+        position::Position,
+        store::{Batch, Range, Space, decode, encode},
+    },
+    route::Router,
+    service::{
+        Error, Service,
+        records::{MessageRecord, Registration},
+    },
+};
+
+/// How often it looks.
+const PERIOD: Duration = Duration::from_secs(1);
+/// An acknowledgement may still be on its way so long after the expiry.
+const GRACE_MS: u64 = 5_000;
+/// Messages of one look.
+const MESSAGES: usize = 256;
+/// Followers of one step.
+const FOLLOWERS: usize = 512;
+
+/// How far the followers of one message were looked at.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Cursor {
+    queue: u32,
+    after: Option<RegId>,
+}
+
+fn index_key(expires_ms: u64, id: &MessageId) -> Vec<u8> {
+    [b"x", expires_ms.to_be_bytes().as_slice(), id.as_bytes()].concat()
+}
+
+/// Adds a message to the index.
+pub(super) fn put(batch: &mut Batch, expires_ms: u64, id: &MessageId) {
+    batch.put(Space::Callbacks, index_key(expires_ms, id), encode(&Cursor::default()));
+}
+
+/// Whether some message asks.
+pub(super) fn is_any(router: &Router) -> Result<bool, Error> {
+    Ok(!router.scan(Space::Callbacks, &Range::prefix(b"x"), 1)?.is_empty())
+}
+
+impl Service {
+    /// Looks for expired messages once a second until it is aborted.
+    pub async fn sweep_expired(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if self.has_receipts()
+                && let Err(error) = self.sweep_due().await
+            {
+                tracing::warn!(%error, "cannot tell of expired messages");
+            }
+        }
+    }
+
+    /// Deals with every message whose time has passed.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; what is left is dealt with the next time.
+    pub async fn sweep_due(&self) -> Result<(), Error> {
+        loop {
+            let due_ms = self.now_ms().saturating_sub(GRACE_MS);
+            let to = [b"x", due_ms.to_be_bytes().as_slice()].concat();
+            let range = Range { from: b"x".to_vec(), to: Some(to) };
+            let due = self.router.scan(Space::Callbacks, &range, MESSAGES)?;
+            if due.is_empty() {
+                return Ok(());
+            }
+            for (key, cursor) in due {
+                let id = key.get(9..).and_then(MessageId::from_slice);
+                let cursor: Cursor = decode(&cursor).unwrap_or_default();
+                match id {
+                    Some(id) => self.sweep_message(&key, &id, cursor).await?,
+                    None => self.forget(&key).await?,
+                }
+            }
+        }
+    }
+
+    async fn sweep_message(
+        &self,
+        key: &[u8],
+        id: &MessageId,
+        mut cursor: Cursor,
+    ) -> Result<(), Error> {
+        let record = self.record_of(id)?;
+        let wanted = record.and_then(|record| {
+            let endpoint = record.asked.wants(EventKind::Expired)?;
+            Some((self.receipts.log.known(&endpoint)?, record))
+        });
+        let Some((endpoint, record)) = wanted else {
+            return self.forget(key).await;
+        };
+        while let Some(queue) = record.queues.get(cursor.queue as usize) {
+            let followers = self.followers_after(queue, cursor.after, FOLLOWERS)?;
+            let mut events = Vec::new();
+            for regid in &followers {
+                if self.is_missed(id, &record, cursor.queue as usize, regid)? {
+                    let at_ms = record.expires_ms.unwrap_or_default();
+                    let kind = EventKind::Expired;
+                    events.push(Event { kind, message: *id, regid: regid.to_string(), at_ms });
+                }
+            }
+            cursor.after = followers.last().copied().filter(|_| followers.len() == FOLLOWERS);
+            if cursor.after.is_none() {
+                cursor.queue += 1;
+            }
+            let mut batch = Batch::default();
+            batch.put(Space::Callbacks, key, encode(&cursor));
+            self.commit_events(batch, vec![(endpoint.clone(), events)]).await?;
+            tokio::task::yield_now().await;
+        }
+        self.forget(key).await
+    }
+
+    /// Whether a registration takes the message from this queue and has not acknowledged it.
+    fn is_missed(
+        &self,
+        id: &MessageId,
+        record: &MessageRecord,
+        at: usize,
+        regid: &RegId,
+    ) -> Result<bool, Error> {
+        let Some(registration) = self.registration_named(regid)? else { return Ok(false) };
+        let queue = &record.queues[at];
+        let Some(since) = since_of(&registration, queue) else { return Ok(false) };
+        let follows = |earlier: &QueueName| since_of(&registration, earlier).is_some();
+        if record.queues[..at].iter().any(follows) {
+            return Ok(false);
+        }
+        let place = self.place(id, record, queue)?;
+        if place.is_none_or(|place| place.seq <= since.seq) {
+            return Ok(false);
+        }
+        Ok(self.row(id, regid)?.is_none_or(|row| row.acked_ms.is_none()))
+    }
+
+    async fn forget(&self, key: &[u8]) -> Result<(), Error> {
+        let mut batch = Batch::default();
+        batch.remove(Space::Callbacks, key);
+        Ok(self.router.commit(batch).await?)
+    }
+
+    /// The registration of this name, whoever's it is.
+    pub(super) fn registration_named(&self, regid: &RegId) -> Result<Option<Registration>, Error> {
+        let Some(device) = self.device_of(regid)? else { return Ok(None) };
+        Ok(self.registrations(&device)?.into_iter().find(|one| one.regid == *regid))
+    }
+}
+
+/// Where a registration's following of a queue began, if it follows it.
+fn since_of(registration: &Registration, queue: &QueueName) -> Option<Position> {
+    if *queue == QueueName::Own(registration.regid) {
+        return Some(registration.since);
+    }
+    registration.follows.iter().find(|one| one.queue == *queue).map(|one| one.since)
+}

@@ -1,0 +1,234 @@
+//! Callbacks against a real node: what app servers are told is signed, told again until it is
+//! taken, and none is missing, whatever happens to the endpoint or the node.
+#![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
+
+#[path = "callbacks/hook.rs"]
+mod hook;
+mod support;
+
+use std::collections::BTreeSet;
+
+use hook::{Hook, Reaction};
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::{APP, DEADLINE, Device, Node, Options, poll_until, rumqtt};
+
+const CONFIG: &str = "
+[callbacks]
+allow_private = true
+batch_delay_ms = 20
+timeout_ms = 500
+retry_first_ms = 20
+retry_max_ms = 100
+batch_events_max = 8
+";
+
+async fn node_with(more: &str) -> Node {
+    let config = Some(format!("{CONFIG}{more}"));
+    Node::start_with(Options { config, ..Options::default() }).await
+}
+
+/// Sends a message that asks for these events; its id.
+async fn send(node: &Node, hook: &Hook, regids: &[&str], events: &[&str]) -> String {
+    let callback = json!({"url": hook.url(), "events": events});
+    let sent = post(node, json!({"target": {"regids": regids}, "callback": callback})).await;
+    sent["id"].as_str().expect("an id").to_owned()
+}
+
+async fn post(node: &Node, mut message: Value) -> Value {
+    message["payload"] = json!({"n": 1});
+    let path = format!("/v1/apps/{APP}/messages");
+    let sent = node.call(Method::POST, &path, Some(message)).await;
+    assert_eq!(sent.status, 202, "{}", sent.body);
+    sent.body
+}
+
+/// Until the metrics have this line, and no event waits any more.
+async fn shows(node: &Node, line: &str) {
+    let shown = poll_until(DEADLINE, async || {
+        let metrics = node.metrics().await;
+        let is_quiet = metrics.contains("carillon_callback_events_pending 0\n");
+        (is_quiet && metrics.contains(line)).then_some(())
+    });
+    assert!(shown.await.is_some(), "{line}\n{}", node.metrics().await);
+}
+
+/// Ids of the events that these messages lead to.
+fn ids(kind: &str, messages: &[String], device: &Device) -> BTreeSet<String> {
+    messages.iter().map(|message| format!("{kind}.{message}.{}", device.regid)).collect()
+}
+
+#[tokio::test]
+async fn events_are_signed_and_told_until_the_endpoint_takes_them() {
+    let node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    hook.react(&[Reaction::Status(500), Reaction::Hang, Reaction::Status(302)]);
+    let device = node.create_device().await;
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    let stranger = "a".repeat(32);
+    let mut sent = Vec::new();
+    for _ in 0..20 {
+        let to = [device.regid.as_str(), stranger.as_str()];
+        sent.push(send(&node, &hook, &to, &["acked", "invalid"]).await);
+    }
+    // Nobody wants to hear of this one's acknowledgement.
+    send(&node, &hook, &[&device.regid], &["clicked"]).await;
+    client.messages(21).await;
+
+    let mut wanted = ids("acked", &sent, &device);
+    wanted.extend(sent.iter().map(|message| format!("invalid.{message}.{stranger}")));
+    hook.wait_for(&wanted).await;
+    assert_eq!(hook.taken(), wanted, "and nothing else");
+    let requests = hook.requests();
+    assert!(requests.iter().all(|request| request.events <= 8), "{requests:?}");
+    assert!(requests.iter().any(|request| request.attempt > 1), "{requests:?}");
+    let taken: Vec<_> = requests.iter().filter(|r| r.is_taken).map(|r| &r.delivery).collect();
+    let distinct: BTreeSet<_> = taken.iter().collect();
+    assert_eq!(distinct.len(), taken.len(), "each delivery has its own id");
+    client.stop().await;
+
+    shows(&node, "carillon_callback_events_total{outcome=\"delivered\"} 40").await;
+}
+
+#[tokio::test]
+async fn no_event_is_missing_after_kills_and_none_is_told_of_nothing() {
+    let mut node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    hook.react_always(Reaction::Status(503));
+    let device = node.create_device().await;
+    let mut sent = Vec::new();
+    for round in 0..3 {
+        let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+        client.ready().await;
+        for _ in 0..10 {
+            sent.push(send(&node, &hook, &[&device.regid], &["acked"]).await);
+        }
+        client.messages(10).await;
+        if round == 1 {
+            hook.react_always(Reaction::Status(200));
+        }
+        node.kill9();
+        drop(client);
+        node.restart().await;
+    }
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    let wanted = ids("acked", &sent, &device);
+    hook.wait_for(&wanted).await;
+    assert_eq!(hook.taken(), wanted);
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_endpoint_keeps_nobody_else_from_their_events_and_is_given_up() {
+    let node = node_with("requests_max = 2\ngive_up_after_s = 1\n").await;
+    let secret = &node.app().app_secret;
+    let (dead, live) = (Hook::start(secret).await, Hook::start(secret).await);
+    dead.react_always(Reaction::Hang);
+    let device = node.create_device().await;
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    let mut lost = 0;
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        send(&node, &dead, &[&device.regid], &["acked"]).await;
+        lost += 1;
+        sent.push(send(&node, &live, &[&device.regid], &["acked"]).await);
+    }
+    client.messages(20).await;
+    live.wait_for(&ids("acked", &sent, &device)).await;
+    let line = format!("carillon_callback_events_total{{outcome=\"given_up\"}} {lost}");
+    shows(&node, &line).await;
+    assert!(dead.requests().len() > 1, "it was tried again");
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn followers_that_a_message_did_not_reach_in_time_are_reported() {
+    let node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    let (here, away) = (node.create_device().await, node.create_device().await);
+    for device in [&here, &away] {
+        node.subscribe(&device.regid, "news").await;
+        node.bind(&device.regid, "ann").await;
+        node.bind(&device.regid, "bob").await;
+    }
+    let mut client = rumqtt::connect_v5(&node, &here, &["push"]);
+    client.ready().await;
+    let callback = json!({"url": hook.url(), "events": ["expired", "acked"]});
+    let mut sent = Vec::new();
+    for target in [
+        json!({"topic": "news"}),
+        json!({"aliases": ["ann", "bob"]}),
+        json!({"regids": [here.regid, away.regid]}),
+    ] {
+        let message = json!({"target": target, "ttl_s": 1, "callback": callback});
+        sent.push(post(&node, message).await["id"].as_str().expect("an id").to_owned());
+    }
+    client.messages(3).await;
+    // Who comes later did not miss it.
+    let late = node.create_device().await;
+    node.subscribe(&late.regid, "news").await;
+    let mut wanted = ids("expired", &sent, &away);
+    wanted.extend(ids("acked", &sent, &here));
+    hook.wait_for(&wanted).await;
+    assert_eq!(hook.taken(), wanted);
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn a_trace_shows_when_a_message_was_pushed_and_acknowledged() {
+    let node = Node::start().await;
+    let device = node.create_device().await;
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    let message = json!({"target": {"regids": [device.regid]}, "receipts": true});
+    let id = post(&node, message).await["id"].as_str().expect("an id").to_owned();
+    client.message().await;
+    let path = format!("/v1/apps/{APP}/messages/{id}");
+    let counted = poll_until(DEADLINE, async || {
+        let state = node.call(Method::GET, &path, None).await.body;
+        (state["counts"]["receipts"]["acked"] == 1).then_some(state)
+    });
+    let state = counted.await.expect("a receipt");
+    assert_eq!(state["counts"]["receipts"], json!({"acked": 1, "clicked": 0, "is_partial": false}));
+    let trace = format!("{path}/trace?regid={}", device.regid);
+    let trace = node.call(Method::GET, &trace, None).await.body;
+    let milestones = trace["milestones"].as_array().expect("milestones");
+    let names: Vec<_> = milestones.iter().map(|m| m["name"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["accepted", "durable", "pushed", "acked", "passed"], "{trace}");
+    let times: Vec<_> = milestones.iter().map(|m| m["at_ms"].as_u64().expect("a time")).collect();
+    assert!(times.is_sorted(), "{trace}");
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_callback_is_refused_and_leaves_nothing() {
+    let node = Node::start().await;
+    let device = node.create_device().await;
+    let path = format!("/v1/apps/{APP}/messages");
+    for (callback, status) in [
+        (json!({"url": "http://example.org/", "events": ["acked"]}), 422),
+        (json!({"url": "https://127.0.0.1/", "events": ["acked"]}), 422),
+        (json!({"url": "https://169.254.169.254/", "events": ["acked"]}), 422),
+        (json!({"url": "https://u:p@example.org/", "events": ["acked"]}), 422),
+        (
+            json!({"url": format!("https://example.org/{}", "x".repeat(1_024)), "events": ["acked"]}),
+            422,
+        ),
+        (json!({"url": "https://example.org/", "events": []}), 422),
+        (json!({"url": "https://example.org/", "events": ["acked", "seen"]}), 400),
+        (json!({"url": "https://example.org/"}), 400),
+        (json!({"url": "https://example.org/", "events": ["acked"], "param": 1}), 400),
+        (json!("https://example.org/"), 400),
+    ] {
+        let message = json!({
+            "target": {"regids": [device.regid]}, "payload": 1, "callback": callback,
+        });
+        let refused = node.call(Method::POST, &path, Some(message)).await;
+        assert_eq!(refused.status, status, "{callback}: {}", refused.body);
+    }
+    let registration = node.registration(&device.regid).await;
+    assert_eq!(registration["pointers"][0]["head"], registration["pointers"][0]["acked"]);
+}
