@@ -31,10 +31,10 @@ enum Command {
         /// The file
         file: PathBuf,
     },
-    /// Create and list apps, rotate their secrets
+    /// Create and list apps, rotate their secrets and keys, revoke them
     #[command(subcommand)]
     App(operate::App),
-    /// Create device accounts
+    /// Create device accounts, revoke one
     #[command(subcommand)]
     Device(operate::Device),
     /// Send a message

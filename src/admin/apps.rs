@@ -1,13 +1,13 @@
 //! Tenants and their secrets.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::{Operator, Shared};
+use super::{Operator, Shared, devices::Revoked};
 use crate::{
     base::{
         http::{
-            Problem,
+            Peer, Problem,
             body::{InPath, JsonBody},
         },
         keys::Secret,
@@ -63,4 +63,31 @@ pub(super) async fn rotate(
     let older = if request.revoke_older { OlderSecrets::Revoke } else { OlderSecrets::Keep };
     let app_secret = admin.service.rotate_secret(&app, older).await?;
     Ok((StatusCode::CREATED, Json(Rotated { app_secret })))
+}
+
+#[derive(Serialize)]
+pub(super) struct NewKey {
+    app_key: Secret,
+}
+
+pub(super) async fn rotate_key(
+    _: Operator,
+    State(admin): State<Shared>,
+    Extension(Peer(peer)): Extension<Peer>,
+    InPath(app): InPath<String>,
+) -> Result<(StatusCode, Json<NewKey>), Problem> {
+    tracing::info!(%peer, app, "audit: the operator changes an app's key");
+    let app_key = admin.service.rotate_key(&app).await?;
+    Ok((StatusCode::CREATED, Json(NewKey { app_key })))
+}
+
+pub(super) async fn revoke(
+    _: Operator,
+    State(admin): State<Shared>,
+    Extension(Peer(peer)): Extension<Peer>,
+    InPath(app): InPath<String>,
+) -> Result<Json<Revoked>, Problem> {
+    tracing::info!(%peer, app, "audit: the operator revokes an app");
+    let registrations = admin.service.revoke_app(&app).await?;
+    Ok(Json(Revoked { registrations }))
 }

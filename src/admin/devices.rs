@@ -1,13 +1,14 @@
-//! Device accounts in bulk, each with a registration: for load tests and factories.
+//! Device accounts: in bulk, each with a registration, for load tests and factories; and
+//! their end.
 
-use axum::{Json, extract::State, http::StatusCode};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::{Operator, Shared};
 use crate::{
     base::{
         http::{
-            Problem,
+            Peer, Problem,
             body::{InPath, JsonBody},
         },
         ids::RegId,
@@ -41,6 +42,23 @@ pub(super) async fn create(
     let app = admin.service.app(&app)?;
     let devices = admin.service.create_devices(&app, count).await?;
     Ok((StatusCode::CREATED, Json(devices.into_iter().map(Created::from).collect())))
+}
+
+/// What a revocation ended.
+#[derive(Serialize)]
+pub(super) struct Revoked {
+    pub(super) registrations: usize,
+}
+
+pub(super) async fn revoke(
+    _: Operator,
+    State(admin): State<Shared>,
+    Extension(Peer(peer)): Extension<Peer>,
+    InPath(device): InPath<String>,
+) -> Result<Json<Revoked>, Problem> {
+    tracing::info!(%peer, "audit: the operator revokes a device");
+    let registrations = admin.service.revoke_device(&device).await?;
+    Ok(Json(Revoked { registrations }))
 }
 
 impl From<NewDevice> for Created {

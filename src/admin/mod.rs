@@ -17,7 +17,7 @@ use axum::{
     extract::{FromRequestParts, State},
     http::{header::CONTENT_TYPE, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::mpsc;
@@ -55,8 +55,11 @@ pub fn router(admin: Admin, config: &config::Api) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/admin/v1/apps", post(apps::create).get(apps::list))
+        .route("/admin/v1/apps/{app}", delete(apps::revoke))
+        .route("/admin/v1/apps/{app}/key", post(apps::rotate_key))
         .route("/admin/v1/apps/{app}/secrets", post(apps::rotate))
         .route("/admin/v1/apps/{app}/devices", post(devices::create))
+        .route("/admin/v1/devices/{device}", delete(devices::revoke))
         .route("/admin/v1/drain", post(orders::drain))
         .route("/admin/v1/reload", post(orders::reload))
         .with_state(Arc::new(admin));

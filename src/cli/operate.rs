@@ -38,6 +38,20 @@ pub(super) enum App {
         #[command(flatten)]
         which: Which,
     },
+    /// Give an app another key; prints it. Devices can no longer register with the old one
+    RotateKey {
+        /// The app
+        id: String,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// End an app for good: its key, its secrets and all its registrations
+    Revoke {
+        /// The app
+        id: String,
+        #[command(flatten)]
+        which: Which,
+    },
 }
 
 impl App {
@@ -51,6 +65,13 @@ impl App {
             Self::RotateSecret { id, revoke_older, which } => {
                 let path = format!("/admin/v1/apps/{}/secrets", segment(&id));
                 print_answer(which, Call::Post(path, json!({ "revoke_older": revoke_older })))
+            }
+            Self::RotateKey { id, which } => {
+                let path = format!("/admin/v1/apps/{}/key", segment(&id));
+                print_answer(which, Call::Post(path, json!({})))
+            }
+            Self::Revoke { id, which } => {
+                print_answer(which, Call::Delete(format!("/admin/v1/apps/{}", segment(&id))))
             }
         }
     }
@@ -69,6 +90,13 @@ pub(super) enum Device {
         #[command(flatten)]
         which: Which,
     },
+    /// End a device account: its connection and its registrations of all apps
+    Revoke {
+        /// The device
+        device_id: String,
+        #[command(flatten)]
+        which: Which,
+    },
 }
 
 /// A device account as the admin door answers it.
@@ -81,9 +109,16 @@ struct Created {
 
 impl Device {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self::Create { app, count, which } = self;
-        let node = which.node()?;
-        client::block_on(create_devices(&node, &app, count))
+        match self {
+            Self::Create { app, count, which } => {
+                let node = which.node()?;
+                client::block_on(create_devices(&node, &app, count))
+            }
+            Self::Revoke { device_id, which } => {
+                let path = format!("/admin/v1/devices/{}", segment(&device_id));
+                print_answer(which, Call::Delete(path))
+            }
+        }
     }
 }
 
@@ -246,6 +281,7 @@ impl Reload {
 enum Call {
     Read(String),
     Post(String, Value),
+    Delete(String),
 }
 
 fn print_answer(which: Which, call: Call) -> anyhow::Result<()> {
@@ -254,6 +290,7 @@ fn print_answer(which: Which, call: Call) -> anyhow::Result<()> {
         let answer = match call {
             Call::Read(path) => node.read(&path).await?,
             Call::Post(path, body) => node.post(&path, &body).await?,
+            Call::Delete(path) => node.delete(&path).await?,
         };
         print(&answer)
     })

@@ -24,6 +24,8 @@ labels! {
         TakenOver = "taken_over",
         /// Nothing is registered on the device any more.
         Unregistered = "unregistered",
+        /// The operator ended the device account.
+        Revoked = "revoked",
         /// The node goes away.
         Draining = "draining",
         /// Bytes that are no MQTT.
@@ -64,7 +66,7 @@ impl CloseReason {
             | Self::Aborted => None,
             Self::KeepAliveTimeout => Some(reason::KEEP_ALIVE_TIMEOUT),
             Self::TakenOver => Some(reason::SESSION_TAKEN_OVER),
-            Self::Unregistered => Some(reason::NOT_AUTHORIZED),
+            Self::Unregistered | Self::Revoked => Some(reason::NOT_AUTHORIZED),
             Self::Draining => Some(reason::SERVER_SHUTTING_DOWN),
             Self::Malformed => Some(reason::MALFORMED),
             Self::ProtocolError => Some(reason::PROTOCOL_ERROR),

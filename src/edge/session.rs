@@ -342,6 +342,9 @@ impl Session {
             self.note_silence(cx.now_s, out);
             return self.close(CloseReason::TakenOver, out);
         }
+        if reasons.has(Reasons::REVOKED) {
+            return self.close(CloseReason::Revoked, out);
+        }
         if reasons.has(Reasons::DRAIN) {
             return self.part(cx, out);
         }

@@ -117,6 +117,10 @@ impl Core {
             tracing::info!(completed, "appends that the last run left undone are done");
         }
         service.open_receipts().await.map_err(only_store)?;
+        let ended = service.complete_revocations().await.map_err(only_store)?;
+        if ended > 0 {
+            tracing::info!(ended, "registrations of revoked apps are ended");
+        }
         let period = Duration::from_millis(config.store.pointer_flush_ms);
         let background = vec![
             tasks::spawn_vital(

@@ -38,6 +38,8 @@ impl Reasons {
     pub const TICK: Self = Self(8);
     /// The node is going away.
     pub const DRAIN: Self = Self(16);
+    /// The device is no more.
+    pub const REVOKED: Self = Self(32);
 
     /// This queue has new entries.
     pub fn new_in(queue: &QueueId) -> Self {

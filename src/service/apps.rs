@@ -15,7 +15,10 @@ use crate::{
         ids::{AppId, Shard, base32, from_base32},
         keys::Secret,
     },
-    queue::store::{Range, Space, decode, encode},
+    queue::{
+        store::{Range, Space, decode, encode},
+        txn::Txn,
+    },
 };
 
 /// Live secrets of one app.
@@ -23,8 +26,9 @@ const SECRETS_MAX: usize = 8;
 /// Apps that one list shows.
 const APPS_MAX: usize = 10_000;
 /// All app records live on one shard: they change rarely.
-const APPS_SHARD: Shard = Shard(0);
+pub(super) const APPS_SHARD: Shard = Shard(0);
 
+const NO_APP: Error = Error::NotFound { what: "app" };
 const UNAUTHORIZED: Error = Error::Forbidden("unknown app or wrong app secret");
 
 /// A new tenant as its maker sees it, once.
@@ -54,6 +58,8 @@ pub struct AppSummary {
     pub alias_policy: AliasPolicy,
     /// How many secrets are live.
     pub secrets: usize,
+    /// It was ended; its name is not given again.
+    pub is_revoked: bool,
 }
 
 /// What happens to the older secrets at a rotation.
@@ -86,8 +92,9 @@ impl Service {
             key: self.keys.hash(new.app_key.reveal().as_bytes()),
             secrets: vec![self.app_secret(&new.app_secret)],
             alias_policy: policy,
+            is_revoked: false,
         };
-        let change = move |txn: &mut crate::queue::txn::Txn<'_>| {
+        let change = move |txn: &mut Txn<'_>| {
             let key = app.id.as_str().as_bytes().to_vec();
             if txn.get(Space::Apps, &key)?.is_some() {
                 return Err(Error::Conflict("an app of this name"));
@@ -103,16 +110,18 @@ impl Service {
     /// # Errors
     /// [`Error::Unavailable`].
     pub fn apps(&self) -> Result<Vec<AppSummary>, Error> {
-        let records = self.router.scan(Space::Apps, &Range::prefix(b""), APPS_MAX)?;
-        let summary = |(_, bytes): &crate::queue::store::Record| {
-            let app: App = decode(bytes)?;
-            Ok(AppSummary {
-                app_id: app.id,
-                alias_policy: app.alias_policy,
-                secrets: app.secrets.len(),
-            })
+        let summary = |app: App| AppSummary {
+            app_id: app.id,
+            alias_policy: app.alias_policy,
+            secrets: app.secrets.len(),
+            is_revoked: app.is_revoked,
         };
-        records.iter().map(summary).collect()
+        Ok(self.app_records()?.into_iter().map(summary).collect())
+    }
+
+    pub(super) fn app_records(&self) -> Result<Vec<App>, Error> {
+        let records = self.router.scan(Space::Apps, &Range::prefix(b""), APPS_MAX)?;
+        records.iter().map(|(_, bytes)| Ok(decode(bytes)?)).collect()
     }
 
     /// Gives a tenant one more secret.
@@ -123,10 +132,8 @@ impl Service {
         let id: AppId = app.parse()?;
         let secret = Secret::random();
         let stored = self.app_secret(&secret);
-        let change = move |txn: &mut crate::queue::txn::Txn<'_>| {
-            let key = id.as_str().as_bytes().to_vec();
-            let bytes = txn.get(Space::Apps, &key)?.ok_or(Error::NotFound { what: "app" })?;
-            let mut app: App = decode(&bytes)?;
+        let change = move |txn: &mut Txn<'_>| {
+            let mut app = load_app(txn, &id)?;
             if older == OlderSecrets::Revoke {
                 app.secrets.clear();
             }
@@ -135,7 +142,7 @@ impl Service {
                 return Err(Error::Limit { what, max: SECRETS_MAX });
             }
             app.secrets.push(stored);
-            txn.put(Space::Apps, key, encode(&app));
+            txn.put(Space::Apps, id.as_str().as_bytes(), encode(&app));
             Ok(())
         };
         self.router.run(APPS_SHARD, change).await?;
@@ -161,8 +168,8 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Unavailable`].
     pub fn app(&self, app: &str) -> Result<AppId, Error> {
-        let id: AppId = app.parse().map_err(|_| Error::NotFound { what: "app" })?;
-        self.app_record(&id)?.map(|app| app.id.clone()).ok_or(Error::NotFound { what: "app" })
+        let id: AppId = app.parse().map_err(|_| NO_APP)?;
+        self.app_record(&id)?.map(|app| app.id.clone()).ok_or(NO_APP)
     }
 
     /// The tenant that a device names with its key.
@@ -183,6 +190,12 @@ impl Service {
             callback_key: signature::key(secret.reveal()),
         }
     }
+}
+
+/// The record of a live app as a change sees it.
+pub(super) fn load_app(txn: &Txn<'_>, id: &AppId) -> Result<App, Error> {
+    let bytes = txn.get(Space::Apps, id.as_str().as_bytes())?.ok_or(NO_APP)?;
+    Some(decode::<App>(&bytes)?).filter(|app| !app.is_revoked).ok_or(NO_APP)
 }
 
 /// The key under which an app server signs alias tokens: it follows from the

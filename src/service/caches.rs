@@ -79,13 +79,15 @@ impl Caches {
 }
 
 impl Service {
+    /// The tenant of this name, unless it was revoked.
     pub(super) fn app_record(&self, id: &AppId) -> Result<Option<Arc<App>>, Error> {
-        self.caches.apps.get_or_read(id, || {
+        let app: Option<Arc<App>> = self.caches.apps.get_or_read(id, || {
             match self.router.get(Space::Apps, id.as_str().as_bytes())? {
-                Some(bytes) => Ok(Some(Arc::new(decode(&bytes)?))),
+                Some(bytes) => Ok::<_, Error>(Some(Arc::new(decode(&bytes)?))),
                 None => Ok(None),
             }
-        })
+        })?;
+        Ok(app.filter(|app| !app.is_revoked))
     }
 
     pub(super) fn device(&self, device: &DeviceId) -> Result<Option<Arc<Device>>, Error> {

@@ -17,6 +17,7 @@ pub mod presence;
 pub mod receipts;
 pub mod records;
 pub mod register;
+pub mod revoke;
 pub mod send;
 pub mod trace;
 

@@ -50,6 +50,13 @@ impl Service {
         self.presence.contains_key(device)
     }
 
+    /// Ends the device's connection, if there is one: the device is no more.
+    pub(super) fn cut(&self, device: &DeviceId) {
+        if let Some(present) = self.presence.get(device) {
+            present.nudge(Reasons::REVOKED);
+        }
+    }
+
     /// Tells the device's connection, if there is one, to read its registrations again.
     pub(super) fn refresh(&self, device: &DeviceId) {
         if let Some(present) = self.presence.get(device) {

@@ -26,6 +26,8 @@ pub struct App {
     pub secrets: Vec<AppSecret>,
     /// Who may bind an alias.
     pub alias_policy: AliasPolicy,
+    /// It was ended: nobody speaks for it, and its name is not given again.
+    pub is_revoked: bool,
 }
 
 /// What is stored of an app secret.

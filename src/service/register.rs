@@ -155,19 +155,20 @@ impl Service {
                 let mut record = load(txn, &device)?;
                 let at = record.registrations.iter().position(|one| one.regid == regid);
                 let ended = record.registrations.remove(at.ok_or(NO_REGISTRATION)?);
-                for follow in &ended.follows {
-                    txn.remove(Space::Members, member_key(&follow.queue.id(), &regid));
-                }
-                txn.remove(Space::Registrations, regid.as_bytes());
-                txn.remove(Space::Pointers, regid.as_bytes());
+                erase(txn, &ended);
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
                 Ok::<_, Error>(ended)
             })
             .await?;
-        ended.follows.iter().for_each(|follow| self.member_removed(&follow.queue.id()));
-        self.forget_positions(&regid);
+        self.erased(&ended);
         self.refresh(&device);
         Ok(())
+    }
+
+    /// What is kept in memory of a registration that was erased goes, too.
+    pub(super) fn erased(&self, ended: &Registration) {
+        ended.follows.iter().for_each(|follow| self.member_removed(&follow.queue.id()));
+        self.forget_positions(&ended.regid);
     }
 
     /// The registration of this name, if it is the asker's.
@@ -232,6 +233,15 @@ fn new_registration(
         control: Seq(0),
         follows: vec![Follow { queue: all, since, control: Seq(0) }],
     })
+}
+
+/// Removes all records of a registration but its place in the device's.
+pub(super) fn erase(txn: &mut Txn<'_>, ended: &Registration) {
+    for follow in &ended.follows {
+        txn.remove(Space::Members, member_key(&follow.queue.id(), &ended.regid));
+    }
+    txn.remove(Space::Registrations, ended.regid.as_bytes());
+    txn.remove(Space::Pointers, ended.regid.as_bytes());
 }
 
 /// The record of a device as a change sees it.
