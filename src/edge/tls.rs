@@ -16,7 +16,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{ProtocolVersion, ServerConfig};
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::{driven::Driven, lean::Lean};
@@ -78,10 +78,8 @@ impl Layer {
     /// After the handshake.
     fn settle(self) -> io::Result<Self> {
         match self {
-            Self::Driven(driven)
-                if driven.0.protocol_version() == Some(ProtocolVersion::TLSv1_3) =>
-            {
-                Ok(Self::Lean(Box::new(Lean::take_over(driven.0)?)))
+            Self::Driven(driven) if driven.is_over() => {
+                Ok(Self::Lean(Box::new(Lean::take_over(driven.into_tls())?)))
             }
             Self::Driven(_) | Self::Lean(_) => Ok(self),
         }
@@ -128,11 +126,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             Self { stream, layer, held: None, is_read_closed: false, is_write_closed: false };
         std::future::poll_fn(|cx| accepting.poll_handshake(cx)).await?;
         accepting.layer = accepting.layer.settle()?;
+        std::future::poll_fn(|cx| accepting.poll_take_held(cx)).await?;
         Ok(accepting)
     }
 
+    /// Takes in what came behind the end of the handshake: no socket will give it again.
+    fn poll_take_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(held) = &mut self.held else { return Poll::Ready(Ok(())) };
+        let mut records = std::mem::take(&mut held.incoming);
+        let taken = self.open(&mut records, &mut ReadBuf::new(&mut []));
+        // What does not go now goes later, but who failed is told here or never.
+        let drained = self.poll_drain(cx);
+        taken?;
+        if let Poll::Ready(drained) = drained {
+            drained?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while matches!(&self.layer, Layer::Driven(driven) if driven.0.is_handshaking()) {
+        while matches!(&self.layer, Layer::Driven(driven) if driven.is_handshaking()) {
             let count = ready!(self.poll_take_in(cx, &mut ReadBuf::new(&mut [])))?;
             if count == 0 || self.is_read_closed {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
@@ -293,7 +306,11 @@ thread_local! {
 
 /// Application data of one record: what TLS allows.
 const RECORD_BYTES: usize = 16 << 10;
+/// Of a record's type, version and length.
+const HEADER_BYTES: usize = 5;
 /// A record, and what it may have besides its data. A handshake message may span records.
 const BUFFER_BYTES: usize = 2 * RECORD_BYTES;
+#[cfg(test)]
+mod end_tests;
 #[cfg(test)]
 mod tests;

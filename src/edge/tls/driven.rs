@@ -3,31 +3,68 @@
 use std::{io, sync::Arc};
 
 use rustls::{
-    ServerConfig,
+    ProtocolVersion, ServerConfig,
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
 };
 
-use super::{Held, RECORD_BYTES, Sink};
+use super::{HEADER_BYTES, Held, RECORD_BYTES, Sink};
 
 /// A connection of rustls without its buffers.
-pub(super) struct Driven(pub(super) UnbufferedServerConnection);
+pub(super) struct Driven {
+    tls: UnbufferedServerConnection,
+    /// Bytes at the front of what is held that rustls has seen: parts of a message.
+    seen: usize,
+}
 
 impl Driven {
     pub(super) fn new(config: Arc<ServerConfig>) -> io::Result<Self> {
-        UnbufferedServerConnection::new(config).map(Self).map_err(io::Error::other)
+        let tls = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
+        Ok(Self { tls, seen: 0 })
     }
 
-    /// Takes whole records in. Gives how many bytes they are. After an error the peer is told why.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.tls.is_handshaking()
+    }
+
+    /// Hands are shaken, and what follows is for keys alone.
+    pub(super) fn is_over(&self) -> bool {
+        !self.is_handshaking() && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    pub(super) fn into_tls(self) -> UnbufferedServerConnection {
+        self.tls
+    }
+
+    /// Takes whole records in, up to the end of the handshake of TLS 1.3: what comes behind it
+    /// may change the keys that are to be handed over. Gives how many bytes are done with, and
+    /// wants the others again with what follows. After an error the peer is told why.
     pub(super) fn open(
         &mut self,
         records: &mut [u8],
         sink: &mut Sink<'_, '_>,
     ) -> io::Result<usize> {
         let mut at = 0;
+        while !self.is_over() {
+            let record = record_bytes(&records[at + self.seen..]);
+            // Also of what is not whole, rustls sees whether it can become a record.
+            let end = record.map_or(records.len(), |bytes| at + self.seen + bytes);
+            let taken = self.open_to(&mut records[at..end], sink)?;
+            at += taken;
+            if record.is_none() {
+                break;
+            }
+            self.seen = end - at;
+        }
+        Ok(at)
+    }
+
+    /// Until rustls waits for more than these bytes. Gives how many of them are done with.
+    fn open_to(&mut self, records: &mut [u8], sink: &mut Sink<'_, '_>) -> io::Result<usize> {
+        let mut at = 0;
         loop {
             let UnbufferedStatus { mut discard, state } =
-                self.0.process_tls_records(&mut records[at..]);
+                self.tls.process_tls_records(&mut records[at..]);
             let is_done = match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                     while let Some(record) = traffic.next_record() {
@@ -70,7 +107,7 @@ impl Driven {
     /// After a failure rustls has an alert for the peer.
     fn queue_alert(&mut self, outgoing: &mut Vec<u8>) {
         while let Ok(ConnectionState::EncodeTlsData(encode)) =
-            self.0.process_tls_records(&mut []).state
+            self.tls.process_tls_records(&mut []).state
         {
             if encode_into(encode, outgoing).is_err() {
                 return;
@@ -87,7 +124,7 @@ impl Driven {
     ) -> io::Result<(usize, usize)> {
         let data = &data[..data.len().min(RECORD_BYTES)];
         loop {
-            match self.0.process_tls_records(&mut []).state.map_err(io::Error::other)? {
+            match self.tls.process_tls_records(&mut []).state.map_err(io::Error::other)? {
                 ConnectionState::WriteTraffic(mut traffic) => {
                     let count = traffic.encrypt(data, sealed).map_err(exhausted)?;
                     return Ok((data.len(), count));
@@ -106,7 +143,7 @@ impl Driven {
     /// Says that we send nothing more.
     pub(super) fn close(&mut self, outgoing: &mut Vec<u8>) -> io::Result<()> {
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) =
-            self.0.process_tls_records(&mut []).state
+            self.tls.process_tls_records(&mut []).state
         {
             let mut notice = [0; NOTICE_BYTES];
             let bytes = traffic.queue_close_notify(&mut notice).map_err(exhausted)?;
@@ -114,6 +151,13 @@ impl Driven {
         }
         Ok(())
     }
+}
+
+/// The length of the record at the front, if it is whole.
+fn record_bytes(records: &[u8]) -> Option<usize> {
+    let header = records.first_chunk::<HEADER_BYTES>()?;
+    let bytes = HEADER_BYTES + usize::from(u16::from_be_bytes([header[3], header[4]]));
+    (bytes <= records.len()).then_some(bytes)
 }
 
 fn encode_into(

@@ -15,7 +15,7 @@ use rustls::{
     server::{ServerConnectionData, UnbufferedServerConnection},
 };
 
-use super::{Held, RECORD_BYTES, Sink};
+use super::{HEADER_BYTES, Held, RECORD_BYTES, Sink};
 
 /// One connection's keys.
 pub(super) struct Lean {
@@ -243,7 +243,6 @@ const APPLICATION_DATA: u8 = 23;
 // A type of handshake message.
 const KEY_UPDATE: u8 = 24;
 
-const HEADER_BYTES: usize = 5;
 const TAG_BYTES: usize = 16;
 /// What a record is longer than its content.
 const OVERHEAD_BYTES: usize = HEADER_BYTES + 1 + TAG_BYTES;

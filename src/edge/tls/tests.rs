@@ -12,8 +12,15 @@ use super::*;
 use crate::base::tls::{Identity, Inside};
 
 pub(super) struct Ends {
-    server: Arc<ServerConfig>,
+    pub(super) server: Arc<ServerConfig>,
     client: TlsConnector,
+}
+
+impl Ends {
+    /// The client's side, to be changed.
+    pub(super) fn client_config(&self) -> ClientConfig {
+        ClientConfig::clone(self.client.config())
+    }
 }
 
 pub(super) fn ends(version: &'static SupportedProtocolVersion) -> Ends {
