@@ -12,6 +12,7 @@ pub mod rumqtt;
 pub mod script;
 pub mod takeover;
 pub mod tools;
+pub mod wait;
 
 use std::{
     fs::{self, File},
@@ -318,28 +319,6 @@ impl Node {
         let view = self.call(Method::GET, &path, None).await;
         assert_eq!(view.status, 200, "{}", view.body);
         view.body
-    }
-
-    /// Waits until the registration has acknowledged everything that it follows.
-    pub async fn wait_until_acknowledged(&self, regid: &str) {
-        self.wait_until_acknowledged_for(APP, regid).await;
-    }
-
-    /// The same for another app's registration.
-    pub async fn wait_until_acknowledged_for(&self, app: &str, regid: &str) {
-        let mut last = Value::Null;
-        let done = poll_until(DEADLINE, async || {
-            last = self.registration_for(app, regid).await;
-            let pointers = last["pointers"].as_array().expect("pointers").clone();
-            pointers.iter().all(|p| p["acked"] == p["head"]).then_some(())
-        });
-        assert!(done.await.is_some(), "never acknowledged: {last}");
-    }
-
-    /// Waits until the registration's device is connected, or no longer is.
-    pub async fn wait_until_online(&self, regid: &str, online: bool) {
-        let is = async || (self.registration(regid).await["online"] == online).then_some(());
-        assert!(poll_until(DEADLINE, is).await.is_some(), "never became online: {online}");
     }
 
     /// The text of `/metrics`.
