@@ -200,6 +200,8 @@ pub struct Limits {
     pub payload_bytes_max: usize,
     /// How long a message lives if its sender does not say; at most the retention.
     pub ttl_default_s: u64,
+    /// Messages of one app that wait for their time.
+    pub scheduled_per_app: usize,
 }
 
 impl Default for Limits {
@@ -211,6 +213,7 @@ impl Default for Limits {
             targets_per_send: 1_000,
             payload_bytes_max: 4_096,
             ttl_default_s: 7 * 86_400,
+            scheduled_per_app: 100_000,
         }
     }
 }

@@ -17,7 +17,7 @@ use carillon::{
         apps::{NewApp, alias_token},
         bind::By,
         records::AliasPolicy,
-        send::{Asks, Send, Target},
+        send::{Asks, Send, Target, Timing},
     },
 };
 
@@ -107,6 +107,7 @@ async fn binding_again_keeps_what_is_waiting() {
         notification: None,
         ttl_s: None,
         asks: Asks::default(),
+        timing: Timing::default(),
     };
     scene.service.send(&scene.app.app_id, send).await.unwrap();
     scene.bind("alice", None).await.unwrap();

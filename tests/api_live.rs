@@ -88,6 +88,7 @@ async fn succeed(api: &mut Api) {
         (&json!(1), &json!(["a".repeat(32)]))
     );
 
+    scheduled(api, &regid).await;
     batch(api, &regid).await;
     let regids = json!({"regids": [regid, "a".repeat(32)]});
     for (operation, verb) in [(SUBSCRIBE, "subscribe"), (UNSUBSCRIBE, "unsubscribe")] {
@@ -106,6 +107,38 @@ async fn succeed(api: &mut Api) {
     for path in ["/openapi.json", "/healthz", "/readyz"] {
         api.ask(&format!("get {path}"), Ask::get(path).nobody(), 200).await;
     }
+}
+
+async fn scheduled(api: &mut Api, regid: &str) {
+    let in_an_hour = (jiff::Timestamp::now() + jiff::Span::new().hours(1)).to_string();
+    let later = json!({"target": {"regids": [regid]}, "payload": 1, "send_at": in_an_hour});
+    let sent = api.ask(SEND, Ask::send(later.clone()), 202).await;
+    assert_eq!(sent["state"], "scheduled", "{sent}");
+    let others = json!({"messages": [later, later]});
+    let fared = api.ask(BATCH, Ask::post("/v1/apps/demo/messages:batch", others), 200).await;
+    assert_eq!(fared["results"][0]["state"], "scheduled", "{fared}");
+    let path = "/v1/apps/demo/scheduled?limit=2";
+    let page = api.ask(SCHEDULED, Ask::get(path), 200).await;
+    assert_eq!(page["scheduled"].as_array().map(Vec::len), Some(2), "{page}");
+    let next = format!("{path}&after={}", page["next"].as_str().unwrap());
+    let page = api.ask(SCHEDULED, Ask::get(&next), 200).await;
+    assert_eq!(
+        (page["scheduled"].as_array().map(Vec::len), &page["next"]),
+        (Some(1), &json!(null))
+    );
+    let message = format!("/v1/apps/demo/messages/{}", sent["id"].as_str().unwrap());
+    assert_eq!(api.ask(MESSAGE, Ask::get(&message), 200).await["state"], "scheduled");
+    for _ in 0..2 {
+        let taken = api.ask(TAKE_BACK, Ask::new(Method::DELETE, &message), 200).await;
+        assert_eq!(taken["state"], "cancelled");
+    }
+    assert_eq!(api.ask(MESSAGE, Ask::get(&message), 200).await["state"], "cancelled");
+    let trace = format!("{message}/trace?regid={regid}");
+    assert_eq!(api.ask(TRACE, Ask::get(&trace), 200).await["milestones"][1]["name"], "cancelled");
+    let broadcast = json!({"target": {"topic": "news"}, "payload": 1, "max_rate_per_s": 10});
+    let sent = api.ask(SEND, Ask::send(broadcast), 202).await;
+    let message = format!("/v1/apps/demo/messages/{}", sent["id"].as_str().unwrap());
+    api.problem(TAKE_BACK, Ask::new(Method::DELETE, &message), 409, "already_sent", "").await;
 }
 
 async fn batch(api: &mut Api, regid: &str) {
@@ -169,6 +202,8 @@ async fn unreadable(api: &mut Api) {
     // Percent signs that are no UTF-8, and a query without its parameter.
     for (operation, method, path) in [
         (MESSAGE, Method::GET, "/v1/apps/demo/messages/%ff"),
+        (TAKE_BACK, Method::DELETE, "/v1/apps/demo/messages/%ff"),
+        (SCHEDULED, Method::GET, "/v1/apps/demo/scheduled?limit=x"),
         (TRACE, Method::GET, "/v1/apps/demo/messages/x/trace"),
         (REGISTRATION, Method::GET, "/v1/apps/demo/registrations/%ff"),
         (UNREGISTER, Method::DELETE, "/v1/apps/demo/registrations/%ff"),
@@ -219,6 +254,7 @@ async fn what_is_not_there(api: &mut Api) {
         }
         let message = "/v1/apps/demo/messages/aaaaaaaaaaaaaaaaaaaaaaaa";
         api.problem(MESSAGE, Ask::get(message), 404, "not_found", "").await;
+        api.problem(TAKE_BACK, Ask::new(Method::DELETE, message), 404, "not_found", "").await;
         let trace = format!("{message}/trace?regid={regid}");
         api.problem(TRACE, Ask::get(&trace), 404, "not_found", "").await;
         let send = Ask::send(json!({"target": {"regids": [regid]}, "payload": 1}));
@@ -262,10 +298,19 @@ async fn out_of_bounds(api: &mut Api) {
         (json!({"payload": 1, "ttl_s": 0}), "ttl_s"),
         (json!({"payload": 1, "ttl_s": -1}), "ttl_s"),
         (json!({"payload": 1, "ttl_s": 7 * 86_400 + 1}), "ttl_s"),
+        (json!({"payload": 1, "send_at": "tomorrow"}), "send_at"),
+        (json!({"payload": 1, "send_at": "2001-01-01T00:00:00Z"}), "send_at"),
+        (json!({"payload": 1, "send_at": "2999-01-01T00:00:00Z"}), "send_at"),
+        (json!({"payload": 1, "max_rate_per_s": 0}), "max_rate_per_s"),
+        (json!({"payload": 1, "max_rate_per_s": -1}), "max_rate_per_s"),
     ] {
         let mut body = json!({"target": {"all": true}});
         body.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
         api.problem(SEND, Ask::send(body), 422, "out_of_bounds", field).await;
+    }
+    for query in ["limit=0", "limit=1001", "after=x"] {
+        let ask = Ask::get(&format!("/v1/apps/demo/scheduled?{query}"));
+        api.problem(SCHEDULED, ask, 422, "out_of_bounds", query.split('=').next().unwrap()).await;
     }
     for messages in [json!([]), json!(vec![json!({}); 501])] {
         let ask = Ask::post("/v1/apps/demo/messages:batch", json!({"messages": messages}));

@@ -22,7 +22,7 @@ use carillon::{
         Error, Service,
         deliver::{Following, Take},
         records::AliasPolicy,
-        send::{Asks, Send, Target},
+        send::{Asks, Send, Target, Timing},
     },
 };
 
@@ -40,7 +40,14 @@ async fn service(store: &Arc<MemoryStore>) -> Arc<Service> {
 
 fn send(target: Target, payload: usize) -> Send {
     let payload = Bytes::from(payload.to_string());
-    Send { target, payload, notification: None, ttl_s: None, asks: Asks::default() }
+    Send {
+        target,
+        payload,
+        notification: None,
+        ttl_s: None,
+        asks: Asks::default(),
+        timing: Timing::default(),
+    }
 }
 
 fn to(regid: &RegId) -> Target {

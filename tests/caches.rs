@@ -27,7 +27,7 @@ use carillon::{
         bind::By,
         records::AliasPolicy,
         register::FirstRegistration,
-        send::{Asks, Send, Target},
+        send::{Asks, Send, Target, Timing},
     },
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -56,6 +56,7 @@ fn to(regid: &RegId) -> Send {
         notification: None,
         ttl_s: None,
         asks: Asks::default(),
+        timing: Timing::default(),
     }
 }
 

@@ -121,6 +121,7 @@ fn message(value: u64) -> Body {
         expires_ms: None,
         is_shared: false,
         wants_receipt: false,
+        spread_ms: 0,
     })
 }
 

@@ -37,7 +37,7 @@ use carillon::{
         Service,
         bind::By,
         records::AliasPolicy,
-        send::{Asks, Send, Target},
+        send::{Asks, Send, Target, Timing},
     },
 };
 use carillon_wire::mqtt::Version;
@@ -285,7 +285,14 @@ impl Server {
             (world.number(&queues), world.followers(&queues))
         };
         let payload = number.to_string().into();
-        let send = Send { target, payload, notification: None, ttl_s: None, asks: Asks::default() };
+        let send = Send {
+            target,
+            payload,
+            notification: None,
+            ttl_s: None,
+            asks: Asks::default(),
+            timing: Timing::default(),
+        };
         if let Ok(sent) = self.service.send(&app(), send).await {
             self.universe.world.lock().unwrap().accepted(number, followers, sent.id);
         }

@@ -121,6 +121,7 @@ impl World {
             expires_ms: None,
             is_shared: false,
             wants_receipt: false,
+            spread_ms: 0,
         };
         self.append(&queue, Body::Message(message));
     }

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{
     Shared,
     auth::Caller,
-    messages::{Matched, Request as Message},
+    messages::{Matched, Request as Message, state_of},
 };
 use crate::{
     base::http::{Code, Problem, TraceId, body::JsonBody},
@@ -51,8 +51,8 @@ enum Fared {
 
 impl From<Sent> for Fared {
     fn from(sent: Sent) -> Self {
-        let target = Matched::of(&sent);
-        Self::Accepted { id: sent.id.to_string(), target, state: "accepted", invalid: sent.invalid }
+        let (target, state) = (Matched::of(&sent), state_of(&sent));
+        Self::Accepted { id: sent.id.to_string(), target, state, invalid: sent.invalid }
     }
 }
 

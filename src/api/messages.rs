@@ -12,6 +12,7 @@ use serde_json::{Map, Value, value::RawValue};
 use super::{Shared, auth::Caller};
 use crate::{
     base::{
+        civil::rfc3339_ms,
         http::{
             Code, Problem, TraceId,
             body::{InPath, InQuery, JsonBody},
@@ -21,7 +22,8 @@ use crate::{
     queue::entry::Notification,
     service::{
         receipts::{EventKind, Events},
-        send::{Asks, Callback, Send, Sent, Target},
+        schedule::Cancelled,
+        send::{Asks, Callback, Send, Sent, Target, Timing},
         trace::{MessageState, Trace},
     },
 };
@@ -39,6 +41,8 @@ pub(super) struct Request {
     #[serde(default)]
     receipts: bool,
     callback: Option<StatedCallback>,
+    send_at: Option<String>,
+    max_rate_per_s: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -79,6 +83,12 @@ impl Matched {
     }
 }
 
+#[derive(Serialize)]
+pub(super) struct TakenBack {
+    id: String,
+    state: &'static str,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TraceOf {
@@ -96,7 +106,7 @@ pub(super) async fn send(
     let accepted = Accepted {
         id: sent.id.to_string(),
         target: Matched::of(&sent),
-        state: "accepted",
+        state: state_of(&sent),
         trace_id: trace_id.as_str().to_owned(),
         invalid: sent.invalid,
     };
@@ -109,6 +119,18 @@ pub(super) async fn show(
     InPath((_, id)): InPath<(String, String)>,
 ) -> Result<Json<MessageState>, Problem> {
     Ok(Json(api.service.message(&app, &id)?))
+}
+
+pub(super) async fn cancel(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, id)): InPath<(String, String)>,
+) -> Result<Json<TakenBack>, Problem> {
+    let _room = api.busy.take()?;
+    match api.service.cancel(&app, &id).await? {
+        Cancelled::Yes => Ok(Json(TakenBack { id, state: "cancelled" })),
+        Cancelled::TooLate => Err(Problem::new(Code::AlreadySent, "it was sent already")),
+    }
 }
 
 pub(super) async fn trace(
@@ -146,6 +168,7 @@ impl TryFrom<Request> for Send {
                 receipts: request.receipts,
                 callback: request.callback.map(Callback::from),
             },
+            timing: timing(request.send_at.as_deref(), request.max_rate_per_s)?,
         })
     }
 }
@@ -184,6 +207,21 @@ impl TryFrom<StatedTarget> for Target {
     }
 }
 
+fn timing(send_at: Option<&str>, max_rate_per_s: Option<i64>) -> Result<Timing, Problem> {
+    let time = |text| {
+        let rule = "an RFC 3339 time like 2026-03-29T08:00:00+02:00";
+        rfc3339_ms(text).ok_or_else(|| Problem::out_of_bounds("send_at", rule))
+    };
+    let rate = |rate| {
+        let rule = "1 to 4294967295";
+        u32::try_from(rate).map_err(|_| Problem::out_of_bounds("max_rate_per_s", rule))
+    };
+    Ok(Timing {
+        send_at_ms: send_at.map(time).transpose()?,
+        max_rate_per_s: max_rate_per_s.map(rate).transpose()?,
+    })
+}
+
 fn notification(mut fields: Map<String, Value>) -> Result<Notification, Problem> {
     let mut text = |key: &str| match fields.remove(key) {
         None | Some(Value::Null) => Ok(None),
@@ -193,6 +231,11 @@ fn notification(mut fields: Map<String, Value>) -> Result<Notification, Problem>
     let (title, body) = (text("title")?, text("body")?);
     let extra = (!fields.is_empty()).then(|| Value::Object(fields).to_string());
     Ok(Notification { title, body, extra })
+}
+
+/// In the API's words.
+pub(super) fn state_of(sent: &Sent) -> &'static str {
+    if sent.is_scheduled { "scheduled" } else { "accepted" }
 }
 
 fn invalid(detail: &str) -> Problem {

@@ -13,6 +13,7 @@ pub mod error;
 mod messages;
 mod rate;
 mod registrations;
+mod scheduled;
 mod topics;
 
 use std::{sync::Arc, time::Duration};
@@ -77,15 +78,24 @@ pub const ROUTES: &[Route] = &[
         door: Door::Both,
     },
     Route {
-        operations: &[("get", "/v1/apps/{app}/messages/{id}")],
+        operations: &[
+            ("get", "/v1/apps/{app}/messages/{id}"),
+            ("delete", "/v1/apps/{app}/messages/{id}"),
+        ],
         path: "/v1/apps/{app}/messages/{id}",
-        methods: || get(messages::show),
+        methods: || get(messages::show).merge(delete(messages::cancel)),
         door: Door::Both,
     },
     Route {
         operations: &[("get", "/v1/apps/{app}/messages/{id}/trace")],
         path: "/v1/apps/{app}/messages/{id}/trace",
         methods: || get(messages::trace),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[("get", "/v1/apps/{app}/scheduled")],
+        path: "/v1/apps/{app}/scheduled",
+        methods: || get(scheduled::list),
         door: Door::Both,
     },
     Route {

@@ -44,6 +44,8 @@ pub enum Code {
     RequestTimeout,
     /// It exists already.
     AlreadyExists,
+    /// The message was sent, and cannot be taken back.
+    AlreadySent,
     /// The body is larger than allowed.
     BodyTooLarge,
     /// The body is not JSON by its content type.
@@ -97,7 +99,7 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -106,6 +108,7 @@ impl Code {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::AlreadyExists,
+        Self::AlreadySent,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::OutOfBounds,
@@ -131,6 +134,7 @@ impl Code {
             Self::MethodNotAllowed => ("method_not_allowed", S::METHOD_NOT_ALLOWED, "The path does not know this method", Caller, Never),
             Self::RequestTimeout => ("request_timeout", S::REQUEST_TIMEOUT, "The request did not arrive in time", Caller, AfterS(1)),
             Self::AlreadyExists => ("already_exists", S::CONFLICT, "It exists already", Caller, Never),
+            Self::AlreadySent => ("already_sent", S::CONFLICT, "It was sent already", Caller, Never),
             Self::BodyTooLarge => ("body_too_large", S::PAYLOAD_TOO_LARGE, "The body is too large", Caller, Never),
             Self::UnsupportedMediaType => ("unsupported_media_type", S::UNSUPPORTED_MEDIA_TYPE, "The body is not application/json", Caller, Never),
             Self::OutOfBounds => ("out_of_bounds", S::UNPROCESSABLE_ENTITY, "A field is out of its bounds", Caller, Never),

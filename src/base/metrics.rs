@@ -5,6 +5,7 @@
 
 pub mod engine;
 mod receipts;
+pub mod timing;
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
 
@@ -377,6 +378,8 @@ pub struct Metrics {
     pub node: NodeMetrics,
     /// Receipts, callbacks, feedback.
     pub receipts: ReceiptMetrics,
+    /// Scheduled and held messages.
+    pub timing: timing::TimingMetrics,
 }
 
 impl Metrics {
@@ -390,7 +393,8 @@ impl Metrics {
         .set(1.0);
         let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
         let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
-        Self { edge: edge(), queue: queue(), api: api(), engine, node, receipts }
+        let timing = timing::TimingMetrics::new();
+        Self { edge: edge(), queue: queue(), api: api(), engine, node, receipts, timing }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Leaves: what every floor may use and what knows no floor.
 
 pub mod cache;
+pub mod civil;
 pub mod clock;
 pub mod crash_point;
 pub mod gcra;

@@ -121,6 +121,7 @@ impl Core {
         if ended > 0 {
             tracing::info!(ended, "registrations of revoked apps are ended");
         }
+        service.load_schedule().map_err(only_store)?;
         let period = Duration::from_millis(config.store.pointer_flush_ms);
         let background = vec![
             tasks::spawn_vital(
@@ -128,6 +129,7 @@ impl Core {
                 alarm.clone(),
                 service.clone().flush_periodically(period),
             ),
+            tasks::spawn_vital("schedule", alarm.clone(), service.clone().send_due_messages()),
             tasks::spawn_vital("retention", alarm, retention.run()),
             tasks::spawn("callbacks", service.clone().run_callbacks()),
             tasks::spawn("expired messages", service.clone().sweep_expired()),

@@ -53,6 +53,8 @@ pub struct Message {
     pub is_shared: bool,
     /// Each registration that acknowledges it gets a receipt.
     pub wants_receipt: bool,
+    /// Followers see it one after the other, the last one so many milliseconds after its append.
+    pub spread_ms: u64,
 }
 
 /// What the device may show by itself.

@@ -306,7 +306,8 @@ fn is_registry(space: Space) -> bool {
 /// that are still on their way.
 pub(super) fn is_read_back(space: Space) -> bool {
     match space {
-        Space::Apps | Space::Devices | Space::Registrations | Space::Pending => true,
+        Space::Apps | Space::Devices | Space::Registrations => true,
+        Space::Pending | Space::Scheduled => true,
         Space::Messages(_) => true,
         Space::Meta | Space::Members | Space::Pointers | Space::Heads | Space::Entries(_) => false,
         Space::Callbacks | Space::Feedback => false,

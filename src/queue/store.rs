@@ -34,6 +34,8 @@ pub enum Space {
     Callbacks,
     /// regIDs of each app that are no more; devices by the day when they were last here.
     Feedback,
+    /// Messages that are not due yet, in the order of their times; and which are an app's.
+    Scheduled,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
     /// Message id → where it went; and (message id, queue) → position. One day's.
@@ -42,7 +44,7 @@ pub enum Space {
 
 impl Space {
     /// The spaces that are not a day's.
-    pub const FIXED: [Self; 10] = [
+    pub const FIXED: [Self; 11] = [
         Self::Meta,
         Self::Apps,
         Self::Devices,
@@ -53,6 +55,7 @@ impl Space {
         Self::Pending,
         Self::Callbacks,
         Self::Feedback,
+        Self::Scheduled,
     ];
 }
 

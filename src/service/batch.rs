@@ -35,7 +35,7 @@ impl Service {
             results.push(self.prepare(app, send).map(|mut prepared| {
                 alongs.extend(prepared.along.take().map(|along| (at, along)));
                 let sent = prepared.sent.clone();
-                let is_alone = prepared.record.queues.len() == 1;
+                let is_alone = prepared.record.queues.len() == 1 && !sent.is_scheduled;
                 (if is_alone { &mut alone } else { &mut several }).push((at, prepared));
                 sent
             }));
@@ -43,7 +43,10 @@ impl Service {
         let groups = self.router.by_owner(alone, |(_, one)| one.record.queues[0].id().shard());
         let alone = groups.into_iter().map(|(shard, group)| self.append_group(shard, group));
         let several = several.into_iter().map(async |(at, one)| {
-            let appended = self.append_many(one.record, one.message, one.with).await;
+            let appended = match one.sent.is_scheduled {
+                true => self.schedule(one).await,
+                false => self.append_many(one.record, one.message, one.with).await,
+            };
             appended.err().map(|error| (at, error))
         });
         let (alone, several) = join(join_all(alone), join_all(several)).await;
@@ -69,7 +72,7 @@ impl Service {
         let places: Vec<usize> = group.iter().map(|(at, _)| *at).collect();
         let change = move |txn: &mut Txn<'_>| {
             let mut refused: Vec<Refused> = Vec::new();
-            for (at, Prepared { record, message, with, along: _, sent: _ }) in group {
+            for (at, Prepared { record, message, with, .. }) in group {
                 match append_to_one(txn, record, message, with) {
                     Ok(()) => {}
                     // One damaged queue does not keep the others from theirs.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Error, Service,
     records::{MessageRecord, Positions, Registration, place_key},
+    spread,
 };
 pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
@@ -75,6 +76,17 @@ pub struct Pulled {
     pub entries: Vec<Arc<Entry>>,
     /// The end of the range.
     pub to: Position,
+}
+
+/// What a look into a queue finds.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// Nothing new.
+    Nothing,
+    /// Nothing yet: not before this time, in milliseconds since 1970.
+    NotBefore(u64),
+    /// Something.
+    Pulled(Pulled),
 }
 
 impl Service {
@@ -180,11 +192,10 @@ impl Service {
         Ok(self.router.head(queue)?)
     }
 
-    /// What follows `after` in `all[at]`, or `None` if there is nothing new. `all` is
-    /// everything that the registration follows, its own queue first.
+    /// What follows `after` in `all[at]`, or `None` if there is nothing to be had now.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
+    /// As [`Service::look`].
     pub fn pull(
         &self,
         all: &[Following],
@@ -192,12 +203,32 @@ impl Service {
         after: Seq,
         take: Take,
     ) -> Result<Option<Pulled>, Error> {
+        Ok(match self.look(all, at, after, take)? {
+            Next::Pulled(pulled) => Some(pulled),
+            Next::Nothing | Next::NotBefore(_) => None,
+        })
+    }
+
+    /// What follows `after` in `all[at]`. `all` is everything that the registration follows,
+    /// its own queue first.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub fn look(
+        &self,
+        all: &[Following],
+        at: usize,
+        after: Seq,
+        take: Take,
+    ) -> Result<Next, Error> {
         let mut entries = self.router.read(&all[at].queue.id(), after, take)?;
+        let now_ms = self.now_ms();
+        // The queue ends before what this follower does not see yet.
+        let not_before_ms = spread::cut(&mut entries, all, now_ms);
         let Some(last) = entries.last() else {
-            return Ok(None);
+            return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
         };
         let to = last.position;
-        let now_ms = self.now_ms();
         let mut failure = None;
         entries.retain(|entry| match &entry.body {
             body if !body.is_live(now_ms) => false,
@@ -211,7 +242,7 @@ impl Service {
         });
         match failure {
             Some(error) => Err(error),
-            None => Ok(Some(Pulled { entries, to })),
+            None => Ok(Next::Pulled(Pulled { entries, to })),
         }
     }
 

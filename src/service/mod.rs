@@ -18,7 +18,9 @@ pub mod receipts;
 pub mod records;
 pub mod register;
 pub mod revoke;
+pub mod schedule;
 pub mod send;
+pub mod spread;
 pub mod trace;
 
 use std::sync::Arc;
@@ -50,6 +52,7 @@ pub struct Service {
     members: members::Members,
     caches: Arc<caches::Caches>,
     receipts: receipts::Receipts,
+    schedule: schedule::Schedule,
     in_flight: Arc<Semaphore>,
 }
 
@@ -75,6 +78,7 @@ impl Service {
             members: members::Members::default(),
             caches,
             receipts: receipts::Receipts::new(&config.callbacks),
+            schedule: schedule::Schedule::default(),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
         })
     }

@@ -274,7 +274,7 @@ impl Service {
                 return Err(invalid_field("callback.events", "at least one of them"));
             }
             let now_ms = self.now_ms();
-            let used = self.receipts.log.endpoint(app, &callback.url, now_ms)?;
+            let used = self.receipts.log.endpoint(app, &callback.url, id.unix_ms())?;
             let endpoint = used.endpoint.clone();
             asked.callback = Some(CallbackOf { endpoint: endpoint.id, events: callback.events });
             used.put(&mut with);

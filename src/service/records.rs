@@ -123,6 +123,21 @@ pub struct MessageRecord {
     pub place: Option<Position>,
     /// What its sender wants to be told.
     pub asked: Asked,
+    /// When it was to be sent, if its sender said so, in milliseconds since 1970: the time in its id.
+    pub due_ms: Option<u64>,
+    /// When its sender took it back before it was due, in milliseconds since 1970.
+    pub cancelled_ms: Option<u64>,
+}
+
+/// A message that is not due yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScheduledMessage {
+    /// What becomes its record.
+    pub record: MessageRecord,
+    /// What is appended.
+    pub message: Message,
+    /// Over how many followers a second it is spread.
+    pub max_rate_per_s: Option<u32>,
 }
 
 /// A message to several queues whose appends are not all done.

@@ -13,6 +13,7 @@ use super::{
     Error, Service,
     receipts::{Along, Events},
     records::{MessageRecord, PendingMessage, place_key},
+    spread,
 };
 use crate::{
     base::{
@@ -48,6 +49,8 @@ pub struct Send {
     pub ttl_s: Option<u64>,
     /// What the sender wants to be told.
     pub asks: Asks,
+    /// When and how fast it goes out.
+    pub timing: Timing,
 }
 
 /// What the sender of a message wants to be told.
@@ -66,6 +69,15 @@ pub struct Callback {
     pub url: String,
     /// Which ones.
     pub events: Events,
+}
+
+/// When and how fast a message goes out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Not before this, in milliseconds since 1970; `None` is now.
+    pub send_at_ms: Option<u64>,
+    /// To so many followers a second; topics and everybody only.
+    pub max_rate_per_s: Option<u32>,
 }
 
 /// To whom a message goes.
@@ -104,6 +116,8 @@ pub struct Sent {
     pub matched: usize,
     /// regIDs of the request that are not registrations of this app, as stated.
     pub invalid: Vec<String>,
+    /// It waits for its time.
+    pub is_scheduled: bool,
 }
 
 /// A message that may be appended.
@@ -114,6 +128,7 @@ pub(super) struct Prepared {
     pub(super) with: store::Batch,
     /// To be told when that is durable.
     pub(super) along: Option<Along>,
+    pub(super) max_rate_per_s: Option<u32>,
     /// What is answered once it is durable.
     pub(super) sent: Sent,
 }
@@ -143,10 +158,12 @@ impl Service {
     }
 
     async fn send_checked(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
-        let Prepared { record, message, with, along, sent } = self.prepare(app, send)?;
-        match record.queues.as_slice() {
-            [_] => self.append_one(record, message, with).await?,
-            _ => self.append_many(record, message, with).await?,
+        let mut prepared = self.prepare(app, send)?;
+        let (sent, along) = (prepared.sent.clone(), prepared.along.take());
+        match prepared.record.queues.as_slice() {
+            _ if sent.is_scheduled => self.schedule(prepared).await?,
+            [_] => self.append_one(prepared.record, prepared.message, prepared.with).await?,
+            _ => self.append_many(prepared.record, prepared.message, prepared.with).await?,
         }
         along.into_iter().for_each(|along| along.became_durable(self));
         Ok(sent)
@@ -155,11 +172,15 @@ impl Service {
     pub(super) fn prepare(&self, app: &AppId, send: Send) -> Result<Prepared, Error> {
         let kind = send.target.kind();
         let ttl_s = self.check(&send)?;
-        let Resolved { queues, matched, invalid } = self.resolve(app, &send.target)?;
         let now_ms = self.now_ms();
+        let due_ms = send.timing.due_ms(now_ms)?;
+        let Resolved { queues, matched, invalid } = self.resolve(app, &send.target)?;
+        let from_ms = due_ms.unwrap_or(now_ms);
         // The id names the day of the message's records, which must be one that is held.
-        let id = MessageId::random(now_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
-        let expires_ms = Some(now_ms + ttl_s * 1_000);
+        let id = MessageId::random(from_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
+        let expires_ms = Some(from_ms + ttl_s * 1_000);
+        let max_rate_per_s = send.timing.max_rate_per_s;
+        let spread_ms = spread::checked(kind, matched, max_rate_per_s, ttl_s)?;
         let (asked, with, along) = self.ask(app, &send.asks, (id, expires_ms), &invalid)?;
         let message = Message {
             id,
@@ -168,6 +189,7 @@ impl Service {
             expires_ms,
             is_shared: kind == TargetKind::Aliases && queues.len() > 1,
             wants_receipt: asked.wants_rows(),
+            spread_ms,
         };
         let record = MessageRecord {
             app: app.clone(),
@@ -176,8 +198,11 @@ impl Service {
             queues,
             place: None,
             asked,
+            due_ms,
+            cancelled_ms: None,
         };
-        Ok(Prepared { record, message, with, along, sent: Sent { id, kind, matched, invalid } })
+        let sent = Sent { id, kind, matched, invalid, is_scheduled: due_ms.is_some() };
+        Ok(Prepared { record, message, max_rate_per_s, with, along, sent })
     }
 
     fn check(&self, send: &Send) -> Result<u64, Error> {
@@ -299,7 +324,10 @@ impl Service {
         Ok(())
     }
 
-    async fn begin_appends(&self, pending: PendingMessage) -> Vec<shard::Begun<(), Error>> {
+    pub(super) async fn begin_appends(
+        &self,
+        pending: PendingMessage,
+    ) -> Vec<shard::Begun<(), Error>> {
         let PendingMessage { message, queues } = pending;
         let mut appends = Vec::new();
         let queues = queues.iter().map(QueueName::id);
@@ -327,7 +355,11 @@ impl Service {
         appends
     }
 
-    async fn finish_appends(&self, id: MessageId, appends: Vec<shard::Begun<(), Error>>) {
+    pub(super) async fn finish_appends(
+        &self,
+        id: MessageId,
+        appends: Vec<shard::Begun<(), Error>>,
+    ) {
         let appended: Result<(), Error> = join_all(appends).await.into_iter().collect();
         crash_point!("send::before_done");
         let done = match appended {

@@ -29,10 +29,14 @@ const NO_MESSAGE: Error = Error::NotFound { what: "message" };
 pub struct MessageState {
     /// Its id.
     pub id: String,
-    /// `accepted` while appends are pending, then `queued`, at its time `expired`.
+    /// `scheduled` before its time or `cancelled`; `accepted` while appends are pending, then
+    /// `queued`, at its time `expired`.
     pub state: &'static str,
     /// When it was accepted, in milliseconds since 1970.
     pub accepted_ms: u64,
+    /// When it is or was due, if its sender scheduled it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<u64>,
     /// From when on it is not delivered.
     pub expires_ms: Option<u64>,
     /// How far it is.
@@ -101,6 +105,12 @@ pub struct Milestone {
 pub enum Step {
     /// The gateway took it.
     Accepted,
+    /// It waits for its time.
+    Scheduled,
+    /// Its time came.
+    Due,
+    /// Its sender took it back before its time.
+    Cancelled,
     /// It has its place in a queue; durable within one commit.
     Durable,
     /// It waits: for its place, or for the device.
@@ -151,7 +161,7 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`] (also for another app's), [`Error::Unavailable`].
     pub fn message(&self, app: &AppId, id: &str) -> Result<MessageState, Error> {
-        let (id, record) = self.message_record(app, id)?;
+        let (id, record, is_waiting) = self.message_record(app, id)?;
         let mut counts = Counts { queues: record.queues.len(), ..Counts::default() };
         for queue in &record.queues {
             let Some(place) = self.place(&id, &record, queue)? else {
@@ -173,6 +183,8 @@ impl Service {
         }
         let is_expired = record.expires_ms.is_some_and(|at| at <= self.now_ms());
         let state = match (is_expired, counts.appended == counts.queues) {
+            _ if record.cancelled_ms.is_some() => "cancelled",
+            _ if is_waiting => "scheduled",
             (true, _) => "expired",
             (false, true) => "queued",
             (false, false) => "accepted",
@@ -181,6 +193,7 @@ impl Service {
             id: id.to_string(),
             state,
             accepted_ms: record.at_ms,
+            due_ms: record.due_ms,
             expires_ms: record.expires_ms,
             counts,
         })
@@ -191,7 +204,7 @@ impl Service {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Unavailable`].
     pub fn trace(&self, app: &AppId, id: &str, regid: &str) -> Result<Trace, Error> {
-        let (id, record) = self.message_record(app, id)?;
+        let (id, record, is_waiting) = self.message_record(app, id)?;
         let (_, registration) = self.registration_of(regid, By::App(app))?;
         let mut milestones = vec![Milestone {
             name: Step::Accepted,
@@ -199,6 +212,10 @@ impl Service {
             queue: None,
             position: None,
         }];
+        milestones.extend(milestone_of_time(&record, is_waiting));
+        if is_waiting || record.cancelled_ms.is_some() {
+            return Ok(Trace { id: id.to_string(), regid: regid.to_owned(), milestones });
+        }
         let follows = self.followings(&registration);
         let concerned = follows.iter().filter(|follow| record.queues.contains(follow.queue.name()));
         let mut is_followed = false;
@@ -268,14 +285,27 @@ impl Service {
         })
     }
 
-    fn message_record(&self, app: &AppId, id: &str) -> Result<(MessageId, MessageRecord), Error> {
+    /// A message's record, and whether it waits for its time.
+    fn message_record(
+        &self,
+        app: &AppId,
+        id: &str,
+    ) -> Result<(MessageId, MessageRecord, bool), Error> {
         let id: MessageId = id.parse().map_err(|_| NO_MESSAGE)?;
-        let bytes = self.router.get(messages_of(&id), id.as_bytes())?.ok_or(NO_MESSAGE)?;
-        let record: MessageRecord = decode(&bytes)?;
+        // Looked for in the order in which it moves.
+        let waiting = self.scheduled_record(&id)?;
+        let is_waiting = waiting.is_some();
+        let record = match waiting {
+            Some(record) => record,
+            None => {
+                let bytes = self.router.get(messages_of(&id), id.as_bytes())?.ok_or(NO_MESSAGE)?;
+                decode(&bytes)?
+            }
+        };
         if record.app != *app {
             return Err(NO_MESSAGE);
         }
-        Ok((id, record))
+        Ok((id, record, is_waiting))
     }
 
     /// What the receipts of a message say.
@@ -344,6 +374,16 @@ fn receipts(row: Row) -> impl Iterator<Item = (Step, u64)> {
     [(Step::Pushed, pushed_ms), (Step::Acked, acked_ms), (Step::Clicked, clicked_ms)]
         .into_iter()
         .filter_map(|(step, at)| at.map(|at| (step, at)))
+}
+
+/// What a trace tells of a scheduled message's time.
+fn milestone_of_time(record: &MessageRecord, is_waiting: bool) -> Option<Milestone> {
+    let (name, at_ms) = match (record.cancelled_ms, record.due_ms?) {
+        (Some(cancelled_ms), _) => (Step::Cancelled, cancelled_ms),
+        (None, due_ms) if is_waiting => (Step::Scheduled, due_ms),
+        (None, due_ms) => (Step::Due, due_ms),
+    };
+    Some(Milestone { name, at_ms: Some(at_ms), queue: None, position: None })
 }
 
 fn names(registration: &Registration, of_kind: fn(&QueueName) -> bool) -> Vec<String> {

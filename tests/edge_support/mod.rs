@@ -22,7 +22,7 @@ use carillon::{
         apps::NewApp,
         records::AliasPolicy,
         register::FirstRegistration,
-        send::{Asks, Send, Target},
+        send::{Asks, Send, Target, Timing},
     },
 };
 use carillon_wire::{
@@ -138,7 +138,14 @@ impl Node {
 
     async fn send_to(&self, target: Target, text: &str) {
         let payload = Bytes::copy_from_slice(text.as_bytes());
-        let send = Send { target, payload, notification: None, ttl_s: None, asks: Asks::default() };
+        let send = Send {
+            target,
+            payload,
+            notification: None,
+            ttl_s: None,
+            asks: Asks::default(),
+            timing: Timing::default(),
+        };
         self.service.send(&self.app, send).await.unwrap();
     }
 

@@ -30,6 +30,8 @@ pub const DEVICES: &str = "post /v1/devices";
 pub const SEND: &str = "post /v1/apps/{app}/messages";
 pub const BATCH: &str = "post /v1/apps/{app}/messages:batch";
 pub const MESSAGE: &str = "get /v1/apps/{app}/messages/{id}";
+pub const TAKE_BACK: &str = "delete /v1/apps/{app}/messages/{id}";
+pub const SCHEDULED: &str = "get /v1/apps/{app}/scheduled";
 pub const TRACE: &str = "get /v1/apps/{app}/messages/{id}/trace";
 pub const REGISTRATION: &str = "get /v1/apps/{app}/registrations/{regid}";
 pub const UNREGISTER: &str = "delete /v1/apps/{app}/registrations/{regid}";
@@ -221,6 +223,8 @@ impl Api {
             (SEND, Ask::send(json!({"target": {"all": true}, "payload": 1}))),
             (BATCH, Ask::post("/v1/apps/demo/messages:batch", batch)),
             (MESSAGE, Ask::get(message)),
+            (TAKE_BACK, Ask::new(Method::DELETE, message)),
+            (SCHEDULED, Ask::get("/v1/apps/demo/scheduled")),
             (TRACE, Ask::get(&trace)),
             (REGISTRATION, Ask::get(&registration)),
             (UNREGISTER, Ask::new(Method::DELETE, &registration)),

@@ -73,6 +73,7 @@ fn message(text: &str) -> Body {
         expires_ms: None,
         is_shared: false,
         wants_receipt: false,
+        spread_ms: 0,
     })
 }
 

@@ -126,6 +126,7 @@ fn name_of(space: Space) -> String {
         Space::Pending => "pending".into(),
         Space::Callbacks => "callbacks".into(),
         Space::Feedback => "feedback".into(),
+        Space::Scheduled => "scheduled".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
     }

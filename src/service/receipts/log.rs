@@ -193,7 +193,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Limit`].
-    pub fn endpoint(&self, app: &AppId, url: &str, now_ms: u64) -> Result<Used, Error> {
+    pub fn endpoint(&self, app: &AppId, url: &str, used_ms: u64) -> Result<Used, Error> {
         let id = EndpointId::of(app, url);
         let known = self.endpoints.get(&id).map(|endpoint| endpoint.clone());
         let endpoint = match known {
@@ -207,8 +207,9 @@ impl Log {
                 self.endpoints.entry(id).or_insert_with(new).clone()
             }
         };
-        let day = day_of(now_ms);
-        let is_new = endpoint.used_day.load(Ordering::Relaxed) != u64::from(day);
+        // A scheduled message uses it on its day.
+        let day = day_of(used_ms);
+        let is_new = endpoint.used_day.load(Ordering::Relaxed) < u64::from(day);
         Ok(Used { endpoint, day, is_new })
     }
 
@@ -329,7 +330,7 @@ pub struct Used {
 }
 
 impl Used {
-    /// The record of a new one, or of one that was not used today: durable with the message.
+    /// The record of a new one, or of one that was not used as late: durable with the message.
     pub fn put(&self, batch: &mut Batch) {
         if self.is_new {
             let Endpoint { id, app, url, .. } = self.endpoint.as_ref();
@@ -340,7 +341,7 @@ impl Used {
 
     /// The record is durable.
     pub fn became_durable(&self) {
-        self.endpoint.used_day.store(self.day.into(), Ordering::Relaxed);
+        self.endpoint.used_day.fetch_max(self.day.into(), Ordering::Relaxed);
     }
 }
 

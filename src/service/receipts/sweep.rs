@@ -99,6 +99,9 @@ impl Service {
     ) -> Result<(), Error> {
         let record = self.record_of(id)?;
         let wanted = record.and_then(|record| {
+            if record.cancelled_ms.is_some() {
+                return None;
+            }
             let endpoint = record.asked.wants(EventKind::Expired)?;
             Some((self.receipts.log.known(&endpoint)?, record))
         });
