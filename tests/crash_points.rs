@@ -32,7 +32,14 @@ const ROUNDS: u64 = 3;
 async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
     let rounds_each = number_from_env("CARILLON_KILLS").map_or(ROUNDS, |kills| kills.div_ceil(4));
     let mut dice = Dice::of_this_run("crash points");
-    let plan = Plan { devices: 12, frames: 2, aliases: 8, topics: 4, ..Plan::default() };
+    let plan = Plan {
+        devices: 12,
+        frames: 2,
+        aliases: 8,
+        topics: 4,
+        scheduled_percent: 15,
+        ..Plan::default()
+    };
     let mut rounds = Rounds::begin(plan, dice.fork()).await;
     let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
     for round in 0..rounds_each {
@@ -60,6 +67,7 @@ fn chances(point: &str) -> Range<u64> {
         "mark::before_write" | "mark::before_sync" => 0..3,
         "retention::before_drop" => 0..u64::from(OLD_DAYS),
         "send::after_record" | "send::before_done" => 0..80,
+        "schedule::after_accept" | "schedule::before_due" | "schedule::after_due" => 0..25,
         _ => 0..250,
     }
 }

@@ -152,6 +152,7 @@ struct Message {
     attempted: Duration,
     accepted: Option<Duration>,
     refused: bool,
+    is_scheduled: bool,
     id: Option<String>,
 }
 
@@ -180,6 +181,9 @@ impl Checker {
         match event {
             Event::Attempted { message, to } => self.attempted(at, *message, to),
             Event::Accepted { message, id } => self.accepted(at, *message, id),
+            Event::Scheduled { message } => {
+                self.messages.entry(*message).and_modify(|m| m.is_scheduled = true);
+            }
             Event::Refused { message } => {
                 self.report.refused += 1;
                 self.messages.entry(*message).and_modify(|m| m.refused = true);
@@ -222,8 +226,9 @@ impl Checker {
 
     fn attempted(&mut self, attempted: Duration, message: u64, to: &[Queue]) {
         self.report.attempts += 1;
+        let (to, is_scheduled) = (to.to_vec(), false);
         let fresh =
-            Message { to: to.to_vec(), attempted, accepted: None, refused: false, id: None };
+            Message { to, attempted, accepted: None, refused: false, is_scheduled, id: None };
         assert!(self.messages.insert(message, fresh).is_none(), "{message} is attempted twice");
     }
 
@@ -362,6 +367,9 @@ impl Checker {
             let mut latest = (Duration::ZERO, 0);
             for (position, message) in places {
                 let Some(known) = self.messages.get(&message) else { continue };
+                if known.is_scheduled {
+                    continue;
+                }
                 let (attempted, accepted) = (known.attempted, known.accepted);
                 if let Some(accepted) = accepted.filter(|accepted| *accepted < latest.0) {
                     let text = format!(

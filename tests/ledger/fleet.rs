@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,7 +31,7 @@ use super::{
     device::{Account, Device, Habit},
     frames::FramesDevice,
 };
-use crate::support::{APP, Admin, Node};
+use crate::support::{APP, Admin, DEADLINE, Node, poll_until};
 
 /// How much of everything.
 #[derive(Clone, Debug)]
@@ -50,6 +50,8 @@ pub struct Plan {
     /// What a payload has besides its number.
     pub payload_bytes: Range<u64>,
     pub changes_per_s: u64,
+    /// Sends of a hundred that have a time, a moment ahead; not to restless topics.
+    pub scheduled_percent: u64,
     /// Whether some sends go to everybody.
     pub broadcasts: bool,
     pub door: Door,
@@ -78,6 +80,7 @@ impl Default for Plan {
             sends_per_s: 300,
             payload_bytes: 0..200,
             changes_per_s: 10,
+            scheduled_percent: 0,
             broadcasts: true,
             door: Door::Https,
             devices_at: None,
@@ -103,6 +106,8 @@ struct Shared {
     ledger: Ledger,
     api: Api,
     numbers: AtomicU64,
+    /// Ids of accepted messages that may not have been sent yet.
+    scheduled: Mutex<Vec<String>>,
 }
 
 impl Fleet {
@@ -115,6 +120,7 @@ impl Fleet {
             ledger: ledger.clone(),
             api: Api::of(node, plan.door),
             numbers: AtomicU64::new(1),
+            scheduled: Mutex::default(),
             plan,
         });
         let follows = (0..shared.plan.devices).map(|device| {
@@ -173,6 +179,10 @@ impl Fleet {
 
     /// Waits until everything that was accepted is acknowledged, and judges the history.
     pub async fn settle(&mut self, node: &Node) -> Report {
+        let scheduled = std::mem::take(&mut *self.shared.scheduled.lock().unwrap());
+        for id in scheduled {
+            wait_until_sent(node, &id).await;
+        }
         for account in &self.shared.accounts {
             while let Some(ended) = self.devices.try_join_next() {
                 ended.expect("a device");
@@ -281,7 +291,17 @@ impl Shared {
             ticks.tick().await;
             let (to, target) = self.target(&mut dice);
             let padding = dice.of(self.plan.payload_bytes.clone()) as usize;
-            if self.send(to, target, padding).await.is_none() {
+            let is_stable = to.iter().all(|queue| match queue {
+                Queue::Topic(topic) => *topic < self.plan.topics,
+                Queue::Own(_) | Queue::Alias(_) | Queue::All => true,
+            });
+            let in_ms = dice.of(20..400);
+            let is_later = dice.percent(self.plan.scheduled_percent) && is_stable;
+            let sent = match is_later {
+                true => self.send_in(in_ms, to, target, padding).await,
+                false => self.send(to, target, padding).await,
+            };
+            if sent.is_none() {
                 sleep(Duration::from_millis(10)).await;
             }
         }
@@ -341,6 +361,36 @@ impl Shared {
         json!({"regids": regids})
     }
 
+    /// Sends one message that is due in a moment; a node that starts may find it too late.
+    async fn send_in(
+        &self,
+        in_ms: u64,
+        to: Vec<Queue>,
+        target: Value,
+        padding: usize,
+    ) -> Option<u64> {
+        let message = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let payload = json!({"m": message, "x": "x".repeat(padding)});
+        let send_at = jiff::Timestamp::now() + Duration::from_millis(in_ms);
+        let send_at = send_at.to_string();
+        let body = json!({"target": target, "payload": payload, "ttl_s": 3600, "send_at": send_at});
+        self.ledger.note(Event::Attempted { message, to });
+        self.ledger.note(Event::Scheduled { message });
+        let path = format!("/v1/apps/{APP}/messages");
+        let (status, answer) = self.api.call(Method::POST, &path, Some(body)).await?;
+        if status.is_success() {
+            let id = answer["id"].as_str().expect("an id").to_owned();
+            self.scheduled.lock().unwrap().push(id.clone());
+            self.ledger.note(Event::Accepted { message, id });
+            return Some(message);
+        }
+        if status.is_client_error() {
+            self.ledger.note(Event::Refused { message });
+            assert_eq!(answer["field"], "send_at", "message {message} to {target}: {answer}");
+        }
+        None
+    }
+
     /// Sends one message and gives its number, unless a crash leaves its end open.
     async fn send(&self, to: Vec<Queue>, target: Value, padding: usize) -> Option<u64> {
         let message = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -360,6 +410,17 @@ impl Shared {
         }
         None
     }
+}
+
+/// Waits until a scheduled message is in all its queues.
+async fn wait_until_sent(node: &Node, id: &str) {
+    let path = format!("/v1/apps/{APP}/messages/{id}");
+    let mut last = Value::Null;
+    let sent = poll_until(DEADLINE, async || {
+        last = node.call(Method::GET, &path, None).await.body;
+        (last["state"] == "queued").then_some(())
+    });
+    assert!(sent.await.is_some(), "never sent: {last}");
 }
 
 /// The API.

@@ -52,6 +52,8 @@ pub struct Position {
 pub enum Event {
     /// A sender is about to send this message.
     Attempted { message: u64, to: Vec<Queue> },
+    /// That message has a time, so that its place is not in the order of the sends.
+    Scheduled { message: u64 },
     /// It was answered with 2xx and this id.
     Accepted { message: u64, id: String },
     /// It was answered with 4xx: it must never arrive.
