@@ -108,6 +108,7 @@ async fn binding_again_keeps_what_is_waiting() {
         ttl_s: None,
         asks: Asks::default(),
         timing: Timing::default(),
+        priority: None,
     };
     scene.service.send(&scene.app.app_id, send).await.unwrap();
     scene.bind("alice", None).await.unwrap();

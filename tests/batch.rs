@@ -45,6 +45,7 @@ fn send(target: Target, payload: usize) -> Send {
         payload,
         notification: None,
         ttl_s: None,
+        priority: None,
         asks: Asks::default(),
         timing: Timing::default(),
     }

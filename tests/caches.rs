@@ -57,6 +57,7 @@ fn to(regid: &RegId) -> Send {
         ttl_s: None,
         asks: Asks::default(),
         timing: Timing::default(),
+        priority: None,
     }
 }
 

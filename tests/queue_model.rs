@@ -20,7 +20,7 @@ use carillon::{
         tasks::Alarm,
     },
     queue::{
-        entry::{Body, Message},
+        entry::{Body, Message, Priority},
         epochs::Epochs,
         position::{Epoch, Position, Seq},
         reader::{Reader, Take},
@@ -98,7 +98,7 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         epochs: epochs.clone(),
         clock,
         tail_bytes,
-        grown: Arc::new(|_| {}),
+        grown: Arc::new(|_, _| {}),
         changed: Arc::new(|_, _| {}),
         metrics,
         alarm,
@@ -122,6 +122,7 @@ fn message(value: u64) -> Body {
         is_shared: false,
         wants_receipt: false,
         spread_ms: 0,
+        priority: Priority::Normal,
     })
 }
 

@@ -65,6 +65,7 @@ impl Scene {
     /// A message to these registrations in so many milliseconds.
     fn later(&self, to: &[RegId], payload: usize, in_ms: u64) -> Send {
         Send {
+            priority: None,
             target: Target::Regids(to.iter().map(RegId::to_string).collect()),
             payload: Bytes::from(payload.to_string()),
             notification: None,

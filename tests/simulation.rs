@@ -290,6 +290,7 @@ impl Server {
             payload,
             notification: None,
             ttl_s: None,
+            priority: None,
             asks: Asks::default(),
             timing: Timing::default(),
         };

@@ -122,6 +122,7 @@ impl World {
             is_shared: false,
             wants_receipt: false,
             spread_ms: 0,
+            priority: carillon::queue::entry::Priority::Normal,
         };
         self.append(&queue, Body::Message(message));
     }

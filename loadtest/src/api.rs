@@ -60,7 +60,7 @@ impl Api {
     /// Sends a message to one of these, or one each in a batch; done when the gateway has them durably.
     pub async fn send_to(&self, regids: &[&str], payload: &str) -> anyhow::Result<()> {
         if let [regid] = regids {
-            return self.send(json!({ "regids": [regid] }), payload).await;
+            return self.send(json!({ "regids": [regid] }), payload, None).await;
         }
         let payload = &*RawValue::from_string(payload.to_owned())?;
         let message = |regid: &&str| json!({ "target": { "regids": [regid] }, "payload": payload, "ttl_s": TTL_S });
@@ -76,20 +76,42 @@ impl Api {
         Ok(())
     }
 
-    /// Sends one message to a topic.
-    pub async fn send_topic(&self, topic: &str, payload: &str) -> anyhow::Result<()> {
-        self.send(json!({ "topic": topic }), payload).await
+    /// Sends one message to one registration.
+    pub async fn send_one(&self, regid: &str, payload: &str, priority: &str) -> anyhow::Result<()> {
+        self.send(json!({ "regids": [regid] }), payload, Some(priority)).await
     }
 
-    async fn send(&self, target: Value, payload: &str) -> anyhow::Result<()> {
+    /// Sends one message to a topic.
+    pub async fn send_topic(&self, topic: &str, payload: &str) -> anyhow::Result<()> {
+        self.send_topic_as(topic, payload, None).await
+    }
+
+    /// The same with a priority.
+    pub async fn send_topic_as(
+        &self,
+        topic: &str,
+        payload: &str,
+        priority: Option<&str>,
+    ) -> anyhow::Result<()> {
+        self.send(json!({ "topic": topic }), payload, priority).await
+    }
+
+    async fn send(
+        &self,
+        target: Value,
+        payload: &str,
+        priority: Option<&str>,
+    ) -> anyhow::Result<()> {
         #[derive(serde::Serialize)]
-        struct Message {
+        struct Message<'a> {
             target: Value,
             payload: Box<RawValue>,
             ttl_s: u32,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            priority: Option<&'a str>,
         }
         let payload = RawValue::from_string(payload.to_owned())?;
-        let message = Message { target, payload, ttl_s: TTL_S };
+        let message = Message { target, payload, ttl_s: TTL_S, priority };
         let url = self.url.join(&format!("/v1/apps/{}/messages", self.app))?;
         self.call(Method::POST, url, Some(&message)).await.map(drop)
     }

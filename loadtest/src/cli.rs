@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::nat::NatBox;
 use crate::report::{Output, Table, number};
 use crate::target::check_local;
-use crate::{compare, connect, fanout, floor, idle, storm, unicast, worker};
+use crate::{compare, connect, fanout, floor, idle, lanes, storm, unicast, worker};
 
 /// Load for a push gateway or an MQTT broker on this machine, measured.
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
     Fanout(Box<fanout::Fanout>),
     /// Send to random devices while they receive and acknowledge
     Unicast(Box<unicast::Unicast>),
+    /// Send to single devices while broadcasts to all run
+    Lanes(Box<lanes::Lanes>),
     /// Be a box on the way to a server which forgets idle flows
     Nat(Nat),
     /// Measure servers that do nothing else: the physical limit of this machine
@@ -137,6 +139,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Storm(storm) => measure(storm.run()),
         Command::Fanout(fanout) => measure(fanout.run()),
         Command::Unicast(unicast) => measure(unicast.run()),
+        Command::Lanes(lanes) => measure(lanes.run()),
         Command::Nat(nat) => runtime()?.block_on(nat.run()),
         Command::Floor(floor) => measure(floor.run()),
         Command::Compare(compare) => measure(compare.run()),

@@ -243,7 +243,7 @@ impl Stage<'_> {
         };
         let batch = batch.min(self.plan.devices);
         let sends = u32::try_from(self.plan.unicast_messages.div_ceil(batch))?;
-        let choice = Choice { seed: 1, batch, sends, devices: self.plan.devices };
+        let choice = Choice { seed: 1, batch, sends, devices: self.plan.devices, from: 0 };
         let drain = Duration::from_secs(10);
         let plan = unicast::Plan { choice, rate: None, bytes: BYTES, drain };
         unicast::measure(crew, server, &sender, plan).await.map(Some)

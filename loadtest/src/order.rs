@@ -187,6 +187,8 @@ pub struct Choice {
     pub batch: usize,
     pub sends: u32,
     pub devices: usize,
+    /// The number of the first message; lower ones are others' messages.
+    pub from: u32,
 }
 
 /// What came.
@@ -256,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_devices_of_a_send_are_different_and_repeatable() {
-        let choice = Choice { seed: 1, batch: 500, sends: 1, devices: 600 };
+        let choice = Choice { seed: 1, batch: 500, sends: 1, devices: 600, from: 0 };
         let chosen = choice.devices(7);
         let different: std::collections::HashSet<_> = chosen.iter().collect();
         assert_eq!(different.len(), 500);

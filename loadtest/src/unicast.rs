@@ -1,5 +1,6 @@
 //! Messages to random devices: the rate, the cost, the latency, and that nothing is lost or doubled.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::api::{Access, Api};
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::crew::Crew;
+use crate::disk;
 use crate::histogram::Percentiles;
 use crate::order::{Choice, Open, Speech, TopicOf, Watch};
 use crate::publisher::{Pace, Publisher, payload, wait_until};
@@ -43,6 +45,9 @@ pub struct Unicast {
     /// Sends a second, whatever comes back; the default is as fast as they are accepted
     #[arg(long, value_name = "PER_SECOND")]
     rate: Option<f64>,
+    /// Measure appends with fdatasync in this directory too, before and behind the run
+    #[arg(long, value_name = "DIR")]
+    disk: Option<PathBuf>,
     /// Bytes of a payload
     #[arg(long, default_value_t = 100)]
     bytes: usize,
@@ -109,10 +114,21 @@ impl Unicast {
         let line = self.output.line("unicast");
         let mut crew = Crew::start(&server.setup, server.processes, line).await?;
         crew.open_all(Open { retries_max: 20, ..server.open(self.devices) }).await?;
+        let mut disk = Vec::new();
+        if let Some(dir) = &self.disk {
+            disk.push(("fdatasync before", disk::measure(dir)?));
+        }
         let outcome = measure(&mut crew, &server, &sender, plan).await?;
         crew.stop().await?;
-        let result = json!({ "kind": "unicast", "result": outcome });
-        self.output.tell(&[outcome.table()], &result)?;
+        if let Some(dir) = &self.disk {
+            disk.push(("fdatasync behind", disk::measure(dir)?));
+        }
+        let result = json!({ "kind": "unicast", "result": outcome, "fdatasync": disk });
+        let mut table = outcome.table();
+        if !disk.is_empty() {
+            table.percentiles(&disk);
+        }
+        self.output.tell(&[table], &result)?;
         let is_clean = (outcome.lost, outcome.doubled, outcome.strange) == (0, 0, 0);
         ensure!(is_clean, "messages were lost, doubled or not for their receiver");
         Ok(())
@@ -150,7 +166,7 @@ impl Unicast {
             ensure!(rate.is_finite() && rate > 0.0, "--rate must be more than 0");
         }
         let sends = u32::try_from(self.messages.div_ceil(batch)).context("too many messages")?;
-        let choice = Choice { seed: self.seed, batch, sends, devices: self.devices };
+        let choice = Choice { seed: self.seed, batch, sends, devices: self.devices, from: 0 };
         let drain = Duration::from_secs(self.drain);
         Ok(Plan { choice, rate: self.rate, bytes: self.bytes, drain })
     }

@@ -19,7 +19,7 @@ use crate::{
         },
         metrics::Label,
     },
-    queue::entry::Notification,
+    queue::entry::{Notification, Priority},
     service::{
         receipts::{EventKind, Events},
         schedule::Cancelled,
@@ -38,6 +38,7 @@ pub(super) struct Request {
     payload_b64: Option<String>,
     notification: Option<Map<String, Value>>,
     ttl_s: Option<i64>,
+    priority: Option<Priority>,
     #[serde(default)]
     receipts: bool,
     callback: Option<StatedCallback>,
@@ -164,6 +165,7 @@ impl TryFrom<Request> for Send {
             payload,
             notification: request.notification.map(notification).transpose()?,
             ttl_s: ttl_s.map_err(|_| Problem::out_of_bounds("ttl_s", "at least 1"))?,
+            priority: request.priority,
             asks: Asks {
                 receipts: request.receipts,
                 callback: request.callback.map(Callback::from),
@@ -291,6 +293,18 @@ mod tests {
             (serde_json::from_str(text).unwrap(), serde_json::from_str(&compact(text)).unwrap());
         assert_eq!(before, after);
         assert_eq!(compact(text), after.to_string());
+    }
+
+    #[test]
+    fn a_priority_is_one_of_three_words() {
+        let of = |word: &str| {
+            let text = format!(r#"{{"target":{{"all":true}},"payload":1,"priority":"{word}"}}"#);
+            serde_json::from_str::<Request>(&text).map(|request| request.priority)
+        };
+        assert_eq!(of("high").unwrap(), Some(Priority::High));
+        assert_eq!(of("low").unwrap(), Some(Priority::Low));
+        assert!(of("High").is_err() && of("urgent").is_err());
+        assert_eq!(parsed(r#"{"target":{"all":true},"payload":1}"#).unwrap().priority, None);
     }
 
     #[test]

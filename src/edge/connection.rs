@@ -165,6 +165,12 @@ impl<S> Connection<S> {
         &self.device.arrival.nudge
     }
 
+    fn poll_reasons(&mut self, cx: &mut Task<'_>) -> Poll<Reasons> {
+        let reasons = ready!(self.nudge().poll_reasons(cx));
+        self.edge().service.served(reasons);
+        Poll::Ready(reasons)
+    }
+
     /// Takes the place on the wheel where the connection's deadline is.
     fn take_place(&mut self) {
         let Some(session) = &self.session else { return };
@@ -335,8 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             tokio::task::yield_now().await;
             out.now = self.edge().now();
             // A backlog must not keep a takeover or a drain waiting.
-            let nudge = self.nudge().clone();
-            let nudged = poll_fn(|cx| Poll::Ready(nudge.poll_reasons(cx))).await;
+            let nudged = poll_fn(|cx| Poll::Ready(self.poll_reasons(cx))).await;
             if let Poll::Ready(reasons) = nudged {
                 self.nudged(reasons, out);
             }
@@ -413,7 +418,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if self.reasons != 0 {
             return Poll::Ready(Event::Nudged(Reasons(std::mem::take(&mut self.reasons))));
         }
-        if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
+        if let Poll::Ready(reasons) = self.poll_reasons(cx) {
             return Poll::Ready(Event::Nudged(reasons));
         }
         let (stream, rest) = (&mut self.stream, &mut self.rest);
@@ -444,6 +449,7 @@ impl<S> Drop for Connection<S> {
         let Arrival { edge, device, nudge, .. } = arrival;
         edge.wheel.remove(self.place, nudge);
         session.heard().for_each(|queue| edge.service.unfollow(queue, nudge));
+        edge.service.served(nudge.leave());
         let reason = self.close.unwrap_or(CloseReason::Aborted);
         edge.ends.ended.of(reason).increment(1);
         edge.metrics.edge.connections_closed.of(*transport).increment(1);

@@ -328,6 +328,7 @@ async fn beat(edge: std::sync::Weak<Edge>) {
         }
         done_s = Some(now_s);
         edge.gate.look_at_memory();
+        edge.service.look_at_lanes();
         if now_s.is_multiple_of(SWEEP_EVERY_S) {
             edge.sessions.sweep(now_s);
             edge.service.shrink();

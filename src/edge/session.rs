@@ -27,7 +27,7 @@ use carillon_wire::{
 
 pub use self::output::{Now, Output, Tally};
 use self::{
-    feeds::{Begin, Feeds, Standing, Use},
+    feeds::{Begin, Feeds, News, Standing, Use},
     filter::{Subscription, Wanted},
     frames::{Frames, Request, Ticket},
     handshake::Terms,
@@ -353,7 +353,9 @@ impl Session {
             return self.close(CloseReason::KeepAliveTimeout, out);
         }
         if reasons.has(Reasons::DELIVER) {
-            self.feeds.touch_some(|queue| reasons.concern(queue));
+            let is_urgent = reasons.has(Reasons::URGENT);
+            let news = if is_urgent { News::Urgent } else { News::Some };
+            self.feeds.touch_some(news, |queue| reasons.concern(queue));
         }
         let is_attached = match &self.mode {
             Mode::Undecided => false,

@@ -10,7 +10,6 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{
     base::{
         clock::Clock,
-        ids::QueueId,
         keys::NodeKeys,
         metrics::Metrics,
         tasks::{self, Alarm},
@@ -20,7 +19,7 @@ use crate::{
         epochs::Epochs,
         reader::Reader,
         retention::Retention,
-        shard::{self, Parts},
+        shard::{self, Grown, Parts},
         store::{self, Store, mark::Mark},
         view::Views,
         writer::{self, Writer},
@@ -164,11 +163,9 @@ impl Owned {
     /// Starts the owners; what they publish wakes the followers.
     fn start(self, config: &Config, writer: writer::Handle, caches: &Arc<Caches>) -> Router {
         let Self { store, views, epochs, clock, metrics, alarm } = self;
-        let followers = Arc::new(Followers::default());
+        let followers = Arc::new(Followers::new(metrics.clone()));
         let woken = followers.clone();
-        let grown: Arc<dyn Fn(&QueueId) + Send + Sync> = Arc::new(move |queue| {
-            woken.nudge(queue);
-        });
+        let grown: Grown = Arc::new(move |queue, priority| woken.nudge(queue, priority));
         let caches = caches.clone();
         let parts = Parts {
             store: store.clone(),

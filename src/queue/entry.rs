@@ -55,6 +55,24 @@ pub struct Message {
     pub wants_receipt: bool,
     /// Followers see it one after the other, the last one so many milliseconds after its append.
     pub spread_ms: u64,
+    /// How urgent it is.
+    pub priority: Priority,
+}
+
+/// How urgent a message is: it chooses whose followers are woken first, and between queues on
+/// a connection; never between entries of one queue.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before everything else.
+    High,
+    /// What is sent to registrations and aliases, unless it says otherwise.
+    #[default]
+    Normal,
+    /// Broadcasts, unless they say otherwise.
+    Low,
 }
 
 /// What the device may show by itself.
@@ -84,6 +102,14 @@ impl Body {
             Self::Follow { queue, .. } | Self::Unfollow { queue } => queue.wire_name().len(),
         };
         FIXED + variable
+    }
+
+    /// How urgent it is for those who follow the queue.
+    pub fn priority(&self) -> Priority {
+        match self {
+            Self::Message(message) => message.priority,
+            Self::Follow { .. } | Self::Unfollow { .. } => Priority::Normal,
+        }
     }
 
     /// Whether it still concerns anybody at the given time.

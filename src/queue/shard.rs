@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    entry::Entry,
+    entry::{Entry, Priority},
     epochs::Epochs,
     log::Log,
     store::{self, Batch, Key, Space, Store, decode},
@@ -50,6 +50,8 @@ pub enum Error {
     Stopped,
 }
 
+/// Hears that a queue has new entries, and how urgent the most urgent of them is.
+pub type Grown = Arc<dyn Fn(&QueueId, Priority) + Send + Sync>;
 /// Hears that a record has changed.
 pub type Changed = Arc<dyn Fn(Space, &[u8]) + Send + Sync>;
 /// Called when the outcome of a change is durable, or will never be.
@@ -139,7 +141,7 @@ pub struct Parts {
     /// Entries that it keeps in memory, in bytes.
     pub tail_bytes: u64,
     /// Hears which queues have new entries.
-    pub grown: Arc<dyn Fn(&QueueId) + Send + Sync>,
+    pub grown: Grown,
     /// Hears of each record of the registry that has changed: it can be read, and nobody
     /// was told yet.
     pub changed: Changed,
@@ -257,35 +259,44 @@ impl Owner {
             return;
         }
         crash_point!("shard::before_publish");
-        let queues: Vec<QueueId> = commit.logs.keys().copied().collect();
-        self.publish(commit.logs, commit.entries);
+        let grown = self.publish(commit.logs, commit.entries);
         for reply in commit.replies {
             reply(Ok(()));
         }
-        for queue in queues {
-            (self.parts.grown)(&queue);
+        for (queue, priority) in grown {
+            (self.parts.grown)(&queue, priority);
         }
     }
 
-    fn publish(&mut self, logs: HashMap<QueueId, Log>, entries: Vec<(QueueId, Arc<Entry>)>) {
+    /// Makes the entries visible. Returns the queues that grew, and for whom it is most urgent.
+    fn publish(
+        &mut self,
+        mut logs: HashMap<QueueId, Log>,
+        mut entries: Vec<(QueueId, Arc<Entry>)>,
+    ) -> Vec<(QueueId, Priority)> {
         self.parts.metrics.queue.entries.increment(entries.len() as u64);
-        let mut by_queue: HashMap<QueueId, Vec<Arc<Entry>>> = HashMap::new();
-        for (queue, entry) in entries {
+        for (queue, entry) in &entries {
             let bytes = entry.body.bytes() as u64;
-            self.in_memory.push_back((queue, bytes));
+            self.in_memory.push_back((*queue, bytes));
             self.in_memory_bytes += bytes;
-            by_queue.entry(queue).or_default().push(entry);
         }
-        for (queue, log) in logs {
-            let entries = by_queue.remove(&queue).unwrap_or_default();
-            self.parts.views.publish(queue, log, &entries);
-            if let Some((_, commits)) = self.active.get_mut(&queue) {
+        // Stable: the entries of one queue stay in their order.
+        entries.sort_by_key(|(queue, _)| *queue);
+        let mut grown = Vec::with_capacity(logs.len());
+        for group in entries.chunk_by(|(one, _), (next, _)| one == next) {
+            let [(queue, first), ..] = group else { continue };
+            let Some(log) = logs.remove(queue) else { continue };
+            self.parts.views.publish(queue, log, group.iter().map(|(_, entry)| entry));
+            if let Some((_, commits)) = self.active.get_mut(queue) {
                 *commits -= 1;
                 if *commits == 0 {
-                    self.active.remove(&queue);
+                    self.active.remove(queue);
                 }
             }
+            let priorities = group.iter().map(|(_, entry)| entry.body.priority());
+            grown.push((*queue, priorities.min().unwrap_or(first.body.priority())));
         }
+        assert!(logs.is_empty(), "a log changes by appends only");
         while self.in_memory_bytes > self.parts.tail_bytes {
             let Some((queue, bytes)) = self.in_memory.pop_front() else {
                 break;
@@ -294,6 +305,7 @@ impl Owner {
             self.parts.views.evict(&queue);
         }
         self.parts.metrics.queue.tail_bytes.set(self.in_memory_bytes as f64);
+        grown
     }
 }
 

@@ -60,11 +60,16 @@ impl Views {
     }
 
     /// That commit is durable: its entries are visible from now on.
-    pub(super) fn publish(&self, queue: QueueId, log: Log, entries: &[Arc<Entry>]) {
-        if let Some(mut view) = self.map.get_mut(&queue) {
+    pub(super) fn publish<'a>(
+        &self,
+        queue: &QueueId,
+        log: Log,
+        entries: impl Iterator<Item = &'a Arc<Entry>>,
+    ) {
+        if let Some(mut view) = self.map.get_mut(queue) {
             assert!(log.head() >= view.log.head(), "a queue's head never goes back");
             view.log = log;
-            view.tail.extend(entries.iter().cloned());
+            view.tail.extend(entries.cloned());
             view.pending -= 1;
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A nudge carries no data: it sets a bit and wakes the task that owns the
 //! connection, which then looks at the queues it follows. A lost nudge costs a
-//! delay until the next heartbeat, never a message.
+//! delay until the next heartbeat, never a message. Crowds are woken by `lanes`.
 
 use std::{
     collections::HashSet,
@@ -17,12 +17,17 @@ use std::{
 use atomic_waker::AtomicWaker;
 use dashmap::{DashMap, Entry};
 
-use crate::base::{
-    ids::{Queue, QueueId, QueueName},
-    maps,
+use super::lanes::Lanes;
+use crate::{
+    base::{
+        ids::{Queue, QueueId, QueueName},
+        maps,
+        metrics::Metrics,
+    },
+    queue::entry::Priority,
 };
 
-/// Why a connection was woken: a set of bits. Above the lowest eight each stands for some of
+/// Why a connection was woken: a set of bits. Above the lowest nine each stands for some of
 /// the queues, so that it looks at those only which may have something new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reasons(pub u32);
@@ -40,6 +45,12 @@ impl Reasons {
     pub const DRAIN: Self = Self(16);
     /// The device is no more.
     pub const REVOKED: Self = Self(32);
+    /// It was woken by a portion, which waits until it is at work: see [`Followers::served`].
+    pub const PACED: Self = Self(64);
+    /// The connection is no more.
+    const GONE: Self = Self(128);
+    /// What is new in these queues goes before what is new in others.
+    pub const URGENT: Self = Self(256);
 
     /// This queue has new entries.
     pub fn new_in(queue: &QueueId) -> Self {
@@ -59,7 +70,7 @@ impl Reasons {
     fn bit_of(queue: &QueueId) -> u32 {
         // Ids are hashes: any of their bytes is as good as another.
         let [.., byte] = queue.0;
-        1 << (8 + u32::from(byte) % 24)
+        1 << (9 + u32::from(byte) % 23)
     }
 }
 
@@ -89,12 +100,35 @@ impl Nudge {
         }
     }
 
+    /// The same as one of a portion. Returns whether the portion has to wait for it.
+    pub(super) fn nudge_paced(&self, reason: Reasons) -> bool {
+        let reason = reason.0 | Reasons::PACED.0;
+        let before = self.reasons.fetch_or(reason, Ordering::AcqRel);
+        if before & Reasons::GONE.0 != 0 {
+            return false;
+        }
+        if before & reason != reason {
+            self.waker.wake();
+        }
+        before & Reasons::PACED.0 == 0
+    }
+
+    /// Takes the reasons that came since the last time, of which there may be none.
+    pub fn take(&self) -> Reasons {
+        Reasons(self.reasons.swap(0, Ordering::AcqRel))
+    }
+
+    /// The connection is no more. Returns the reasons that it did not take.
+    pub fn leave(&self) -> Reasons {
+        Reasons(self.reasons.fetch_or(Reasons::GONE.0, Ordering::AcqRel))
+    }
+
     /// Takes the reasons that came since the last time, or waits for one. Only
     /// the owner polls. Cancel-safe: reasons stay until they are taken.
     pub fn poll_reasons(&self, cx: &mut Context<'_>) -> Poll<Reasons> {
-        let take = || match self.reasons.swap(0, Ordering::AcqRel) {
-            0 => Poll::Pending,
-            bits => Poll::Ready(Reasons(bits)),
+        let take = || match self.take() {
+            Reasons(0) => Poll::Pending,
+            reasons => Poll::Ready(reasons),
         };
         if let Poll::Ready(reasons) = take() {
             return Poll::Ready(reasons);
@@ -129,9 +163,9 @@ impl Hash for OneOf {
 }
 
 /// The followers of every queue that a connection on this node follows.
-#[derive(Default)]
 pub struct Followers {
     queues: DashMap<QueueId, Group>,
+    lanes: Lanes,
 }
 
 // Most queues have one follower on a node: that one costs no allocation.
@@ -146,6 +180,11 @@ struct Many {
 }
 
 impl Followers {
+    /// Nobody follows anything yet.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { queues: DashMap::default(), lanes: Lanes::new(metrics) }
+    }
+
     /// The form of a queue's name that its followers share, if it has several.
     pub fn named(&self, name: &QueueName) -> Queue {
         let fresh = Queue::from(name.clone());
@@ -179,20 +218,35 @@ impl Followers {
         maps::shrink(&self.queues);
     }
 
-    /// Wakes all followers of a queue. Returns how many there are.
-    pub fn nudge(&self, queue: &QueueId) -> usize {
-        let new = Reasons::new_in(queue);
-        match self.queues.get(queue).as_deref() {
-            None => 0,
-            Some(Group::One(one)) => {
-                one.nudge(new);
-                1
+    /// Wakes all followers of a queue that grew by something of this priority: one who
+    /// follows it alone at once, a crowd in portions.
+    pub fn nudge(&self, queue: &QueueId, priority: Priority) {
+        let Some(group) = self.queues.get(queue) else { return };
+        match (&*group, priority) {
+            (Group::One(one), Priority::High) => {
+                one.nudge(Reasons(Reasons::new_in(queue).0 | Reasons::URGENT.0));
             }
-            Some(Group::Many(many)) => {
-                many.nudges.iter().for_each(|one| one.0.nudge(new));
-                many.nudges.len()
+            (Group::One(one), Priority::Normal) => one.nudge(Reasons::new_in(queue)),
+            (Group::One(one), Priority::Low) => {
+                self.lanes.add(queue, priority, || vec![one.clone()]);
+            }
+            (Group::Many(many), _) => {
+                let all = || many.nudges.iter().map(|one| one.0.clone()).collect();
+                self.lanes.add(queue, priority, all);
             }
         }
+    }
+
+    /// A connection takes these reasons up, or ends with them.
+    pub fn served(&self, reasons: Reasons) {
+        if reasons.has(Reasons::PACED) {
+            self.lanes.served();
+        }
+    }
+
+    /// For once a second: wakes the next portion if nobody of the last one does anything.
+    pub fn look(&self) {
+        self.lanes.look();
     }
 }
 

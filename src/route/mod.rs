@@ -4,6 +4,7 @@
 //! on another node stays hidden here.
 
 pub mod followers;
+mod lanes;
 pub mod router;
 
 pub use followers::{Followers, Nudge, OneOf, Reasons, shrink};

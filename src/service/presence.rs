@@ -38,6 +38,16 @@ impl Service {
         self.presence.remove_if(device, |_, current| Arc::ptr_eq(current, nudge));
     }
 
+    /// A connection takes these reasons up, or ends with them.
+    pub fn served(&self, reasons: Reasons) {
+        self.router.followers().served(reasons);
+    }
+
+    /// For once a second: nobody waits for a wake-up because others do not take up theirs.
+    pub fn look_at_lanes(&self) {
+        self.router.followers().look();
+    }
+
     /// Gives back the memory of maps in which a crowd was. For once in half a minute or so.
     pub fn shrink(&self) {
         maps::shrink(&self.presence);

@@ -24,7 +24,7 @@ use crate::{
     },
     crash_point,
     queue::{
-        entry::{Body, Message, Notification},
+        entry::{Body, Message, Notification, Priority},
         shard,
         store::{self, Range, Space, decode, encode},
         txn::Txn,
@@ -47,6 +47,8 @@ pub struct Send {
     pub notification: Option<Notification>,
     /// How long it lives; `None` takes the default.
     pub ttl_s: Option<u64>,
+    /// How urgent it is; `None` takes what is usual for its target.
+    pub priority: Option<Priority>,
     /// What the sender wants to be told.
     pub asks: Asks,
     /// When and how fast it goes out.
@@ -188,6 +190,7 @@ impl Service {
             notification: send.notification,
             expires_ms,
             is_shared: kind == TargetKind::Aliases && queues.len() > 1,
+            priority: send.priority.unwrap_or(usual_priority(kind)),
             wants_receipt: asked.wants_rows(),
             spread_ms,
         };
@@ -406,6 +409,14 @@ impl Service {
         let mut done = store::Batch::default();
         done.remove(Space::Pending, key);
         Ok(self.router.commit(done).await?)
+    }
+}
+
+/// A message to many waits for those to few.
+fn usual_priority(kind: TargetKind) -> Priority {
+    match kind {
+        TargetKind::Regids | TargetKind::Aliases => Priority::Normal,
+        TargetKind::Topic | TargetKind::All => Priority::Low,
     }
 }
 

@@ -143,6 +143,7 @@ impl Node {
             payload,
             notification: None,
             ttl_s: None,
+            priority: None,
             asks: Asks::default(),
             timing: Timing::default(),
         };

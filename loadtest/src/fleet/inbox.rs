@@ -57,12 +57,17 @@ impl Inbox {
             self.tally.strange += 1;
             return None;
         };
+        if let Kind::Unicast { choice, .. } = &self.kind
+            && stamp.n < choice.from
+        {
+            return None;
+        }
         self.tally.delivered += 1;
         self.tally.latency.add(now_us.saturating_sub(stamp.t));
         self.tally.last_us = self.tally.last_us.max(now_us);
         match &mut self.kind {
-            Kind::Unicast { log, .. } => {
-                log.push((device, stamp.n));
+            Kind::Unicast { choice, log } => {
+                log.push((device, stamp.n - choice.from));
                 None
             }
             Kind::Fanout { fan, devices } => {
@@ -139,7 +144,7 @@ mod tests {
 
     #[test]
     fn losses_doubles_and_strangers_of_a_unicast_are_counted() {
-        let choice = Choice { seed: 9, batch: 3, sends: 4, devices: 5 };
+        let choice = Choice { seed: 9, batch: 3, sends: 4, devices: 5, from: 0 };
         let run = |take: &dyn Fn(&mut Inbox)| {
             let mut inbox = Inbox::new(Watch::Unicast(choice), 5, 0, 1);
             take(&mut inbox);

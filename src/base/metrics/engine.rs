@@ -1,6 +1,8 @@
 //! How sends and deliveries are made fast: caches, and the lanes of wake-ups.
 
-use metrics::counter;
+use std::collections::HashMap;
+
+use metrics::{Gauge, counter, gauge};
 
 use super::{CounterBy, Label};
 use crate::labels;
@@ -17,12 +19,36 @@ labels! {
     }
 }
 
+labels! {
+    /// A lane of wake-ups.
+    Lane {
+        /// For what is sent with `high`.
+        High = "high",
+        /// With `normal`.
+        Normal = "normal",
+        /// With `low`.
+        Low = "low",
+    }
+}
+
+/// One gauge for each value of a label.
+pub struct GaugeBy<L: Label>(HashMap<L, Gauge>);
+
+impl<L: Label> GaugeBy<L> {
+    /// The gauge of one value.
+    pub fn of(&self, label: L) -> &Gauge {
+        &self.0[&label]
+    }
+}
+
 /// Caches and lanes.
 pub struct EngineMetrics {
     /// Lookups that a cache answered.
     pub cache_hits: CounterBy<CacheKind>,
     /// Lookups that went to the store.
     pub cache_misses: CounterBy<CacheKind>,
+    /// Followers of queues that grew who are not woken yet, because others are at work.
+    pub lane_followers: GaugeBy<Lane>,
 }
 
 impl EngineMetrics {
@@ -32,6 +58,11 @@ impl EngineMetrics {
                 |kind: CacheKind| counter!("carillon_cache_lookups_total", "cache" => kind.label(), "result" => result),
             )
         };
-        Self { cache_hits: lookups("hit"), cache_misses: lookups("miss") }
+        let depth =
+            |lane: &Lane| (*lane, gauge!("carillon_lane_followers", "lane" => lane.label()));
+        let lane_followers = GaugeBy(Lane::ALL.iter().map(depth).collect());
+        // They are there from the start, at 0.
+        lane_followers.0.values().for_each(|gauge| gauge.set(0.0));
+        Self { cache_hits: lookups("hit"), cache_misses: lookups("miss"), lane_followers }
     }
 }

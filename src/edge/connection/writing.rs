@@ -49,7 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     async fn write_some(&mut self, bytes: &mut BytesMut) -> Result<bool, CloseReason> {
         let before = bytes.len();
         poll_fn(|cx| {
-            if let Poll::Ready(reasons) = self.nudge().poll_reasons(cx) {
+            if let Poll::Ready(reasons) = self.poll_reasons(cx) {
                 self.reasons |= reasons.0;
             }
             if Reasons(self.reasons).has(Reasons::TAKEN_OVER) {

@@ -11,6 +11,7 @@ use carillon_wire::{
 
 use super::{
     Context, Mode, Output, Session, Want, down,
+    feeds::News,
     frames::HEAD_BYTES,
     window::{Acked, Cover, InFlight, Note, Stage},
 };
@@ -97,7 +98,7 @@ impl Session {
         let budget = self.budget();
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         let Some(pulled) = pulled else {
-            lane.is_dirty = false;
+            lane.news = News::None;
             if let Some(jump) = lane.jump.take() {
                 let at = Position { epoch: lane.epoch, seq: want.after };
                 let fitted =

@@ -1,8 +1,8 @@
 //! The registrations of a connected device and how far each of their queues is.
 //!
 //! A feed is one registration; a lane is one queue that it follows. Feeds take
-//! turns, so that one slow app does not block the others. In a feed the own queue
-//! goes first, then the others in rotation.
+//! turns, so that one slow app does not block the others. In a feed what is urgent goes
+//! first, then the own queue, then the others in rotation.
 
 use super::{Effect, Output, window::Window};
 use crate::{
@@ -63,6 +63,17 @@ pub enum Begin {
     Restated,
 }
 
+/// Whether a queue may have something new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// It has nothing.
+    None,
+    /// It may have.
+    Some,
+    /// It may have, and goes before the others.
+    Urgent,
+}
+
 /// One queue of a feed.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane {
@@ -74,8 +85,8 @@ pub struct Lane {
     pub jump: Option<Jump>,
     /// What is done with it.
     pub usage: Use,
-    /// There may be something new.
-    pub is_dirty: bool,
+    /// Whether there may be something new.
+    pub news: News,
     /// The stored pointer is elsewhere, so that the first acknowledgement is news in any case.
     pub is_unstored: bool,
 }
@@ -108,9 +119,13 @@ impl Lane {
             epoch: start.after.epoch,
             jump: start.jump,
             usage,
-            is_dirty: usage != Use::Off,
+            news: if usage == Use::Off { News::None } else { News::Some },
             is_unstored: start.jump.is_some(),
         }
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.news == News::Urgent
     }
 
     fn at_position(at: Position, usage: Use) -> Self {
@@ -127,7 +142,12 @@ impl Feed {
 
     /// The lane to be looked at next. `gated` waits for control entries to be sent first.
     pub fn next_lane(&self, gated: bool) -> Option<usize> {
-        let ready = |lane: &usize| self.lanes[*lane].is_dirty && (!gated || self.is_open(*lane));
+        let ready =
+            |lane: &usize| self.lanes[*lane].news != News::None && (!gated || self.is_open(*lane));
+        let urgent = |lane: &usize| self.lanes[*lane].is_urgent() && ready(lane);
+        if let Some(lane) = (0..self.lanes.len()).find(urgent) {
+            return Some(lane);
+        }
         if ready(&0) {
             return Some(0);
         }
@@ -177,9 +197,12 @@ impl Feeds {
         self.list.iter().position(|feed| feed.regid == *regid)
     }
 
-    /// The feeds in the order of their turns.
+    /// The feeds in the order of their turns, from the first that has something urgent.
     pub fn turns(&self) -> impl Iterator<Item = usize> + use<> {
         let (turn, count) = (usize::from(self.turn), self.list.len());
+        let urgent = |feed: &usize| self.list[*feed].lanes.iter().any(Lane::is_urgent);
+        let first = || (0..count).map(|i| (turn + i) % count).find(urgent);
+        let turn = if count > 1 { first().unwrap_or(turn) } else { turn };
         (0..count).map(move |i| (turn + i) % count)
     }
 
@@ -190,15 +213,16 @@ impl Feeds {
 
     /// Every queue may have something new.
     pub fn touch(&mut self) {
-        self.touch_some(|_| true);
+        self.touch_some(News::Some, |_| true);
     }
 
     /// These queues may have something new.
-    pub fn touch_some(&mut self, is_new: impl Fn(&QueueId) -> bool) {
+    pub fn touch_some(&mut self, news: News, is_new: impl Fn(&QueueId) -> bool) {
         for feed in &mut self.list {
             for (following, lane) in feed.followings.iter().zip(&mut feed.lanes) {
-                let is_dirty = lane.is_dirty || is_new(&following.queue.id());
-                lane.is_dirty = is_dirty && lane.usage != Use::Off;
+                if lane.usage != Use::Off && lane.news < news && is_new(&following.queue.id()) {
+                    lane.news = news;
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use carillon_wire::mqtt::{PublishHead, Qos, Version, encode_publish, publish_byt
 
 use super::{
     Context, Mode, Output, Session, Want,
-    feeds::{Begin, Standing, Use},
+    feeds::{Begin, News, Standing, Use},
     filter::Subscription,
     window::{Acked, Cover, InFlight, Note, Stage},
 };
@@ -197,7 +197,7 @@ impl Session {
             return self.resend(cx, want, pulled, out);
         }
         let Some(Pulled { entries, to }) = pulled else {
-            self.feeds.at_mut(want.feed).lanes[want.at].is_dirty = false;
+            self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
             return;
         };
         let (regid, queue) = (want.regid, self.followings(want.feed)[want.at].clone());

@@ -16,7 +16,7 @@ use crate::{
         metrics::ResumeReason,
     },
     queue::{
-        entry::{Body, Entry, Message},
+        entry::{Body, Entry, Message, Priority},
         position::Epoch,
     },
     service::{
@@ -74,6 +74,7 @@ fn message(text: &str) -> Body {
         is_shared: false,
         wants_receipt: false,
         spread_ms: 0,
+        priority: Priority::Normal,
     })
 }
 

@@ -363,3 +363,21 @@ fn the_window_of_one_registration_is_bounded() {
     let share = usize::from(rig.bounds.window_per_registration);
     assert_eq!(seen.len(), 1 + share + 1);
 }
+
+#[test]
+fn what_is_urgent_goes_before_the_rest_of_a_registration() {
+    let mut rig = Rig::v5();
+    let one = registration(1, "demo", &["sport", "alarm"]);
+    resume(&mut rig, std::slice::from_ref(&one));
+    rig.pump();
+    let topic = |which: usize| one.follows[which].queue.clone();
+    rig.own_one("own");
+    rig.append(&topic(1), message("sport"));
+    rig.append(&topic(2), message("alarm"));
+    let urgent = Reasons(Reasons::new_in(&topic(2).id()).0 | Reasons::URGENT.0);
+    rig.input(Input::Nudged(urgent));
+    let seen = downs(rig.pump());
+    let kinds: Vec<_> = ranges(&seen[0].1).into_iter().map(|(kind, ..)| kind).collect();
+    use idl::QueueKind;
+    assert_eq!(kinds, [QueueKind::TOPIC, QueueKind::OWN, QueueKind::TOPIC]);
+}
