@@ -1,6 +1,10 @@
 //! Several messages in one request, a result for each.
 
-use axum::{Extension, Json, extract::State};
+use axum::{
+    Extension, Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -8,10 +12,15 @@ use super::{
     Shared,
     auth::Caller,
     messages::{Matched, Request as Message, state_of},
+    once,
 };
 use crate::{
-    base::http::{Code, Problem, TraceId, body::JsonBody},
-    service::send::{Send, Sent},
+    base::http::{Code, Problem, TraceId, body::JsonText},
+    service::{
+        Error,
+        once::Answer,
+        send::{Send, Sent},
+    },
 };
 
 #[derive(Deserialize)]
@@ -47,12 +56,24 @@ enum Fared {
         field: Option<&'static str>,
         detail: String,
     },
+    /// As it was answered the first time.
+    Kept(Box<RawValue>),
 }
 
-impl From<Sent> for Fared {
-    fn from(sent: Sent) -> Self {
-        let (target, state) = (Matched::of(&sent), state_of(&sent));
-        Self::Accepted { id: sent.id.to_string(), target, state, invalid: sent.invalid }
+impl Fared {
+    fn is_accepted(&self) -> bool {
+        !matches!(self, Self::Refused { .. })
+    }
+}
+
+impl From<&Sent> for Fared {
+    fn from(sent: &Sent) -> Self {
+        Self::Accepted {
+            id: sent.id.to_string(),
+            target: Matched::of(sent),
+            state: state_of(sent),
+            invalid: sent.invalid.clone(),
+        }
     }
 }
 
@@ -69,36 +90,65 @@ impl From<Problem> for Fared {
     }
 }
 
+impl From<Result<Answer, Error>> for Fared {
+    fn from(answered: Result<Answer, Error>) -> Self {
+        match answered {
+            Ok(Answer::Sent(sent)) => (&sent).into(),
+            Ok(Answer::Kept(text)) => {
+                let kept = String::from_utf8(text).ok().and_then(|t| RawValue::from_string(t).ok());
+                kept.map_or_else(|| Problem::new(Code::Internal, "").into(), Self::Kept)
+            }
+            Err(error) => Problem::from(error).into(),
+        }
+    }
+}
+
 pub(super) async fn send(
     State(api): State<Shared>,
     Caller(app): Caller,
     Extension(trace_id): Extension<TraceId>,
-    JsonBody(Request { messages }): JsonBody<Request>,
-) -> Result<Json<Results>, Problem> {
+    key: once::Key,
+    JsonText { value: Request { messages }, text }: JsonText<Request>,
+) -> Result<Response, Problem> {
     if !(1..=MESSAGES_MAX).contains(&messages.len()) {
         return Err(Problem::out_of_bounds("messages", "1 to 500 of them"));
     }
     let _room = api.busy.take()?;
-    let mut sends = Vec::with_capacity(messages.len());
-    let read: Vec<Result<(), Problem>> =
-        messages.iter().map(|text| read(text).map(|send| sends.push(send))).collect();
-    let mut sent = api.service.send_all(&app, sends).await.into_iter();
-    let mut accepted = 0;
-    let mut results = Vec::with_capacity(read.len());
-    for read in read {
-        // There is a result for each that could be read.
-        let fared = match read.map(|()| sent.next()) {
-            Ok(Some(Ok(sent))) => {
-                accepted += 1;
-                sent.into()
+    let (mut sends, mut results) = (Vec::with_capacity(messages.len()), Vec::new());
+    for (at, message) in (0..).zip(&messages) {
+        results.push(match read(message) {
+            Ok(send) => {
+                sends.push((at, send));
+                None
             }
-            Ok(Some(Err(error))) => Problem::from(error).into(),
-            Ok(None) => Problem::new(Code::Internal, "").into(),
-            Err(problem) => problem.into(),
-        };
-        results.push(fared);
+            Err(problem) => Some(Fared::from(problem)),
+        });
     }
-    Ok(Json(Results { accepted, results, trace_id: trace_id.as_str().to_owned() }))
+    let answered: Vec<Result<Answer, Error>> = match key.once(&app, &text) {
+        Some(once) => {
+            let answer = |sent: &Sent| once::text(&Fared::from(sent));
+            api.service.send_all_once(&app, sends, &once, answer).await?
+        }
+        None => {
+            let sends = sends.into_iter().map(|(_, send)| send).collect();
+            let sent = api.service.send_all(&app, sends).await;
+            sent.into_iter().map(|sent| sent.map(Answer::Sent)).collect()
+        }
+    };
+    // A replay is one in which nothing was sent now, and something was before.
+    let is_kept = |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Kept(_)));
+    let is_sent = |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Sent(_)));
+    let is_replay = answered.iter().any(is_kept) && !answered.iter().any(is_sent);
+    let mut answered = answered.into_iter().map(Fared::from);
+    // There is an answer for each that could be read.
+    let missing = || Problem::new(Code::Internal, "").into();
+    let results: Vec<Fared> = results
+        .into_iter()
+        .map(|read| read.unwrap_or_else(|| answered.next().unwrap_or_else(missing)))
+        .collect();
+    let accepted = results.iter().filter(|fared| fared.is_accepted()).count();
+    let results = Results { accepted, results, trace_id: trace_id.as_str().to_owned() };
+    Ok(if is_replay { once::assembled(results) } else { Json(results).into_response() })
 }
 
 fn read(text: &RawValue) -> Result<Send, Problem> {

@@ -4,7 +4,10 @@
 //! fault it is and whether to try again. The conversion serves every HTTP door.
 
 use crate::{
-    base::http::{Code, Problem},
+    base::{
+        http::{Code, Problem},
+        metrics::Unsent,
+    },
     service::Error,
 };
 
@@ -17,6 +20,16 @@ impl From<Error> for Problem {
             Error::Forbidden(_) => Self::new(Code::Forbidden, detail),
             Error::Limit { .. } => Self::new(Code::LimitReached, detail),
             Error::Conflict(_) => Self::new(Code::AlreadyExists, detail),
+            Error::Allowance { bound, after, .. } => {
+                let code = match bound {
+                    Unsent::Quota | Unsent::BroadcastQuota => Code::QuotaExceeded,
+                    _ => Code::RateLimited,
+                };
+                let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+                Self { retry_after_s: Some(seconds.max(1)), ..Self::new(code, detail) }
+            }
+            Error::KeyInUse => Self::new(Code::IdempotencyKeyInUse, detail),
+            Error::KeyReused => Self::new(Code::IdempotencyKeyReused, detail),
             Error::Unavailable(cause) => {
                 tracing::warn!(%cause, "call is not possible now");
                 Self::new(Code::Unavailable, detail)
@@ -38,6 +51,11 @@ mod tests {
             (Error::Forbidden("not yours"), 403, "not yours"),
             (Error::Limit { what: "aliases", max: 20 }, 422, "at most 20 aliases"),
             (Error::Conflict("the app"), 409, "the app exists already"),
+            (
+                Error::KeyReused,
+                422,
+                "this Idempotency-Key was used for another request within the last 24 hours",
+            ),
         ];
         for (error, status, detail) in cases {
             let problem = Problem::from(error);

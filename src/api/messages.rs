@@ -3,24 +3,30 @@
 //! A request is parsed into a [`Send`] whose shape cannot be wrong: exactly one
 //! target and exactly one payload. Bounds of values are the service's.
 
-use axum::{Extension, Json, extract::State, http::StatusCode};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Shared, auth::Caller};
+use super::{Shared, auth::Caller, once};
 use crate::{
     base::{
         civil::rfc3339_ms,
         http::{
             Code, Problem, TraceId,
-            body::{InPath, InQuery, JsonBody},
+            body::{InPath, InQuery, JsonText},
         },
         metrics::Label,
     },
     queue::entry::{Notification, Priority},
     service::{
+        once::Answer,
         receipts::{EventKind, Events},
         schedule::Cancelled,
         send::{Asks, Callback, Send, Sent, Target, Timing},
@@ -90,6 +96,18 @@ pub(super) struct TakenBack {
     state: &'static str,
 }
 
+impl Accepted {
+    fn of(sent: &Sent, trace_id: &TraceId) -> Self {
+        Self {
+            id: sent.id.to_string(),
+            target: Matched::of(sent),
+            state: state_of(sent),
+            trace_id: trace_id.as_str().to_owned(),
+            invalid: sent.invalid.clone(),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TraceOf {
@@ -100,18 +118,22 @@ pub(super) async fn send(
     State(api): State<Shared>,
     Caller(app): Caller,
     Extension(trace_id): Extension<TraceId>,
-    JsonBody(request): JsonBody<Request>,
-) -> Result<(StatusCode, Json<Accepted>), Problem> {
+    key: once::Key,
+    JsonText { value: request, text }: JsonText<Request>,
+) -> Result<Response, Problem> {
     let _room = api.busy.take()?;
-    let sent = api.service.send(&app, request.try_into()?).await?;
-    let accepted = Accepted {
-        id: sent.id.to_string(),
-        target: Matched::of(&sent),
-        state: state_of(&sent),
-        trace_id: trace_id.as_str().to_owned(),
-        invalid: sent.invalid,
+    let send = request.try_into()?;
+    let Some(once) = key.once(&app, &text) else {
+        let sent = api.service.send(&app, send).await?;
+        return Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, &trace_id))).into_response());
     };
-    Ok((StatusCode::ACCEPTED, Json(accepted)))
+    let answer = |sent: &Sent| once::text(&Accepted::of(sent, &trace_id));
+    match api.service.send_once(&app, send, &once, answer).await? {
+        Answer::Kept(text) => Ok(once::replayed(StatusCode::ACCEPTED, text)),
+        Answer::Sent(sent) => {
+            Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, &trace_id))).into_response())
+        }
+    }
 }
 
 pub(super) async fn show(

@@ -11,6 +11,7 @@ mod devices;
 mod documents;
 pub mod error;
 mod messages;
+mod once;
 mod rate;
 mod registrations;
 mod scheduled;

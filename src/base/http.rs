@@ -46,6 +46,10 @@ pub enum Code {
     AlreadyExists,
     /// The message was sent, and cannot be taken back.
     AlreadySent,
+    /// A call with the same idempotency key runs.
+    IdempotencyKeyInUse,
+    /// The idempotency key was used for another call.
+    IdempotencyKeyReused,
     /// The body is larger than allowed.
     BodyTooLarge,
     /// The body is not JSON by its content type.
@@ -56,6 +60,8 @@ pub enum Code {
     LimitReached,
     /// Too many requests of this kind.
     RateLimited,
+    /// The app's quota of the day is used up.
+    QuotaExceeded,
     /// A defect of ours.
     Internal,
     /// We cannot do it now.
@@ -99,7 +105,7 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -109,11 +115,14 @@ impl Code {
         Self::RequestTimeout,
         Self::AlreadyExists,
         Self::AlreadySent,
+        Self::IdempotencyKeyInUse,
+        Self::IdempotencyKeyReused,
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::OutOfBounds,
         Self::LimitReached,
         Self::RateLimited,
+        Self::QuotaExceeded,
         Self::Internal,
         Self::Unavailable,
         Self::Overloaded,
@@ -135,11 +144,14 @@ impl Code {
             Self::RequestTimeout => ("request_timeout", S::REQUEST_TIMEOUT, "The request did not arrive in time", Caller, AfterS(1)),
             Self::AlreadyExists => ("already_exists", S::CONFLICT, "It exists already", Caller, Never),
             Self::AlreadySent => ("already_sent", S::CONFLICT, "It was sent already", Caller, Never),
+            Self::IdempotencyKeyInUse => ("idempotency_key_in_use", S::CONFLICT, "The same call is still running", Caller, AfterS(1)),
+            Self::IdempotencyKeyReused => ("idempotency_key_reused", S::UNPROCESSABLE_ENTITY, "The idempotency key was used for another call", Caller, Never),
             Self::BodyTooLarge => ("body_too_large", S::PAYLOAD_TOO_LARGE, "The body is too large", Caller, Never),
             Self::UnsupportedMediaType => ("unsupported_media_type", S::UNSUPPORTED_MEDIA_TYPE, "The body is not application/json", Caller, Never),
             Self::OutOfBounds => ("out_of_bounds", S::UNPROCESSABLE_ENTITY, "A field is out of its bounds", Caller, Never),
             Self::LimitReached => ("limit_reached", S::UNPROCESSABLE_ENTITY, "A limit is reached", Caller, Never),
             Self::RateLimited => ("rate_limited", S::TOO_MANY_REQUESTS, "Too many requests", Caller, AfterS(60)),
+            Self::QuotaExceeded => ("quota_exceeded", S::TOO_MANY_REQUESTS, "The quota of the day is used up", Caller, AfterS(3600)),
             Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR, "The gateway has a defect", Ours, AfterS(1)),
             Self::Unavailable => ("unavailable", S::SERVICE_UNAVAILABLE, "The gateway cannot do this now", Ours, AfterS(1)),
             Self::Overloaded => ("overloaded", S::SERVICE_UNAVAILABLE, "The gateway has too much to do", Ours, AfterS(1)),

@@ -5,6 +5,7 @@
 
 pub mod engine;
 mod receipts;
+mod sends;
 pub mod timing;
 
 use std::{collections::HashMap, hash::Hash, time::Duration};
@@ -16,6 +17,7 @@ use self::engine::EngineMetrics;
 pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
 };
+pub use self::sends::{SendMetrics, Unsent};
 
 /// A closed set of label values.
 pub trait Label: Copy + Eq + Hash + 'static {
@@ -370,6 +372,8 @@ pub struct Metrics {
     pub edge: EdgeMetrics,
     /// Sends and queues.
     pub queue: QueueMetrics,
+    /// What becomes of sends.
+    pub sends: SendMetrics,
     /// The HTTPS API.
     pub api: ApiMetrics,
     /// Caches and lanes.
@@ -393,8 +397,8 @@ impl Metrics {
         .set(1.0);
         let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
         let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
-        let timing = timing::TimingMetrics::new();
-        Self { edge: edge(), queue: queue(), api: api(), engine, node, receipts, timing }
+        let (sends, timing) = (SendMetrics::new(), timing::TimingMetrics::new());
+        Self { edge: edge(), queue: queue(), sends, api: api(), engine, node, receipts, timing }
     }
 }
 

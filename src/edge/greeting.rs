@@ -171,7 +171,10 @@ async fn welcome(
         | Error::Invalid { .. }
         | Error::NotFound { .. }
         | Error::Limit { .. }
-        | Error::Conflict(_) => {
+        | Error::Conflict(_)
+        | Error::Allowance { .. }
+        | Error::KeyInUse
+        | Error::KeyReused => {
             Refusal { reason: reason::BAD_CREDENTIALS, result: Handshake::BadCredentials }
         }
     })?;

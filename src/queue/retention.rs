@@ -49,7 +49,8 @@ impl Retention {
         let stored = self.store.get(Space::Meta, OLDEST_DAY)?;
         let stored =
             stored.and_then(|bytes| bytes.as_ref().try_into().map(u32::from_le_bytes).ok());
-        let oldest = day_of(self.clock.unix_ms()).saturating_sub(self.days);
+        let today = day_of(self.clock.unix_ms());
+        let oldest = today.saturating_sub(self.days);
         let oldest = oldest.max(stored.unwrap_or(0));
         self.views.set_oldest_day(oldest);
         let old: Vec<u32> = self.store.days().into_iter().filter(|day| *day < oldest).collect();
@@ -63,6 +64,11 @@ impl Retention {
             let store = self.store.clone();
             tasks::blocking(move || store.drop_day(day)).await?;
             self.metrics.queue.days_dropped.increment(1);
+        }
+        // Kept answers are looked for in two days.
+        for day in self.store.days().into_iter().filter(|day| day.saturating_add(1) < today) {
+            let store = self.store.clone();
+            tasks::blocking(move || store.drop_space(Space::Once(day))).await?;
         }
         Ok(())
     }

@@ -323,6 +323,8 @@ pub(super) fn is_read_back(space: Space) -> bool {
         Space::Messages(_) => true,
         Space::Meta | Space::Members | Space::Pointers | Space::Heads | Space::Entries(_) => false,
         Space::Callbacks | Space::Feedback => false,
+        // Only one call with a key runs at a time.
+        Space::Once(_) => false,
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Space {
     Entries(u32),
     /// Message id → where it went; and (message id, queue) → position. One day's.
     Messages(u32),
+    /// (app and idempotency key, place in the call) → the answer of then. One day's.
+    Once(u32),
 }
 
 impl Space {
@@ -185,6 +187,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`Error`] if the store cannot be written.
     fn drop_day(&self, day: u32) -> Result<(), Error>;
+
+    /// Drops one space of a day; it may not exist.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be written.
+    fn drop_space(&self, space: Space) -> Result<(), Error>;
 
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;

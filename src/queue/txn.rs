@@ -85,6 +85,13 @@ impl<'a> Txn<'a> {
         self.write(space, key.into(), None);
     }
 
+    /// Takes over writes that were prepared before.
+    pub fn extend(&mut self, batch: Batch) {
+        for Write { space, key, value } in batch.writes {
+            self.write(space, key, value);
+        }
+    }
+
     fn write(&mut self, space: Space, key: Key, value: Option<Bytes>) {
         if is_read_back(space) {
             self.scratch.own.insert((space, key.clone()), value.clone());

@@ -6,11 +6,14 @@ use futures_util::future::{join, join_all};
 
 use super::{
     Error, Service,
-    send::{Prepared, Send, Sent, append_to_one, result_of},
+    send::{Prepared, Send, Sent, append_to_one},
 };
 use crate::{
     base::ids::{AppId, Shard},
-    queue::{store, txn::Txn},
+    queue::{
+        store::{self, Batch},
+        txn::Txn,
+    },
 };
 
 /// A message's place in the call, and why it was not taken.
@@ -26,6 +29,17 @@ impl Service {
         app: &AppId,
         sends: Vec<Send>,
     ) -> Vec<Result<Sent, Error>> {
+        self.send_all_with(app, sends, |_, _| Batch::default()).await
+    }
+
+    /// As [`Service::send_all`], with writes that are durable with each message and not without
+    /// it, by its place in the call.
+    pub(super) async fn send_all_with(
+        self: &Arc<Self>,
+        app: &AppId,
+        sends: Vec<Send>,
+        with: impl Fn(usize, &Sent) -> Batch + std::marker::Send,
+    ) -> Vec<Result<Sent, Error>> {
         let since = Instant::now();
         let (mut alone, mut several) = (Vec::new(), Vec::new());
         let mut alongs = Vec::new();
@@ -33,6 +47,7 @@ impl Service {
         for (at, send) in sends.into_iter().enumerate() {
             self.metrics.queue.sends.of(send.target.kind()).increment(1);
             results.push(self.prepare(app, send).map(|mut prepared| {
+                prepared.with.extend(with(at, &prepared.sent));
                 alongs.extend(prepared.along.take().map(|along| (at, along)));
                 let sent = prepared.sent.clone();
                 let is_alone = prepared.record.queues.len() == 1 && !sent.is_scheduled;
@@ -59,10 +74,7 @@ impl Service {
             }
         }
         for result in &results {
-            self.metrics.queue.send_results.of(result_of(result)).increment(1);
-            if result.is_ok() {
-                self.metrics.queue.send_to_durable_seconds.record(since.elapsed());
-            }
+            self.note_send(result, since);
         }
         results
     }

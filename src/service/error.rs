@@ -1,6 +1,11 @@
 //! What a call can answer instead of its result: whose fault, and what to do.
 
-use crate::queue::{shard, store};
+use std::time::Duration;
+
+use crate::{
+    base::metrics::Unsent,
+    queue::{shard, store},
+};
 
 /// A refused or failed business call. The text says what to do about it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -33,6 +38,22 @@ pub enum Error {
     /// It exists already.
     #[error("{0} exists already")]
     Conflict(&'static str),
+    /// The app sends more than it may.
+    #[error("{what}")]
+    Allowance {
+        /// Which bound, in words.
+        what: &'static str,
+        /// The same for the metric.
+        bound: Unsent,
+        /// When to try again.
+        after: Duration,
+    },
+    /// A call with the same idempotency key still runs.
+    #[error("a call with this Idempotency-Key is still running")]
+    KeyInUse,
+    /// The idempotency key was used for another call.
+    #[error("this Idempotency-Key was used for another request within the last 24 hours")]
+    KeyReused,
     /// Not the caller's fault: try again later.
     #[error("the node cannot do this now, try again later")]
     Unavailable(#[source] shard::Error),
@@ -42,6 +63,20 @@ impl Error {
     /// Whether stored records are damaged: others can still be read.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Unavailable(shard::Error::Store(store::Error::Damaged(_))))
+    }
+
+    /// Why a message was not accepted, for the metric.
+    pub fn unsent(&self) -> Unsent {
+        match self {
+            Self::Invalid { .. } => Unsent::Invalid,
+            Self::NotFound { .. } => Unsent::NotFound,
+            Self::Limit { .. } => Unsent::Limit,
+            Self::Allowance { bound, .. } => *bound,
+            Self::KeyInUse => Unsent::KeyInUse,
+            Self::KeyReused => Unsent::KeyReused,
+            Self::Forbidden(_) | Self::Conflict(_) => Unsent::Refused,
+            Self::Unavailable(_) => Unsent::Unavailable,
+        }
     }
 }
 

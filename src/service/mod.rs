@@ -12,6 +12,7 @@ pub mod deliver;
 pub mod error;
 pub mod identify;
 pub mod members;
+pub mod once;
 pub mod pointers;
 pub mod presence;
 pub mod receipts;
@@ -54,6 +55,7 @@ pub struct Service {
     receipts: receipts::Receipts,
     schedule: schedule::Schedule,
     in_flight: Arc<Semaphore>,
+    running: once::Running,
 }
 
 impl Service {
@@ -80,6 +82,7 @@ impl Service {
             receipts: receipts::Receipts::new(&config.callbacks),
             schedule: schedule::Schedule::default(),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
+            running: once::Running::default(),
         })
     }
 

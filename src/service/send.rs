@@ -26,7 +26,7 @@ use crate::{
     queue::{
         entry::{Body, Message, Notification, Priority},
         shard,
-        store::{self, Range, Space, decode, encode},
+        store::{self, Batch, Range, Space, decode, encode},
         txn::Txn,
     },
 };
@@ -149,18 +149,40 @@ impl Service {
     /// [`Error::Invalid`] (payload, ttl, names, no target), [`Error::NotFound`] if none of the
     /// regIDs is the app's, [`Error::Limit`], [`Error::Unavailable`].
     pub async fn send(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
+        self.send_with(app, send, |_| Batch::default()).await
+    }
+
+    /// As [`Service::send`], with writes that are durable with the message and not without it.
+    pub(super) async fn send_with(
+        self: &Arc<Self>,
+        app: &AppId,
+        send: Send,
+        with: impl FnOnce(&Sent) -> Batch + std::marker::Send,
+    ) -> Result<Sent, Error> {
         let (since, kind) = (Instant::now(), send.target.kind());
         self.metrics.queue.sends.of(kind).increment(1);
-        let sent = self.send_checked(app, send).await;
-        self.metrics.queue.send_results.of(result_of(&sent)).increment(1);
-        if sent.is_ok() {
-            self.metrics.queue.send_to_durable_seconds.record(since.elapsed());
-        }
+        let sent = self.send_checked(app, send, with).await;
+        self.note_send(&sent, since);
         sent
     }
 
-    async fn send_checked(self: &Arc<Self>, app: &AppId, send: Send) -> Result<Sent, Error> {
+    /// Counts how a send was answered.
+    pub(super) fn note_send(&self, sent: &Result<Sent, Error>, since: Instant) {
+        self.metrics.queue.send_results.of(result_of(sent)).increment(1);
+        match sent {
+            Ok(_) => self.metrics.queue.send_to_durable_seconds.record(since.elapsed()),
+            Err(error) => self.metrics.sends.unsent.of(error.unsent()).increment(1),
+        }
+    }
+
+    async fn send_checked(
+        self: &Arc<Self>,
+        app: &AppId,
+        send: Send,
+        with: impl FnOnce(&Sent) -> Batch,
+    ) -> Result<Sent, Error> {
         let mut prepared = self.prepare(app, send)?;
+        prepared.with.extend(with(&prepared.sent));
         let (sent, along) = (prepared.sent.clone(), prepared.along.take());
         match prepared.record.queues.as_slice() {
             _ if sent.is_scheduled => self.schedule(prepared).await?,
@@ -421,7 +443,7 @@ fn usual_priority(kind: TargetKind) -> Priority {
 }
 
 /// For the metric.
-pub(super) fn result_of(sent: &Result<Sent, Error>) -> SendResult {
+fn result_of(sent: &Result<Sent, Error>) -> SendResult {
     match sent {
         Ok(_) => SendResult::Accepted,
         Err(Error::Unavailable(_)) => SendResult::Failed,

@@ -74,6 +74,10 @@ impl Store for Sabotaged {
         self.inner.drop_day(day)
     }
 
+    fn drop_space(&self, space: Space) -> Result<(), Error> {
+        self.inner.drop_space(space)
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.inner.disk_bytes()
     }

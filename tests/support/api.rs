@@ -62,12 +62,13 @@ pub struct Ask {
     pub body: Option<Vec<u8>>,
     pub content_type: String,
     pub credential: Option<String>,
+    pub key: Option<String>,
 }
 
 impl Ask {
     pub fn new(method: Method, path: &str) -> Self {
         let (path, content_type) = (path.to_owned(), String::new());
-        Self { method, path, body: None, content_type, credential: None }
+        Self { method, path, body: None, content_type, credential: None, key: None }
     }
 
     pub fn get(path: &str) -> Self {
@@ -89,6 +90,11 @@ impl Ask {
 
     pub fn bearing(self, credential: &str) -> Self {
         Self { credential: Some(credential.to_owned()), ..self }
+    }
+
+    /// With an `Idempotency-Key`.
+    pub fn keyed(self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self }
     }
 
     pub fn nobody(self) -> Self {
@@ -155,11 +161,21 @@ impl Api {
     pub async fn any(&mut self, operation: &str, ask: Ask) -> (u16, Value) {
         let asked = ask.to_string();
         let response = self.request(ask).await;
+        self.check_response(operation, &asked, response).await
+    }
+
+    /// Holds a response against the document.
+    pub async fn check_response(
+        &mut self,
+        operation: &str,
+        asked: &str,
+        response: reqwest::Response,
+    ) -> (u16, Value) {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let body = body_of(response).await;
         self.check(
-            &asked,
+            asked,
             &Answered {
                 operation,
                 status,
@@ -201,6 +217,9 @@ impl Api {
         }
         if !ask.content_type.is_empty() {
             request = request.header(CONTENT_TYPE, ask.content_type);
+        }
+        if let Some(key) = ask.key {
+            request = request.header("idempotency-key", key);
         }
         if let Some(body) = ask.body {
             request = request.body(body);

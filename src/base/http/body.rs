@@ -31,21 +31,44 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        if !is_json(request.headers()) {
-            return Err(Problem::new(
-                Code::UnsupportedMediaType,
-                "send `content-type: application/json`",
-            ));
-        }
-        let bytes = read(request, state).await?;
-        match axum::Json::from_bytes(&bytes) {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            // The rejection says "failed to deserialize"; its source says where and why.
-            Err(rejection) => {
-                let source = rejection.source().map(ToString::to_string);
-                let reason = source.unwrap_or_else(|| rejection.to_string());
-                Err(Problem::new(Code::InvalidRequest, without_value(&reason)))
-            }
+        Ok(Self(parsed(&json(request, state).await?)?))
+    }
+}
+
+/// A JSON body of a known shape, with its text.
+#[derive(Debug)]
+pub struct JsonText<T> {
+    /// What it says.
+    pub value: T,
+    /// As sent.
+    pub text: Bytes,
+}
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonText<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let text = json(request, state).await?;
+        Ok(Self { value: parsed(&text)?, text })
+    }
+}
+
+async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    if !is_json(request.headers()) {
+        let detail = "send `content-type: application/json`";
+        return Err(Problem::new(Code::UnsupportedMediaType, detail));
+    }
+    read(request, state).await
+}
+
+fn parsed<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
+    match axum::Json::from_bytes(text) {
+        Ok(axum::Json(value)) => Ok(value),
+        // The rejection says "failed to deserialize"; its source says where and why.
+        Err(rejection) => {
+            let source = rejection.source().map(ToString::to_string);
+            let reason = source.unwrap_or_else(|| rejection.to_string());
+            Err(Problem::new(Code::InvalidRequest, without_value(&reason)))
         }
     }
 }

@@ -72,7 +72,10 @@ pub fn up_result(result: &Result<Option<RegId>, service::Error>) -> UpResult {
             | service::Error::NotFound { .. }
             | service::Error::Forbidden(_)
             | service::Error::Limit { .. }
-            | service::Error::Conflict(_),
+            | service::Error::Conflict(_)
+            | service::Error::Allowance { .. }
+            | service::Error::KeyInUse
+            | service::Error::KeyReused,
         ) => UpResult::Refused,
     }
 }
@@ -141,10 +144,13 @@ fn queue_of(queue: &QueueName) -> idl::Queue {
 
 fn code_of(error: &service::Error) -> idl::ResultCode {
     match error {
-        service::Error::Invalid { .. } | service::Error::Conflict(_) => idl::ResultCode::INVALID,
+        service::Error::Invalid { .. }
+        | service::Error::Conflict(_)
+        | service::Error::KeyInUse
+        | service::Error::KeyReused => idl::ResultCode::INVALID,
         service::Error::NotFound { .. } => idl::ResultCode::NOT_FOUND,
         service::Error::Forbidden(_) => idl::ResultCode::FORBIDDEN,
-        service::Error::Limit { .. } => idl::ResultCode::LIMIT,
+        service::Error::Limit { .. } | service::Error::Allowance { .. } => idl::ResultCode::LIMIT,
         service::Error::Unavailable(_) => idl::ResultCode::UNAVAILABLE,
     }
 }

@@ -99,11 +99,12 @@ pub fn resolve(wanted: Wanted, registrations: &[Registration]) -> Result<Subscri
 /// SUBACK's and UNSUBACK's code for a topic that could not be followed.
 pub fn refusal(error: &service::Error) -> u8 {
     match error {
-        service::Error::Invalid { .. } | service::Error::Conflict(_) => {
-            reason::TOPIC_FILTER_INVALID
-        }
+        service::Error::Invalid { .. }
+        | service::Error::Conflict(_)
+        | service::Error::KeyInUse
+        | service::Error::KeyReused => reason::TOPIC_FILTER_INVALID,
         service::Error::NotFound { .. } | service::Error::Forbidden(_) => reason::NOT_AUTHORIZED,
-        service::Error::Limit { .. } => reason::QUOTA_EXCEEDED,
+        service::Error::Limit { .. } | service::Error::Allowance { .. } => reason::QUOTA_EXCEEDED,
         service::Error::Unavailable(_) => reason::IMPLEMENTATION_SPECIFIC,
     }
 }

@@ -129,6 +129,7 @@ fn name_of(space: Space) -> String {
         Space::Scheduled => "scheduled".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
+        Space::Once(day) => format!("once.{day}"),
     }
 }
 
@@ -138,6 +139,7 @@ fn day_space(name: &str) -> Option<Space> {
     match kind {
         "entries" => Some(Space::Entries(day)),
         "messages" => Some(Space::Messages(day)),
+        "once" => Some(Space::Once(day)),
         _ => None,
     }
 }
@@ -210,7 +212,7 @@ impl Store for EmbeddedStore {
         let days: BTreeSet<u32> = keyspaces
             .keys()
             .filter_map(|space| match space {
-                Space::Entries(day) | Space::Messages(day) => Some(*day),
+                Space::Entries(day) | Space::Messages(day) | Space::Once(day) => Some(*day),
                 _ => None,
             })
             .collect();
@@ -218,18 +220,18 @@ impl Store for EmbeddedStore {
     }
 
     fn drop_day(&self, day: u32) -> Result<(), Error> {
-        for space in [Space::Entries(day), Space::Messages(day)] {
-            let removed = {
-                let mut keyspaces = self.keyspaces.write().unwrap_or_else(PoisonError::into_inner);
-                keyspaces.remove(&space)
-            };
-            if let Some(keyspace) = removed {
-                self.database
-                    .delete_keyspace(keyspace)
-                    .map_err(|error| failed("drop a day", &error))?;
-            }
-        }
-        Ok(())
+        [Space::Entries(day), Space::Messages(day), Space::Once(day)]
+            .into_iter()
+            .try_for_each(|space| self.drop_space(space))
+    }
+
+    fn drop_space(&self, space: Space) -> Result<(), Error> {
+        let removed = {
+            let mut keyspaces = self.keyspaces.write().unwrap_or_else(PoisonError::into_inner);
+            keyspaces.remove(&space)
+        };
+        let Some(keyspace) = removed else { return Ok(()) };
+        self.database.delete_keyspace(keyspace).map_err(|error| failed("drop a day", &error))
     }
 
     fn disk_bytes(&self) -> u64 {

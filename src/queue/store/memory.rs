@@ -115,7 +115,7 @@ impl Store for MemoryStore {
             .visible
             .keys()
             .filter_map(|(space, _)| match space {
-                Space::Entries(day) | Space::Messages(day) => Some(*day),
+                Space::Entries(day) | Space::Messages(day) | Space::Once(day) => Some(*day),
                 _ => None,
             })
             .collect();
@@ -125,12 +125,15 @@ impl Store for MemoryStore {
     }
 
     fn drop_day(&self, day: u32) -> Result<(), Error> {
+        [Space::Entries(day), Space::Messages(day), Space::Once(day)]
+            .into_iter()
+            .try_for_each(|space| self.drop_space(space))
+    }
+
+    fn drop_space(&self, space: Space) -> Result<(), Error> {
         let mut state = self.state();
-        let is_kept = |(space, _): &(Space, Vec<u8>)| {
-            *space != Space::Entries(day) && *space != Space::Messages(day)
-        };
-        state.visible.retain(|key, _| is_kept(key));
-        state.durable.retain(|key, _| is_kept(key));
+        state.visible.retain(|(of, _), _| *of != space);
+        state.durable.retain(|(of, _), _| *of != space);
         Ok(())
     }
 
