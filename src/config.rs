@@ -202,6 +202,10 @@ pub struct Limits {
     pub ttl_default_s: u64,
     /// Messages of one app that wait for their time.
     pub scheduled_per_app: usize,
+    /// Days without a connection after which a device's registrations end; 0: never.
+    pub registration_expires_days: u32,
+    /// Days for which `feedback/invalid` keeps a regID.
+    pub feedback_days: u32,
 }
 
 impl Default for Limits {
@@ -214,6 +218,8 @@ impl Default for Limits {
             payload_bytes_max: 4_096,
             ttl_default_s: 7 * 86_400,
             scheduled_per_app: 100_000,
+            registration_expires_days: 90,
+            feedback_days: 30,
         }
     }
 }
@@ -429,6 +435,13 @@ impl Limits {
                 "limits.ttl_default_s",
                 "1 to the retention in seconds",
             ),
+            Rule(
+                self.registration_expires_days == 0
+                    || (2..=3_650).contains(&self.registration_expires_days),
+                "limits.registration_expires_days",
+                "0, or 2 to 3650",
+            ),
+            Rule((1..=366).contains(&self.feedback_days), "limits.feedback_days", "1 to 366"),
             Rule(
                 bindings <= 4_000,
                 "limits.topics_per_registration",

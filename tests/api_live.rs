@@ -105,6 +105,7 @@ async fn succeed(api: &mut Api) {
     let path = format!("/v1/apps/demo/registrations/{}", other.regid);
     api.ask(UNREGISTER, Ask::new(Method::DELETE, &path), 204).await;
     api.problem(REGISTRATION, Ask::get(&path), 404, "not_found", "").await;
+    feedback(api, &other.regid).await;
     for path in ["/openapi.json", "/healthz", "/readyz"] {
         api.ask(&format!("get {path}"), Ask::get(path).nobody(), 200).await;
     }
@@ -140,6 +141,25 @@ async fn scheduled(api: &mut Api, regid: &str) {
     let sent = api.ask(SEND, Ask::send(broadcast), 202).await;
     let message = format!("/v1/apps/demo/messages/{}", sent["id"].as_str().unwrap());
     api.problem(TAKE_BACK, Ask::new(Method::DELETE, &message), 409, "already_sent", "").await;
+}
+
+/// The registration that was ended is listed, and pages go on where the last one ended.
+async fn feedback(api: &mut Api, ended: &str) {
+    let path = "/v1/apps/demo/feedback/invalid";
+    let whole = api.ask(INVALID, Ask::get(path), 200).await;
+    let entries = whole["invalid"].as_array().expect("entries");
+    let is_it = |entry: &&serde_json::Value| entry["regid"] == ended;
+    let entry = entries.iter().find(is_it).expect("the registration that was ended");
+    assert_eq!(entry["reason"], "unregistered");
+    let page = api.ask(INVALID, Ask::get(&format!("{path}?limit=1")), 200).await;
+    assert_eq!(page["invalid"].as_array().map(Vec::len), Some(1));
+    let next = whole["next"].as_str().expect("a cursor");
+    let rest = api.ask(INVALID, Ask::get(&format!("{path}?since={next}")), 200).await;
+    assert_eq!((&rest["is_more"], &rest["next"]), (&json!(false), &json!(next)));
+    for (query, field) in [("since=x", "since"), ("limit=0", "limit"), ("limit=1001", "limit")] {
+        let ask = Ask::get(&format!("{path}?{query}"));
+        api.problem(INVALID, ask, 422, "out_of_bounds", field).await;
+    }
 }
 
 async fn batch(api: &mut Api, regid: &str) {
@@ -240,6 +260,7 @@ async fn unreadable(api: &mut Api) {
         (TAKE_BACK, Method::DELETE, "/v1/apps/demo/messages/%ff"),
         (SCHEDULED, Method::GET, "/v1/apps/demo/scheduled?limit=x"),
         (TRACE, Method::GET, "/v1/apps/demo/messages/x/trace"),
+        (INVALID, Method::GET, "/v1/apps/demo/feedback/invalid?sinse=x"),
         (REGISTRATION, Method::GET, "/v1/apps/demo/registrations/%ff"),
         (UNREGISTER, Method::DELETE, "/v1/apps/demo/registrations/%ff"),
         (BIND, Method::PUT, "/v1/apps/demo/registrations/x/aliases/%ff"),

@@ -127,7 +127,7 @@ async fn a_device_uses_frames_from_registration_to_resume() {
     client.entries_until("more").await;
     let by = By::App(&node.app);
     node.service.unregister(&regid, by).await.unwrap();
-    assert_eq!(client.down().await.ended, Some(idl::Ended { regid }));
+    assert_eq!(client.down().await.ended, Some(idl::Ended { regid, reason: None }));
 }
 
 #[tokio::test]

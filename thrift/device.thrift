@@ -99,6 +99,20 @@ struct HeartbeatReport {
   3: optional i32 died_s,
 }
 
+/** What somebody did with a message. */
+enum EventKind {
+  /** It was opened. */
+  CLICKED = 1,
+}
+
+/** Something happened to a message of this registration. Of one that does not ask for receipts it is ignored. */
+struct Event {
+  1: required string regid,
+  /** `id` of the message's Entry. */
+  2: required binary message,
+  3: required EventKind kind,
+}
+
 struct Up {
   /** Chosen by the device and echoed in the Result; 0 if absent. */
   1: optional i64 request,
@@ -111,6 +125,7 @@ struct Up {
   8: optional Subscribe subscribe,
   9: optional Unsubscribe unsubscribe,
   10: optional HeartbeatReport heartbeat,
+  13: optional Event event,
 }
 
 // -------------------------------------------------------------- downlink
@@ -228,9 +243,19 @@ struct Advice {
   3: optional i32 heartbeat_s,
 }
 
+/** Why a registration is no more. */
+enum EndReason {
+  /** The device or the app server ended it. */
+  UNREGISTERED = 1,
+  /** The device did not connect for too long. It may register again at once, and bind and subscribe as before. */
+  EXPIRED = 2,
+}
+
 /** This registration is no more: forget it, register again if the app still wants it. */
 struct Ended {
   1: required string regid,
+  /** Where the gateway still knows. */
+  2: optional EndReason reason,
 }
 
 struct Down {

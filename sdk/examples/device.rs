@@ -53,5 +53,6 @@ fn print(received: &Received) {
             println!("{} {} {payload}", message.id, message.queue);
         }
         Received::Ended { regid } => println!("{regid} has ended"),
+        Received::Renewed { expired, regid, .. } => println!("{expired} is {regid} now"),
     }
 }

@@ -11,8 +11,10 @@ use carillon_wire::idl;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::heartbeat::StoredRecord;
-use crate::names::{Position, QueueName, Received, RegId};
+use crate::names::{App, Position, QueueName, Received, RegId};
 use crate::replica::{Fault, Outcome, Replica};
+use crate::restore::Restored;
+use crate::state::Restore;
 use crate::store::{BoxFuture, PositionStore};
 
 /// The app's code.
@@ -28,7 +30,9 @@ pub enum Work {
     /// A frame that concerns positions, from the connection that owns `done`.
     Frame { frame: Frame, packet_id: Option<u16>, done: mpsc::Sender<Done> },
     /// A call gave us this registration.
-    Registered(RegId),
+    Registered(RegId, App),
+    /// What became of the successor of a registration that ended.
+    Restored(Restored),
     /// A call ended this registration.
     Unregistered(RegId),
     /// What was learned of networks.
@@ -43,6 +47,17 @@ pub enum Frame {
     Resumed(idl::Resumed),
     AskPositions,
     Ended(RegId),
+    Expired(RegId),
+}
+
+impl From<idl::Ended> for Frame {
+    fn from(ended: idl::Ended) -> Self {
+        let regid = RegId::from(ended.regid);
+        match ended.reason {
+            Some(idl::EndReason::EXPIRED) => Self::Expired(regid),
+            Some(_) | None => Self::Ended(regid),
+        }
+    }
 }
 
 /// One [`Work::Frame`] is finished: first send, then acknowledge.
@@ -73,6 +88,8 @@ pub struct Applier<S> {
     pub store: S,
     pub handler: Handler,
     pub inbox: mpsc::Receiver<Work>,
+    /// Takes what is to be registered again, once that is durable. What finds no room waits for the next start.
+    pub restores: mpsc::Sender<Restore>,
 }
 
 /// Answers that wait for the save.
@@ -85,6 +102,7 @@ struct Held {
 impl<S: PositionStore> Applier<S> {
     /// Runs until nobody can send work any more and all of it is done.
     pub async fn run(mut self) {
+        self.pass_restores();
         while let Some(work) = self.inbox.recv().await {
             let mut held = Held::default();
             self.step(work, &mut held).await;
@@ -105,7 +123,12 @@ impl<S: PositionStore> Applier<S> {
                 let result = result.map(|send| Finished { send, ack: packet_id });
                 held.done.push((done, result.map_err(Failure::from)));
             }
-            Work::Registered(regid) => self.replica.registered(regid),
+            Work::Registered(regid, app) => self.replica.registered_for(regid, app),
+            Work::Restored(restored) => {
+                if let Some(received) = self.replica.restored(restored) {
+                    (self.handler)(received).await;
+                }
+            }
             Work::Unregistered(regid) => self.replica.unregistered(&regid),
             Work::Networks(networks) => self.replica.learned(networks),
             // The caller may have gone; then nobody wants to know.
@@ -119,6 +142,7 @@ impl<S: PositionStore> Applier<S> {
             Frame::Resumed(resumed) => self.replica.resumed(resumed)?,
             Frame::AskPositions => self.replica.ask_positions()?,
             Frame::Ended(regid) => self.replica.ended(regid),
+            Frame::Expired(regid) => self.replica.expired(regid),
         };
         for received in deliver {
             (self.handler)(received).await;
@@ -138,6 +162,14 @@ impl<S: PositionStore> Applier<S> {
         }
     }
 
+    fn pass_restores(&mut self) {
+        for restore in self.replica.take_restores() {
+            if self.restores.try_send(restore).is_err() {
+                return;
+            }
+        }
+    }
+
     async fn save(&mut self) -> Result<(), Failure> {
         let Some(state) = self.replica.unsaved() else {
             return Ok(());
@@ -146,6 +178,7 @@ impl<S: PositionStore> Applier<S> {
         match self.store.save(value).await {
             Ok(()) => {
                 self.replica.saved();
+                self.pass_restores();
                 Ok(())
             }
             Err(error) => {

@@ -3,7 +3,7 @@
 use carillon_wire::idl;
 use tokio::sync::oneshot;
 
-use crate::names::RegId;
+use crate::names::{App, RegId};
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,13 +89,14 @@ pub enum Request {
     Unbind(idl::Unbind),
     Subscribe(idl::Subscribe),
     Unsubscribe(idl::Unsubscribe),
+    Event(idl::Event),
 }
 
 /// What the device's own state owes to a call that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     None,
-    Registers,
+    Registers(App),
     Unregisters(RegId),
 }
 
@@ -103,11 +104,16 @@ impl Request {
     /// What to remember until the answer.
     pub fn effect(&self) -> Effect {
         match self {
-            Self::Register(_) => Effect::Registers,
-            Self::Unregister(regid) => Effect::Unregisters(regid.clone()),
-            Self::Bind(_) | Self::Unbind(_) | Self::Subscribe(_) | Self::Unsubscribe(_) => {
-                Effect::None
+            Self::Register(register) => {
+                let idl::Register { app_id, app_key, .. } = register.clone();
+                Effect::Registers(App { app_id, app_key })
             }
+            Self::Unregister(regid) => Effect::Unregisters(regid.clone()),
+            Self::Bind(_)
+            | Self::Unbind(_)
+            | Self::Subscribe(_)
+            | Self::Unsubscribe(_)
+            | Self::Event(_) => Effect::None,
         }
     }
 
@@ -124,6 +130,7 @@ impl Request {
             Self::Unbind(unbind) => up.unbind = Some(unbind),
             Self::Subscribe(subscribe) => up.subscribe = Some(subscribe),
             Self::Unsubscribe(unsubscribe) => up.unsubscribe = Some(unsubscribe),
+            Self::Event(event) => up.event = Some(event),
         }
         up
     }

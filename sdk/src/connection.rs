@@ -124,7 +124,7 @@ impl Connection<'_> {
     fn give(&self, given: Given, done: &mpsc::Sender<Done>) -> Result<usize, End> {
         let (work, count) = match given {
             Given::Nothing => return Ok(0),
-            Given::Registered(regid) => (Work::Registered(regid), 0),
+            Given::Registered(regid, app) => (Work::Registered(regid, app), 0),
             Given::Unregistered(regid) => (Work::Unregistered(regid), 0),
             Given::Frame { frame, packet_id } => {
                 let done = done.clone();

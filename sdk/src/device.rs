@@ -15,9 +15,10 @@ use crate::close::StopReason;
 use crate::connection::{Command, IN_HAND_MAX};
 use crate::driver::{Driver, Status};
 use crate::heartbeat::{AppState, Heartbeat, Learner, NetworkLabel, Parameters};
-use crate::names::{Received, RegId};
+use crate::names::{MessageId, Received, RegId};
 use crate::random::Random;
 use crate::replica::Replica;
+use crate::restore::Restorer;
 use crate::session::Terms;
 use crate::state::{State, StateError};
 use crate::store::{FileStore, PositionStore};
@@ -67,9 +68,9 @@ pub struct DeviceBuilder<C, S> {
 /// A device that runs in the background. Clones are handles of the same one; it stops when none is left.
 #[derive(Clone, Debug)]
 pub struct Device {
-    commands: mpsc::Sender<Command>,
-    applier: mpsc::WeakSender<Work>,
-    status: watch::Receiver<Status>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) applier: mpsc::WeakSender<Work>,
+    pub(crate) status: watch::Receiver<Status>,
 }
 
 impl Device {
@@ -171,6 +172,19 @@ impl Device {
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
         };
         self.call(Request::Unsubscribe(unsubscribe)).await.map(drop)
+    }
+
+    /// Tells the gateway that somebody opened a message. Of one that does not ask for receipts it is ignored there.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn clicked(&self, regid: &RegId, message: &MessageId) -> Result<(), CallError> {
+        let event = idl::Event {
+            regid: regid.to_string(),
+            message: message.as_bytes().to_vec(),
+            kind: idl::EventKind::CLICKED,
+        };
+        self.call(Request::Event(event)).await.map(drop)
     }
 
     /// Tells the device that its app came to the front, or went to the back. While it is active, heartbeats keep to the
@@ -319,12 +333,21 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
         let (work, inbox) = mpsc::channel(usize::from(IN_HAND_MAX));
         let (commands, commands_from) = mpsc::channel(COMMANDS_MAX);
         let (status, status_of) = watch::channel(Status::Connecting);
+        let (restores, to_restore) = mpsc::channel(RESTORES_MAX);
         let applier = Applier {
             device_id: device_id.clone(),
             replica: Replica::new(state),
             store: self.store,
             handler: Box::new(move |received| Box::pin(handler(received))),
             inbox,
+            restores,
+        };
+        let restorer = Restorer {
+            restores: to_restore,
+            commands: commands.downgrade(),
+            applier: work.downgrade(),
+            status: status_of.clone(),
+            random: self.random.clone(),
         };
         let device = Device { commands, applier: work.downgrade(), status: status_of };
         let terms =
@@ -340,6 +363,7 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
             server: None,
         };
         let applying = tokio::spawn(applier.run());
+        tokio::spawn(restorer.run());
         tokio::spawn(supervise(driver, applying));
         Ok(device)
     }
@@ -365,5 +389,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(600);
 const RECEIVE_MAX: u16 = 32;
 /// For the answer to a call.
 const CALL_WITHIN: Duration = Duration::from_secs(15);
+/// Registrations that wait to be made again; more wait for the next start.
+const RESTORES_MAX: usize = 64;
 /// Calls that wait to be sent.
 const COMMANDS_MAX: usize = 64;

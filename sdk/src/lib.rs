@@ -25,6 +25,7 @@
 //! - `replica`: pure: which entries are new, what is acknowledged, what must be asked.
 //! - `state`, `store`: what is durable, and where.
 //! - `applier`: the task that owns the three and the app's handler.
+//! - `restore`: the task that registers again what ended while the device was away.
 //! - `session`: the pure protocol machine of one connection; `calls`, `close` belong to it.
 //! - [`heartbeat`]: pure: when to ping, and what each network bears; it lives longer than connections.
 //! - `connection`, `driver`: the task that owns the stream, and connects again with `backoff`.
@@ -39,6 +40,7 @@ mod state;
 mod store;
 
 mod applier;
+mod restore;
 
 mod calls;
 mod close;

@@ -84,6 +84,20 @@ impl FromStr for MessageId {
     }
 }
 
+/// An app as a device shows it to the gateway.
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct App {
+    pub app_id: String,
+    pub app_key: String,
+}
+
+impl fmt::Debug for App {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "App({})", self.app_id)
+    }
+}
+
 /// A queue as one registration names it. Displayed as `own`, `alias/<name>`, `topic/<name>` or `all`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum QueueName {
@@ -185,6 +199,16 @@ pub enum Received {
     Ended {
         /// Which.
         regid: RegId,
+    },
+    /// A registration ended because the device had not connected for too long, and has a successor with its aliases
+    /// and topics. Tell the app server the new name.
+    Renewed {
+        /// The one that ended.
+        expired: RegId,
+        /// Its successor.
+        regid: RegId,
+        /// What the gateway did not let the device take over: aliases that need a token of the app server.
+        left: Vec<QueueName>,
     },
 }
 

@@ -16,8 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use carillon_wire::idl;
 
 use crate::heartbeat::StoredRecord;
-use crate::names::{Position, QueueName, Received, RegId};
-use crate::state::{Registration, State};
+use crate::names::{App, Position, QueueName, Received, RegId};
+use crate::restore::Restored;
+use crate::state::{Registration, Restore, State};
 use delta::{Delta, Fit};
 
 /// The gateway broke the protocol; the connection must end. The text names the rule.
@@ -40,6 +41,8 @@ pub struct Replica {
     state: State,
     /// The state has changed since it was last saved.
     is_dirty: bool,
+    /// Restores that were passed on.
+    passed: BTreeSet<RegId>,
     link: Link,
 }
 
@@ -160,6 +163,17 @@ impl Replica {
         Ok(outcome)
     }
 
+    /// A registration is no more, because the device stayed away. It is to be made again, if we know how.
+    pub fn expired(&mut self, regid: RegId) -> Outcome {
+        let known = self.state.registrations.get(&regid);
+        let Some(restore) = known.and_then(|known| known.to_restore(&regid)) else {
+            return self.ended(regid);
+        };
+        self.state.restores.push(restore);
+        self.forget(&regid);
+        Outcome::default()
+    }
+
     /// A registration is no more.
     pub fn ended(&mut self, regid: RegId) -> Outcome {
         let mut outcome = Outcome::default();
@@ -176,6 +190,41 @@ impl Replica {
             self.is_dirty = true;
             self.state.registrations.insert(regid, Registration::default());
         }
+    }
+
+    /// The same, for an app that we know.
+    pub fn registered_for(&mut self, regid: RegId, app: App) {
+        self.registered(regid.clone());
+        if let Some(registration) = self.state.registrations.get_mut(&regid) {
+            self.is_dirty |= registration.app.as_ref() != Some(&app);
+            registration.app = Some(app);
+        }
+    }
+
+    /// Registrations that are to be made again and were not passed on since the start. The state that has them is
+    /// durable.
+    pub fn take_restores(&mut self) -> Vec<Restore> {
+        let restores = self.state.restores.iter();
+        let new: Vec<Restore> =
+            restores.filter(|one| !self.passed.contains(&one.expired)).cloned().collect();
+        self.passed.extend(new.iter().map(|one| one.expired.clone()));
+        new
+    }
+
+    /// A registration was made again, or cannot be; what the app is told.
+    pub fn restored(&mut self, restored: Restored) -> Option<Received> {
+        let Restored { expired, successor } = restored;
+        let count = self.state.restores.len();
+        self.state.restores.retain(|one| one.expired != expired);
+        self.passed.remove(&expired);
+        if self.state.restores.len() == count {
+            return None;
+        }
+        self.is_dirty = true;
+        Some(match successor {
+            Some((regid, left)) => Received::Renewed { expired, regid, left },
+            None => Received::Ended { regid: expired },
+        })
     }
 
     /// The app gave a registration back; it need not be told.

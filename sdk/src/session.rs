@@ -17,7 +17,7 @@ use crate::applier::{Finished, Frame};
 use crate::calls::{self, Call, CallError, Effect};
 use crate::close::End;
 use crate::heartbeat::{AppState, Due, Heartbeat, NetworkLabel, StoredRecord};
-use crate::names::RegId;
+use crate::names::{App, RegId};
 
 /// What the session is told at its start.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct Terms {
 pub enum Given {
     Nothing,
     Frame { frame: Frame, packet_id: Option<u16> },
-    Registered(RegId),
+    Registered(RegId, App),
     Unregistered(RegId),
 }
 
@@ -321,7 +321,7 @@ impl<'a> Session<'a> {
                 self.answered(now)?;
                 Frame::AskPositions
             }
-            idl::Down { ended: Some(ended), .. } => Frame::Ended(RegId::from(ended.regid)),
+            idl::Down { ended: Some(ended), .. } => Frame::from(ended),
             idl::Down { advice: Some(advice), .. } => {
                 self.advised(&advice, now);
                 return Ok(Given::Nothing);
@@ -384,8 +384,10 @@ impl<'a> Session<'a> {
         };
         let mut answer = calls::answer(result);
         let given = match (&pending.effect, &answer) {
-            (Effect::Registers, Ok(Some(regid))) => Given::Registered(regid.clone()),
-            (Effect::Registers, Ok(None)) => {
+            (Effect::Registers(app), Ok(Some(regid))) => {
+                Given::Registered(regid.clone(), app.clone())
+            }
+            (Effect::Registers(_), Ok(None)) => {
                 answer = Err(CallError::Incomplete);
                 Given::Nothing
             }

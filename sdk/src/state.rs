@@ -10,7 +10,7 @@ use carillon_wire::digest::{Digest, position_hash};
 use serde::{Deserialize, Serialize};
 
 use crate::heartbeat::StoredRecord;
-use crate::names::{MessageId, Position, QueueName, RegId, base32};
+use crate::names::{App, MessageId, Position, QueueName, RegId, base32};
 
 /// Message ids that a registration remembers, so that a message that comes again is not given to the app again.
 pub const RECENT_IDS_MAX: usize = 1024;
@@ -38,6 +38,19 @@ pub struct State {
     pub registrations: BTreeMap<RegId, Registration>,
     /// Intervals of heartbeats. They are checked by who uses them: nothing is lost with them.
     pub networks: Vec<StoredRecord>,
+    /// Registrations that ended because the device stayed away, until they are made again.
+    pub restores: Vec<Restore>,
+}
+
+/// A registration that is to be made again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The one that ended.
+    #[serde(with = "as_text")]
+    pub expired: RegId,
+    pub app: App,
+    pub aliases: Vec<String>,
+    pub topics: Vec<String>,
 }
 
 /// One registration's part.
@@ -45,6 +58,8 @@ pub struct State {
 pub struct Registration {
     pub positions: BTreeMap<QueueName, Position>,
     pub recent: Recent,
+    /// Whose it is, if this device registered it.
+    pub app: Option<App>,
 }
 
 impl State {
@@ -64,6 +79,7 @@ impl State {
             version: VERSION,
             device_id: device_id.to_owned(),
             networks: self.networks.clone(),
+            restores: self.restores.clone(),
             registrations: self
                 .registrations
                 .iter()
@@ -87,11 +103,24 @@ impl State {
             .into_iter()
             .map(|(regid, stored)| Ok((RegId::from(regid), Registration::from_file(stored)?)))
             .collect::<Result<_, StateError>>()?;
-        Ok(Self { registrations, networks: file.networks })
+        Ok(Self { registrations, networks: file.networks, restores: file.restores })
     }
 }
 
 impl Registration {
+    /// What it takes to make it again, if the device knows its app.
+    pub fn to_restore(&self, regid: &RegId) -> Option<Restore> {
+        let (mut aliases, mut topics) = (Vec::new(), Vec::new());
+        for queue in self.positions.keys() {
+            match queue {
+                QueueName::Alias(name) => aliases.push(name.clone()),
+                QueueName::Topic(name) => topics.push(name.clone()),
+                QueueName::Own | QueueName::All => {}
+            }
+        }
+        Some(Restore { expired: regid.clone(), app: self.app.clone()?, aliases, topics })
+    }
+
     fn to_file(&self) -> FileRegistration {
         let positions = self.positions.iter().map(|(queue, at)| FilePosition {
             queue: queue.to_string(),
@@ -102,11 +131,12 @@ impl Registration {
         FileRegistration {
             positions: positions.collect(),
             recent: self.recent.iter().map(MessageId::to_string).collect(),
+            app: self.app.clone(),
         }
     }
 
     fn from_file(stored: FileRegistration) -> Result<Self, StateError> {
-        let mut registration = Self::default();
+        let mut registration = Self { app: stored.app, ..Self::default() };
         for stored in stored.positions {
             let queue = stored.queue.parse();
             let queue = queue.map_err(|_| StateError::Field("queue"))?;
@@ -172,12 +202,16 @@ struct File {
     registrations: BTreeMap<String, FileRegistration>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     networks: Vec<StoredRecord>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    restores: Vec<Restore>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct FileRegistration {
     positions: Vec<FilePosition>,
     recent: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    app: Option<App>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -187,4 +221,19 @@ struct FilePosition {
     seq: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
+}
+
+/// A regID as its text.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::names::RegId;
+
+    pub(super) fn serialize<S: Serializer>(regid: &RegId, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(regid.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<RegId, D::Error> {
+        String::deserialize(from).map(RegId::from)
+    }
 }

@@ -282,7 +282,7 @@ async fn a_frame_without_puback_ends_the_connection() {
 async fn an_ended_registration_is_told_to_the_app() {
     let (device, mut gateway, given) = device(&MemoryStore::default()).await;
     let mut peer = gateway.online(&["r1"]).await;
-    let ended = Some(idl::Ended { regid: "r1".into() });
+    let ended = Some(idl::Ended { regid: "r1".into(), reason: None });
     let id = peer.down(idl::Down { ended, ..empty() }).await;
     assert_eq!(peer.recv_ack().await, id);
     let regid = RegId::from("r1");

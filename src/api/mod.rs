@@ -10,6 +10,7 @@ mod busy;
 mod devices;
 mod documents;
 pub mod error;
+mod feedback;
 mod messages;
 mod once;
 mod rate;
@@ -133,6 +134,12 @@ pub const ROUTES: &[Route] = &[
         ],
         path: "/v1/apps/{app}/topics/{topic_and_verb}",
         methods: || post(topics::change),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[("get", "/v1/apps/{app}/feedback/invalid")],
+        path: "/v1/apps/{app}/feedback/invalid",
+        methods: || get(feedback::invalid),
         door: Door::Both,
     },
     Route {

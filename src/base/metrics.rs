@@ -119,6 +119,8 @@ labels! {
         Unsubscribe = "unsubscribe",
         /// `HeartbeatReport`.
         Heartbeat = "heartbeat",
+        /// `Event`.
+        Event = "event",
         /// Not a frame, or of no known kind.
         Unknown = "unknown",
     }

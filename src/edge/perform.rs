@@ -15,7 +15,7 @@ use super::{
         Answer, Call, Effect,
         feeds::Standing,
         filter::{self, Subscription, Wanted},
-        frames::Request,
+        frames::{Request, Unknown},
     },
 };
 use crate::{
@@ -179,7 +179,7 @@ fn positions(
     service: &Arc<Service>,
     device: &DeviceId,
     stated: &[idl::RegistrationPositions],
-) -> Result<(Vec<Standing>, Vec<String>), Error> {
+) -> Result<(Vec<Standing>, Vec<Unknown>), Error> {
     let registrations = service.registrations(device)?;
     let mut standings = Vec::with_capacity(registrations.len());
     for registration in &registrations {
@@ -191,7 +191,12 @@ fn positions(
     }
     let is_known = |text: &str| registrations.iter().any(|r| r.regid.to_string() == text);
     let unknown = stated.iter().map(|s| &s.regid).filter(|regid| !is_known(regid));
-    Ok((standings, unknown.take(UNKNOWN_MAX).cloned().collect()))
+    let unknown = unknown.take(UNKNOWN_MAX).map(|regid| {
+        let has_expired = service.has_expired(device, regid)?;
+        Ok(Unknown { regid: regid.clone(), has_expired })
+    });
+    let unknown = unknown.collect::<Result<_, Error>>()?;
+    Ok((standings, unknown))
 }
 
 fn stated_standing(
@@ -297,6 +302,11 @@ async fn perform(
         Request::Unsubscribe(r) => {
             service.unsubscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
         }
+        Request::Event(r) if r.kind == idl::EventKind::CLICKED => {
+            service.clicked(&r.regid, &r.message, by(None)).await.map(|()| None)
+        }
+        // A kind that is yet to come: the device need not know how old we are.
+        Request::Event(_) => Ok(None),
     }
 }
 

@@ -29,7 +29,7 @@ pub use self::output::{Now, Output, Tally};
 use self::{
     feeds::{Begin, Feeds, News, Standing, Use},
     filter::{Subscription, Wanted},
-    frames::{Frames, Request, Ticket},
+    frames::{Frames, Request, Ticket, Unknown},
     handshake::Terms,
     plain::Plain,
     window::{InFlight, Note, Window},
@@ -135,7 +135,7 @@ pub enum Answer {
     /// `None`: the digests differ.
     Resumed(Ticket, Option<Vec<Standing>>),
     /// Where the device stands now, and the regIDs that it does not have.
-    Positioned(Ticket, Vec<Standing>, Vec<String>),
+    Positioned(Ticket, Vec<Standing>, Vec<Unknown>),
     /// The registrations now.
     Refreshed(Vec<Standing>),
     /// What became of each filter, and the registrations now.
@@ -402,7 +402,7 @@ impl Session {
                 let gone =
                     self.feeds.merge(standings, &all, Begin::Announced, &mut self.window, out);
                 for regid in gone {
-                    self.reply(down::ended(regid.to_string()), None, out);
+                    self.reply(down::ended(regid.to_string(), None), None, out);
                 }
             }
         }

@@ -131,6 +131,8 @@ impl Core {
             tasks::spawn_vital("schedule", alarm.clone(), service.clone().send_due_messages()),
             tasks::spawn_vital("retention", alarm, retention.run()),
             tasks::spawn("callbacks", service.clone().run_callbacks()),
+            tasks::spawn("seen", service.clone().keep_seen()),
+            tasks::spawn("feedback", service.clone().keep_feedback()),
             tasks::spawn("expired messages", service.clone().sweep_expired()),
         ];
         Ok(Self { service, failed, background })

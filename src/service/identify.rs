@@ -17,6 +17,9 @@ impl Service {
         if !self.keys.is_same(&record.secret, secret) {
             return Err(BAD_CREDENTIALS);
         }
+        if record.seen_day != self.today() {
+            self.note_seen(device);
+        }
         Ok(device)
     }
 

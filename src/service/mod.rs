@@ -10,6 +10,7 @@ pub mod bind;
 pub mod caches;
 pub mod deliver;
 pub mod error;
+pub mod feedback;
 pub mod identify;
 pub mod members;
 pub mod once;
@@ -20,6 +21,7 @@ pub mod records;
 pub mod register;
 pub mod revoke;
 pub mod schedule;
+pub mod seen;
 pub mod send;
 pub mod spread;
 pub mod trace;
@@ -54,6 +56,8 @@ pub struct Service {
     caches: Arc<caches::Caches>,
     receipts: receipts::Receipts,
     schedule: schedule::Schedule,
+    feedback: feedback::Feedback,
+    seen: seen::Seen,
     in_flight: Arc<Semaphore>,
     running: once::Running,
 }
@@ -81,6 +85,8 @@ impl Service {
             caches,
             receipts: receipts::Receipts::new(&config.callbacks),
             schedule: schedule::Schedule::default(),
+            feedback: feedback::Feedback::default(),
+            seen: seen::Seen::default(),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
             running: once::Running::default(),
         })

@@ -61,6 +61,10 @@ pub struct Device {
     pub secret: SecretHash,
     /// One registration an app.
     pub registrations: Vec<Registration>,
+    /// The day when it was last here, as days since 1970.
+    pub seen_day: u32,
+    /// Registrations that ended because it stayed away: the newest, to tell it why.
+    pub expired: Vec<RegId>,
 }
 
 /// One app on one device.

@@ -5,16 +5,19 @@ use futures_util::future::try_join_all;
 use super::{
     Error, Service,
     bind::By,
+    feedback::Why,
     records::{Device, Follow, Registration, member_key},
+    seen::day_key,
 };
 use crate::{
     base::{
+        clock::day_of,
         ids::{AppId, DeviceId, QueueName, RegId},
         keys::{Secret, SecretHash},
     },
     queue::{
         position::{Position, Seq},
-        store::{Space, decode, encode},
+        store::{Batch, Space, decode, encode},
         txn::Txn,
     },
 };
@@ -149,6 +152,8 @@ impl Service {
     pub async fn unregister(&self, regid: &str, by: By<'_>) -> Result<(), Error> {
         let (device, registration) = self.registration_of(regid, by)?;
         let regid = registration.regid;
+        let mut listed = Batch::default();
+        let claim = self.list_invalid(&[(registration.app, regid)], Why::Unregistered, &mut listed);
         let ended = self
             .router
             .run(device.shard(), move |txn| {
@@ -157,9 +162,11 @@ impl Service {
                 let ended = record.registrations.remove(at.ok_or(NO_REGISTRATION)?);
                 erase(txn, &ended);
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                txn.put_all(listed);
                 Ok::<_, Error>(ended)
             })
             .await?;
+        drop(claim);
         self.erased(&ended);
         self.refresh(&device);
         Ok(())
@@ -209,7 +216,9 @@ fn create_one(
     if let Some(regid) = regid {
         registrations.push(new_registration(txn, &device, app, since, regid)?);
     }
-    let record = Device { secret, registrations };
+    let seen_day = day_of(txn.now_ms());
+    let record = Device { secret, registrations, seen_day, expired: Vec::new() };
+    txn.put(Space::Feedback, day_key(seen_day, &device), Vec::new());
     txn.put(Space::Devices, device.as_bytes(), encode(&record));
     Ok(())
 }

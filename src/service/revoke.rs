@@ -8,8 +8,10 @@ use futures_util::future::try_join_all;
 use super::{
     Error, Service,
     apps::{APPS_SHARD, load_app},
+    feedback::Why,
     records::Device,
     register::{erase, load},
+    seen::day_key,
 };
 use crate::{
     base::{
@@ -36,7 +38,8 @@ impl Service {
         let ended = self
             .router
             .run(device.shard(), move |txn| {
-                let Device { registrations, .. } = load(txn, &device)?;
+                let Device { registrations, seen_day, .. } = load(txn, &device)?;
+                txn.remove(Space::Feedback, day_key(seen_day, &device));
                 registrations.iter().for_each(|one| erase(txn, one));
                 txn.remove(Space::Devices, device.as_bytes());
                 Ok::<_, Error>(registrations)
@@ -44,6 +47,8 @@ impl Service {
             .await?;
         self.cut(&device);
         ended.iter().for_each(|one| self.erased(one));
+        let ended: Vec<_> = ended.into_iter().map(|one| (one.app, one.regid)).collect();
+        self.commit_invalid(&ended, Why::Unregistered).await?;
         Ok(ended.len())
     }
 

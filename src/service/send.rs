@@ -55,6 +55,21 @@ pub struct Send {
     pub timing: Timing,
 }
 
+impl Send {
+    /// A message without options.
+    pub fn new(target: Target, payload: impl Into<Bytes>) -> Self {
+        Self {
+            target,
+            payload: payload.into(),
+            notification: None,
+            ttl_s: None,
+            priority: None,
+            asks: Asks::default(),
+            timing: Timing::default(),
+        }
+    }
+}
+
 /// What the sender of a message wants to be told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asks {
@@ -290,6 +305,9 @@ impl Service {
                 }
                 _ => invalid.push(text.clone()),
             }
+        }
+        if !invalid.is_empty() {
+            self.named_unknown(app, &invalid);
         }
         if queues.is_empty() {
             return Err(Error::NotFound { what: "registration of this app among the regids" });

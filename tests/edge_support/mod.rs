@@ -45,8 +45,9 @@ pub struct Node {
     pub service: Arc<Service>,
     pub app: AppId,
     new_app: NewApp,
+    store: Arc<MemoryStore>,
     _core: Core,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Node {
@@ -55,21 +56,44 @@ impl Node {
     }
 
     pub async fn start_with(config: Config) -> Self {
-        let data = tempfile::tempdir().unwrap();
+        Self::start_at(config, Clock::system()).await
+    }
+
+    /// At another time.
+    pub async fn start_at(config: Config, clock: Clock) -> Self {
+        let (data, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
+        let (core, edge) = Self::build(config, clock, &store, &data).await;
+        let service = core.service.clone();
+        let new_app = service.create_app("demo", AliasPolicy::Open).await.unwrap();
+        Self { edge, service, app: new_app.app_id.clone(), new_app, store, _core: core, data }
+    }
+
+    /// The same node at a later time, after a stop in good order.
+    pub async fn again_at(self, config: Config, clock: Clock) -> Self {
+        let Self { app, new_app, store, _core, data, .. } = self;
+        _core.stop().await;
+        let (core, edge) = Self::build(config, clock, &store, &data).await;
+        Self { edge, service: core.service.clone(), app, new_app, store, _core: core, data }
+    }
+
+    async fn build(
+        config: Config,
+        clock: Clock,
+        store: &Arc<MemoryStore>,
+        data: &tempfile::TempDir,
+    ) -> (Core, Arc<Edge>) {
         let metrics = Arc::new(Metrics::new());
         let foundation = Foundation {
-            store: Arc::new(MemoryStore::default()),
+            store: store.clone(),
             mark: None,
             keys: Arc::new(NodeKeys::load_or_create(&data.path().join("keys")).unwrap()),
-            clock: Clock::system(),
+            clock,
             metrics: metrics.clone(),
             pace: Pace::Paced(Box::new(|| Duration::ZERO)),
         };
         let core = Core::build(&config, foundation).await.unwrap();
-        let service = core.service.clone();
-        let new_app = service.create_app("demo", AliasPolicy::Open).await.unwrap();
-        let edge = Edge::new(service.clone(), config.edge, metrics);
-        Self { edge, service, app: new_app.app_id.clone(), new_app, _core: core, _data: data }
+        let edge = Edge::new(core.service.clone(), config.edge, metrics);
+        (core, edge)
     }
 
     /// A device with a registration.

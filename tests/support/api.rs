@@ -39,6 +39,7 @@ pub const BIND: &str = "put /v1/apps/{app}/registrations/{regid}/aliases/{alias}
 pub const UNBIND: &str = "delete /v1/apps/{app}/registrations/{regid}/aliases/{alias}";
 pub const FOLLOW: &str = "put /v1/apps/{app}/registrations/{regid}/topics/{topic}";
 pub const UNFOLLOW: &str = "delete /v1/apps/{app}/registrations/{regid}/topics/{topic}";
+pub const INVALID: &str = "get /v1/apps/{app}/feedback/invalid";
 pub const SUBSCRIBE: &str = "post /v1/apps/{app}/topics/{topic}:subscribe";
 pub const UNSUBSCRIBE: &str = "post /v1/apps/{app}/topics/{topic}:unsubscribe";
 
@@ -245,6 +246,7 @@ impl Api {
             (TAKE_BACK, Ask::new(Method::DELETE, message)),
             (SCHEDULED, Ask::get("/v1/apps/demo/scheduled")),
             (TRACE, Ask::get(&trace)),
+            (INVALID, Ask::get("/v1/apps/demo/feedback/invalid")),
             (REGISTRATION, Ask::get(&registration)),
             (UNREGISTER, Ask::new(Method::DELETE, &registration)),
             (BIND, Ask::new(Method::PUT, &alias)),

@@ -46,7 +46,11 @@ fn ups() -> Vec<idl::Up> {
             ..up()
         },
         idl::Up { subscribe: Some(idl::Subscribe::new(regid.clone(), list.clone())), ..up() },
-        idl::Up { unsubscribe: Some(idl::Unsubscribe::new(regid, list)), ..up() },
+        idl::Up { unsubscribe: Some(idl::Unsubscribe::new(regid.clone(), list)), ..up() },
+        idl::Up {
+            event: Some(idl::Event::new(regid, vec![1; 15], idl::EventKind::CLICKED)),
+            ..up()
+        },
     ]
 }
 
@@ -90,7 +94,11 @@ fn downs() -> Vec<idl::Down> {
             advice: Some(idl::Advice { reconnect_after_ms: Some(5_000), ..idl::Advice::default() }),
             ..down()
         },
-        idl::Down { ended: Some(idl::Ended { regid: "regid-1".into() }), ..down() },
+        idl::Down { ended: Some(idl::Ended { regid: "regid-1".into(), reason: None }), ..down() },
+        idl::Down {
+            ended: Some(idl::Ended::new("regid-1".to_owned(), idl::EndReason::EXPIRED)),
+            ..down()
+        },
     ]
 }
 

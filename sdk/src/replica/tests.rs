@@ -80,7 +80,7 @@ pub(super) fn frame(deltas: Vec<idl::Delta>) -> idl::Deltas {
 pub(super) fn ids(outcome: &Outcome) -> Vec<String> {
     let messages = outcome.deliver.iter().filter_map(|received| match received {
         Received::Message(message) => Some(message.id.as_bytes().to_vec()),
-        Received::Ended { .. } => None,
+        Received::Ended { .. } | Received::Renewed { .. } => None,
     });
     messages.map(|id| String::from_utf8(id).unwrap()).collect()
 }

@@ -57,9 +57,9 @@ pub fn heartbeat_advice(heartbeat_s: u16) -> idl::Down {
     idl::Down { advice: Some(advice), ..empty() }
 }
 
-/// A registration is no more.
-pub fn ended(regid: String) -> idl::Down {
-    idl::Down { ended: Some(idl::Ended { regid }), ..empty() }
+/// A registration is no more, and why, where that is known.
+pub fn ended(regid: String, reason: Option<idl::EndReason>) -> idl::Down {
+    idl::Down { ended: Some(idl::Ended { regid, reason }), ..empty() }
 }
 
 /// Whose fault a failed call is.

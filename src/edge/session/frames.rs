@@ -50,6 +50,17 @@ pub enum Request {
     Subscribe(idl::Subscribe),
     /// Unsubscribe from topics.
     Unsubscribe(idl::Unsubscribe),
+    /// Something happened to a message.
+    Event(idl::Event),
+}
+
+/// A regID that a device states and does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unknown {
+    /// As stated.
+    pub regid: String,
+    /// It was the device's, which stayed away for too long.
+    pub has_expired: bool,
 }
 
 /// A `Down` for which the client has no room yet.
@@ -272,7 +283,7 @@ impl Session {
         &mut self,
         ticket: Ticket,
         mut standings: Vec<Standing>,
-        unknown: Vec<String>,
+        unknown: Vec<Unknown>,
         out: &mut Output,
     ) {
         if matches!(&self.mode, Mode::Frames(frames) if frames.expects_more) {
@@ -280,9 +291,15 @@ impl Session {
             standings.retain(|one| one.is_named || self.feeds.index_of(&one.regid).is_some());
         }
         let regids = self.attach(standings, Begin::Restated, out);
+        // Before `Resumed`, which says by itself that the others are no more.
+        let (expired, others): (Vec<_>, Vec<_>) =
+            unknown.into_iter().partition(|one| one.has_expired);
+        for Unknown { regid, .. } in expired {
+            self.reply(down::ended(regid, Some(idl::EndReason::EXPIRED)), None, out);
+        }
         self.reply(down::resumed(regids), Some(ticket), out);
-        for regid in unknown {
-            self.reply(down::ended(regid), None, out);
+        for Unknown { regid, .. } in others {
+            self.reply(down::ended(regid, None), None, out);
         }
     }
 
@@ -434,6 +451,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
         up.unbind.map(|r| Kind::Request(UpKind::Unbind, Request::Unbind(r))),
         up.subscribe.map(|r| Kind::Request(UpKind::Subscribe, Request::Subscribe(r))),
         up.unsubscribe.map(|r| Kind::Request(UpKind::Unsubscribe, Request::Unsubscribe(r))),
+        up.event.map(|r| Kind::Request(UpKind::Event, Request::Event(r))),
     ];
     let mut set = kinds.into_iter().flatten();
     let only = set.next()?;

@@ -218,6 +218,16 @@ impl Log {
         self.endpoints.get(id).map(|endpoint| endpoint.clone())
     }
 
+    /// Numbers for records whose readers use [`Log::stable`].
+    pub fn claim(&self, count: u64) -> Claim {
+        self.numbers.claim(count)
+    }
+
+    /// All numbers below are durable, or will never be used.
+    pub fn stable(&self) -> u64 {
+        self.numbers.stable()
+    }
+
     /// Adds events to a batch. The claim must live until the batch is durable.
     pub fn append(
         &self,
@@ -367,7 +377,8 @@ impl Numbers {
     fn claim(self: &Arc<Self>, count: u64) -> Claim {
         let mut given = self.lock();
         let first = given.next;
-        given.next += count;
+        // At least one, so that no two claims begin at the same number.
+        given.next += count.max(1);
         given.open.insert(first);
         Claim { first, numbers: self.clone() }
     }

@@ -83,6 +83,56 @@ impl From<&QueueKind> for i32 {
   }
 }
 
+/// What somebody did with a message.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EventKind(pub i32);
+
+impl EventKind {
+  /// It was opened.
+  pub const CLICKED: EventKind = EventKind(1);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::CLICKED,
+  ];
+}
+
+impl TSerializable for EventKind {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<EventKind> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(EventKind::from(enum_value))
+  }
+}
+
+impl From<i32> for EventKind {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => EventKind::CLICKED,
+      _ => EventKind(i)
+    }
+  }
+}
+
+impl From<&i32> for EventKind {
+  fn from(i: &i32) -> Self {
+    EventKind::from(*i)
+  }
+}
+
+impl From<EventKind> for i32 {
+  fn from(e: EventKind) -> i32 {
+    e.0
+  }
+}
+
+impl From<&EventKind> for i32 {
+  fn from(e: &EventKind) -> i32 {
+    e.0
+  }
+}
+
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ResultCode(pub i32);
 
@@ -217,6 +267,60 @@ impl From<JumpReason> for i32 {
 
 impl From<&JumpReason> for i32 {
   fn from(e: &JumpReason) -> i32 {
+    e.0
+  }
+}
+
+/// Why a registration is no more.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EndReason(pub i32);
+
+impl EndReason {
+  /// The device or the app server ended it.
+  pub const UNREGISTERED: EndReason = EndReason(1);
+  /// The device did not connect for too long. It may register again at once, and bind and subscribe as before.
+  pub const EXPIRED: EndReason = EndReason(2);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::UNREGISTERED,
+    Self::EXPIRED,
+  ];
+}
+
+impl TSerializable for EndReason {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<EndReason> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(EndReason::from(enum_value))
+  }
+}
+
+impl From<i32> for EndReason {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => EndReason::UNREGISTERED,
+      2 => EndReason::EXPIRED,
+      _ => EndReason(i)
+    }
+  }
+}
+
+impl From<&i32> for EndReason {
+  fn from(i: &i32) -> Self {
+    EndReason::from(*i)
+  }
+}
+
+impl From<EndReason> for i32 {
+  fn from(e: EndReason) -> i32 {
+    e.0
+  }
+}
+
+impl From<&EndReason> for i32 {
+  fn from(e: &EndReason) -> i32 {
     e.0
   }
 }
@@ -1123,6 +1227,88 @@ impl TSerializable for HeartbeatReport {
 }
 
 //
+// Event
+//
+
+/// Something happened to a message of this registration. Of one that does not ask for receipts it is ignored.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Event {
+  pub regid: String,
+  /// `id` of the message's Entry.
+  pub message: Vec<u8>,
+  pub kind: EventKind,
+}
+
+impl Event {
+  pub fn new(regid: String, message: Vec<u8>, kind: EventKind) -> Event {
+    Event {
+      regid,
+      message,
+      kind,
+    }
+  }
+}
+
+impl TSerializable for Event {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Event> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    let mut f_3: Option<EventKind> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = EventKind::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Event.regid", &f_1)?;
+    verify_required_field_exists("Event.message", &f_2)?;
+    verify_required_field_exists("Event.kind", &f_3)?;
+    let ret = Event {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      message: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      kind: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Event");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 2))?;
+    o_prot.write_bytes(&self.message)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 3))?;
+    self.kind.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Up
 //
 
@@ -1139,10 +1325,11 @@ pub struct Up {
   pub subscribe: Option<Subscribe>,
   pub unsubscribe: Option<Unsubscribe>,
   pub heartbeat: Option<HeartbeatReport>,
+  pub event: Option<Event>,
 }
 
 impl Up {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F13>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, event: F13) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F13: Into<Option<Event>> {
     Up {
       request: request.into(),
       resume: resume.into(),
@@ -1154,6 +1341,7 @@ impl Up {
       subscribe: subscribe.into(),
       unsubscribe: unsubscribe.into(),
       heartbeat: heartbeat.into(),
+      event: event.into(),
     }
   }
 }
@@ -1171,6 +1359,7 @@ impl TSerializable for Up {
     let mut f_8: Option<Subscribe> = None;
     let mut f_9: Option<Unsubscribe> = None;
     let mut f_10: Option<HeartbeatReport> = None;
+    let mut f_13: Option<Event> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1218,6 +1407,10 @@ impl TSerializable for Up {
           let val = HeartbeatReport::read_from_in_protocol(i_prot)?;
           f_10 = Some(val);
         },
+        13 => {
+          let val = Event::read_from_in_protocol(i_prot)?;
+          f_13 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1236,6 +1429,7 @@ impl TSerializable for Up {
       subscribe: f_8,
       unsubscribe: f_9,
       heartbeat: f_10,
+      event: f_13,
     };
     Ok(ret)
   }
@@ -1292,6 +1486,11 @@ impl TSerializable for Up {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.event {
+      o_prot.write_field_begin(&TFieldIdentifier::new("event", TType::Struct, 13))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1310,6 +1509,7 @@ impl Default for Up {
       subscribe: None,
       unsubscribe: None,
       heartbeat: None,
+      event: None,
     }
   }
 }
@@ -2232,12 +2432,15 @@ impl Default for Advice {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ended {
   pub regid: String,
+  /// Where the gateway still knows.
+  pub reason: Option<EndReason>,
 }
 
 impl Ended {
-  pub fn new(regid: String) -> Ended {
+  pub fn new<F2>(regid: String, reason: F2) -> Ended where F2: Into<Option<EndReason>> {
     Ended {
       regid,
+      reason: reason.into(),
     }
   }
 }
@@ -2246,6 +2449,7 @@ impl TSerializable for Ended {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Ended> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
+    let mut f_2: Option<EndReason> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2257,6 +2461,10 @@ impl TSerializable for Ended {
           let val = i_prot.read_string()?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = EndReason::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2267,6 +2475,7 @@ impl TSerializable for Ended {
     verify_required_field_exists("Ended.regid", &f_1)?;
     let ret = Ended {
       regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      reason: f_2,
     };
     Ok(ret)
   }
@@ -2276,6 +2485,11 @@ impl TSerializable for Ended {
     o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
     o_prot.write_string(&self.regid)?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.reason {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reason", TType::I32, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }

@@ -116,10 +116,14 @@ fn a_jump_is_told_even_when_there_is_nothing_new() {
         0,
     );
     rig.out.call = None;
-    rig.input(Input::Answer(Answer::Positioned(ticket, vec![standing], vec!["gone".into()])));
+    rig.input(Input::Answer(Answer::Positioned(
+        ticket,
+        vec![standing],
+        vec![Unknown { regid: "gone".into(), has_expired: false }],
+    )));
     let seen = downs(rig.pump());
     assert!(seen[0].1.resumed.is_some());
-    assert_eq!(seen[1].1.ended, Some(idl::Ended { regid: "gone".into() }));
+    assert_eq!(seen[1].1.ended, Some(idl::Ended { regid: "gone".into(), reason: None }));
     let delta = &seen[2].1.deltas.as_ref().unwrap().deltas[0];
     assert_eq!((delta.from_seq, delta.to_seq, delta.jump), (8, 7, Some(idl::JumpReason::NEW)));
     rig.ack(seen[2].0);
