@@ -3,6 +3,13 @@
 use std::hash::{BuildHasher, Hash};
 
 use dashmap::DashMap;
+use foldhash::fast::RandomState;
+
+/// A map of one owner whose keys are ids. Its hash is fast, and seeded so that nobody can
+/// prepare keys that collide.
+pub type Owned<K, V> = std::collections::HashMap<K, V, RandomState>;
+/// The same, shared between tasks.
+pub type Shared<K, V> = DashMap<K, V, RandomState>;
 
 /// Gives back the room of a map that could hold four times as much as it does; a small one
 /// stays. Entries are moved, a shard at a time: for once in a while.

@@ -4,6 +4,7 @@
 //! business call runs nothing else of the connection is read.
 
 mod paced;
+mod times;
 mod writing;
 
 use std::{
@@ -268,16 +269,11 @@ impl<S> Connection<S> {
         ] {
             *sum = sum.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         }
-        if !out.acked.at_ms.is_empty() {
-            for at_ms in out.acked.at_ms.drain(..) {
-                let took = Duration::from_millis(out.now.unix_ms.saturating_sub(at_ms));
-                metrics.durable_to_acked_seconds.record(took);
-            }
-        }
         out.ignored.drain(..).for_each(|kind| arrival.edge.ends.ignored.of(kind).increment(1));
         for _ in 0..std::mem::take(&mut out.unknown_ups) {
             metrics.up_frame(UpKind::Unknown, UpResult::Refused, Duration::ZERO);
         }
+        self.record_times(out);
     }
 }
 

@@ -5,7 +5,7 @@
 //! `Owner` is the deciding part without tasks or awaits; [`start`] runs it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -26,6 +26,7 @@ use crate::{
     base::{
         clock::Clock,
         ids::QueueId,
+        maps::Owned,
         metrics::Metrics,
         tasks::{self, Alarm},
     },
@@ -160,16 +161,16 @@ struct Commit {
     /// Records of the registry that it changes.
     changed: Vec<(Space, Key)>,
     /// The queues that it appends to, with their logs as of this commit.
-    logs: HashMap<QueueId, Log>,
+    logs: Owned<QueueId, Log>,
 }
 
 /// Owns queues: the deciding part.
 pub(super) struct Owner {
     pub(super) parts: Parts,
     /// Logs with appends that are not durable yet: the newest, and how many commits.
-    pub(super) active: HashMap<QueueId, (Log, u32)>,
+    pub(super) active: Owned<QueueId, (Log, u32)>,
     /// Records that are not durable yet, with the number of their commit.
-    pub(super) staged: HashMap<(Space, Key), (Option<bytes::Bytes>, u64)>,
+    pub(super) staged: Owned<(Space, Key), (Option<bytes::Bytes>, u64)>,
     gathering: Commit,
     sealed: u64,
     in_memory: VecDeque<(QueueId, u64)>,
@@ -180,8 +181,8 @@ impl Owner {
     fn new(parts: Parts) -> Self {
         Self {
             parts,
-            active: HashMap::new(),
-            staged: HashMap::new(),
+            active: Owned::default(),
+            staged: Owned::default(),
             gathering: Commit::default(),
             sealed: 0,
             in_memory: VecDeque::new(),
@@ -271,7 +272,7 @@ impl Owner {
     /// Makes the entries visible. Returns the queues that grew, and for whom it is most urgent.
     fn publish(
         &mut self,
-        mut logs: HashMap<QueueId, Log>,
+        mut logs: Owned<QueueId, Log>,
         mut entries: Vec<(QueueId, Arc<Entry>)>,
     ) -> Vec<(QueueId, Priority)> {
         self.parts.metrics.queue.entries.increment(entries.len() as u64);

@@ -1,6 +1,6 @@
 //! What a change on an owner can read and write.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -15,6 +15,7 @@ use super::{
 use crate::base::{
     clock::day_of,
     ids::{QueueId, Shard},
+    maps::Owned,
 };
 
 /// One change: it sees all earlier changes of its owner, durable or not, and its
@@ -28,10 +29,10 @@ pub struct Txn<'a> {
 #[derive(Default)]
 pub(super) struct Scratch {
     pub(super) batch: Batch,
-    pub(super) logs: HashMap<QueueId, Appended>,
+    pub(super) logs: Owned<QueueId, Appended>,
     pub(super) entries: Vec<(QueueId, Arc<Entry>)>,
     /// Its records that changes read back, by their newest value.
-    pub(super) own: HashMap<(Space, Key), Option<Bytes>>,
+    pub(super) own: Owned<(Space, Key), Option<Bytes>>,
 }
 
 /// A queue's log before and after a change.
@@ -78,6 +79,11 @@ impl<'a> Txn<'a> {
     /// Writes a batch along. Of spaces only that no change reads back.
     pub fn put_all(&mut self, batch: Batch) {
         self.scratch.batch.extend(batch);
+    }
+
+    /// Sets a record that no change reads before it is durable: nobody knows its key.
+    pub fn put_unread(&mut self, space: Space, key: impl Into<Key>, value: impl Into<Bytes>) {
+        self.scratch.batch.put(space, key, value);
     }
 
     /// Removes a record.

@@ -13,15 +13,13 @@ use std::{
     },
 };
 
-use dashmap::DashMap;
-
 use super::{entry::Entry, log::Log};
-use crate::base::ids::QueueId;
+use crate::base::{ids::QueueId, maps::Shared};
 
 /// The views of all queues of this node.
 #[derive(Default)]
 pub struct Views {
-    map: DashMap<QueueId, View>,
+    map: Shared<QueueId, View>,
     oldest_day: AtomicU32,
 }
 

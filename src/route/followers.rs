@@ -15,13 +15,13 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
-use dashmap::{DashMap, Entry};
+use dashmap::Entry;
 
 use super::lanes::Lanes;
 use crate::{
     base::{
         ids::{Queue, QueueId, QueueName},
-        maps,
+        maps::{self, Shared},
         metrics::Metrics,
     },
     queue::entry::Priority,
@@ -164,7 +164,7 @@ impl Hash for OneOf {
 
 /// The followers of every queue that a connection on this node follows.
 pub struct Followers {
-    queues: DashMap<QueueId, Group>,
+    queues: Shared<QueueId, Group>,
     lanes: Lanes,
 }
 
@@ -182,7 +182,7 @@ struct Many {
 impl Followers {
     /// Nobody follows anything yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { queues: DashMap::default(), lanes: Lanes::new(metrics) }
+        Self { queues: Shared::default(), lanes: Lanes::new(metrics) }
     }
 
     /// The form of a queue's name that its followers share, if it has several.

@@ -6,14 +6,13 @@ use std::{
     time::Duration,
 };
 
-use dashmap::DashMap;
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use super::{Error, Service, records::Positions};
 use crate::{
     base::{
         ids::{QueueId, RegId},
-        maps,
+        maps::{self, Shared},
     },
     crash_point,
     queue::{
@@ -22,8 +21,8 @@ use crate::{
     },
 };
 
-/// Records of one flush's batch.
-const FLUSH_RECORDS: usize = 1_024;
+/// Records of one flush's batch: a message that comes meanwhile waits for no more.
+const FLUSH_RECORDS: usize = 256;
 /// From a device's leaving to the flush.
 const SOON: Duration = Duration::from_millis(20);
 /// Records that stay in memory when they are written, so that the next acknowledgement of the
@@ -33,7 +32,7 @@ const KEPT_MAX: usize = 65_536;
 /// The pointers of those who acknowledged something lately.
 #[derive(Default)]
 pub struct Pointers {
-    recent: DashMap<RegId, Recent>,
+    recent: Shared<RegId, Recent>,
     /// Those whose record is to be written, each once.
     unwritten: Mutex<Vec<RegId>>,
     /// Somebody wants a flush before the period is over.

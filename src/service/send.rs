@@ -478,7 +478,7 @@ pub(super) fn append_to_one(
 ) -> Result<(), store::Error> {
     let (id, space) = (message.id, messages_of(&message.id));
     record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
-    txn.put(space, id.as_bytes(), encode(&record));
+    txn.put_unread(space, id.as_bytes(), encode(&record));
     txn.put_all(with);
     Ok(())
 }

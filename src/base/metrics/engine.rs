@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use metrics::{Gauge, counter, gauge};
+use metrics::{Gauge, Histogram, counter, gauge, histogram};
 
 use super::{CounterBy, Label};
 use crate::labels;
@@ -49,6 +49,11 @@ pub struct EngineMetrics {
     pub cache_misses: CounterBy<CacheKind>,
     /// Followers of queues that grew who are not woken yet, because others are at work.
     pub lane_followers: GaugeBy<Lane>,
+    /// From the entry's time (its acceptance, one commit before it is durable) to its first push
+    /// on a connection; time offline is in it.
+    pub durable_to_pushed_seconds: Histogram,
+    /// From there to its acknowledgement.
+    pub pushed_to_acked_seconds: Histogram,
 }
 
 impl EngineMetrics {
@@ -63,6 +68,12 @@ impl EngineMetrics {
         let lane_followers = GaugeBy(Lane::ALL.iter().map(depth).collect());
         // They are there from the start, at 0.
         lane_followers.0.values().for_each(|gauge| gauge.set(0.0));
-        Self { cache_hits: lookups("hit"), cache_misses: lookups("miss"), lane_followers }
+        Self {
+            cache_hits: lookups("hit"),
+            cache_misses: lookups("miss"),
+            lane_followers,
+            durable_to_pushed_seconds: histogram!("carillon_durable_to_pushed_seconds"),
+            pushed_to_acked_seconds: histogram!("carillon_pushed_to_acked_seconds"),
+        }
     }
 }

@@ -142,7 +142,11 @@ impl Session {
         if is_sent {
             out.tally.pushes += 1;
         }
-        let item = draft.into_item(packet_id);
+        let item = draft.into_item(packet_id, out.now.unix_ms);
+        if is_sent && item.at_ms != 0 {
+            out.pushed_at_ms.push(item.at_ms);
+            out.pushed_at_ms.extend_from_slice(&item.more_at_ms);
+        }
         // What is above the client's bound although it was cut to it counts as handled.
         let is_lost = !is_sent && packet_id != 0;
         self.window.push(item);
@@ -277,7 +281,7 @@ impl Draft {
         self.deltas.iter().map(part).collect()
     }
 
-    fn into_item(self, packet_id: u16) -> InFlight {
+    fn into_item(self, packet_id: u16, pushed_ms: u64) -> InFlight {
         let regid = self.regid;
         let mut covers = self.deltas.iter().map(|delta| delta.cover);
         let mut at_ms = self.deltas.iter().flat_map(|delta| delta.at_ms.iter().copied());
@@ -289,6 +293,7 @@ impl Draft {
             more: covers.collect(),
             at_ms: at_ms.next().unwrap_or(0),
             more_at_ms: at_ms.collect(),
+            pushed_ms,
             notes: (!self.notes.is_empty()).then(|| Box::new(self.notes)),
         }
     }

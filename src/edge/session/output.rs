@@ -45,6 +45,8 @@ pub struct Output {
     pub tally: Tally,
     /// What is known of the messages that are acknowledged now.
     pub acked: Acked,
+    /// When the messages that are pushed now were accepted, in milliseconds since 1970.
+    pub pushed_at_ms: Vec<u64>,
     /// What was dropped or skipped.
     pub ignored: Vec<Ignored>,
     /// Uplink frames that were none, or of no known kind.
@@ -59,6 +61,8 @@ impl Output {
         self.effects.clear();
         (self.call, self.close, self.tally, self.unknown_ups) = (None, None, Tally::default(), 0);
         self.acked.at_ms.clear();
+        self.acked.pushed_ms.clear();
+        self.pushed_at_ms.clear();
         self.acked.notes.clear();
         self.ignored.clear();
     }

@@ -289,6 +289,7 @@ impl Session {
             return false;
         }
         out.tally.pushes += 1;
+        out.pushed_at_ms.push(entry.at_ms);
         self.window.push(InFlight {
             packet_id,
             regid,
@@ -297,6 +298,7 @@ impl Session {
             more: Vec::new(),
             at_ms: entry.at_ms,
             more_at_ms: Vec::new(),
+            pushed_ms: cx.unix_ms,
             notes: message.wants_receipt.then(|| {
                 let note = Note { message: message.id, regid, pushed_ms: cx.unix_ms };
                 Box::new(vec![note])

@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 use crate::{
     base::ids::{MessageId, QueueId, RegId},
     queue::position::{Position, Seq},
@@ -52,6 +54,8 @@ pub struct InFlight {
     pub at_ms: u64,
     /// The same for the other messages of a frame.
     pub more_at_ms: Vec<u64>,
+    /// When it was pushed on this connection, in milliseconds since 1970; 0 if that was another.
+    pub pushed_ms: u64,
     /// What it carries that asks for receipts. Absent if nothing does: most pay these 8 bytes alone.
     pub notes: Option<Box<Vec<Note>>>,
 }
@@ -72,6 +76,8 @@ pub struct Note {
 pub struct Acked {
     /// When the acknowledged messages were accepted, in milliseconds since 1970.
     pub at_ms: Vec<u64>,
+    /// When the PUBLISHes that carried messages were pushed, in milliseconds since 1970.
+    pub pushed_ms: Vec<u64>,
     /// Those of them that ask for receipts.
     pub notes: Vec<Note>,
 }
@@ -119,6 +125,7 @@ impl Window {
     /// A window that goes on where a parked one stopped; everything unacknowledged is to be sent again.
     pub fn restored(items: Vec<InFlight>, last_id: u16) -> Self {
         let again = |mut item: InFlight| {
+            item.pushed_ms = 0;
             if item.stage == Stage::Sent {
                 item.stage = Stage::Resend;
             }
@@ -276,13 +283,16 @@ impl Window {
     fn ack_at(&mut self, index: usize, acked: &mut Acked) -> Vec<Moved> {
         let Some(item) = self.iter_mut().nth(index) else { return Vec::new() };
         item.stage = Stage::Acked;
-        acked.at_ms.extend(Some(item.at_ms).filter(|at| *at != 0));
+        if item.at_ms != 0 {
+            acked.at_ms.push(item.at_ms);
+            acked.pushed_ms.extend(Some(item.pushed_ms).filter(|at| *at != 0));
+        }
         acked.at_ms.append(&mut item.more_at_ms);
         if let Some(mut notes) = item.notes.take() {
             acked.notes.append(&mut notes);
         }
         let regid = item.regid;
-        let queues: Vec<QueueId> = item.covers().map(|cover| cover.queue).collect();
+        let queues: SmallVec<[QueueId; 4]> = item.covers().map(|cover| cover.queue).collect();
         let moved = queues
             .into_iter()
             .filter_map(|queue| self.settle(&regid, &queue).map(|to| Moved { regid, queue, to }))
@@ -344,6 +354,7 @@ mod tests {
             more: Vec::new(),
             at_ms: to,
             more_at_ms: Vec::new(),
+            pushed_ms: 0,
             notes: None,
         });
         packet_id

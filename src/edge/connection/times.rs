@@ -1,0 +1,24 @@
+//! How long messages take on their way, for the histograms.
+
+use std::time::Duration;
+
+use super::Connection;
+use crate::edge::session::Output;
+
+impl<S> Connection<S> {
+    /// Notes what was pushed and acknowledged in this turn.
+    pub(super) fn record_times(&self, out: &mut Output) {
+        let metrics = &self.edge().metrics;
+        let now_ms = out.now.unix_ms;
+        let since = |at_ms: u64| Duration::from_millis(now_ms.saturating_sub(at_ms));
+        for at_ms in out.pushed_at_ms.drain(..) {
+            metrics.engine.durable_to_pushed_seconds.record(since(at_ms));
+        }
+        for at_ms in out.acked.at_ms.drain(..) {
+            metrics.edge.durable_to_acked_seconds.record(since(at_ms));
+        }
+        for pushed_ms in out.acked.pushed_ms.drain(..) {
+            metrics.engine.pushed_to_acked_seconds.record(since(pushed_ms));
+        }
+    }
+}
