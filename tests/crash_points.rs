@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 #![cfg(feature = "sim")]
 
+#[path = "callbacks/hook.rs"]
+mod hook;
 mod ledger;
 mod support;
 
@@ -32,15 +34,18 @@ const ROUNDS: u64 = 3;
 async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
     let rounds_each = number_from_env("CARILLON_KILLS").map_or(ROUNDS, |kills| kills.div_ceil(4));
     let mut dice = Dice::of_this_run("crash points");
+    let hook = hook::Hook::start("").await;
     let plan = Plan {
         devices: 12,
         frames: 2,
         aliases: 8,
         topics: 4,
         scheduled_percent: 15,
+        callback: Some(hook.url()),
         ..Plan::default()
     };
     let mut rounds = Rounds::begin(plan, dice.fork()).await;
+    hook.trust(&rounds.node.app().app_secret);
     let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
     for round in 0..rounds_each {
         for point in crash_point::ALL {
@@ -51,19 +56,23 @@ async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
             rounds.recover().await;
         }
     }
+    // Everything is acknowledged: none of what was asked for is missing.
+    let owed = rounds.fleet.owed();
+    hook.wait_for(&owed).await;
     rounds.kill();
     let oldest = EmbeddedStore::open(&rounds.store(), 1 << 20).unwrap().days()[0];
     assert!(oldest >= today() - 1, "old days are dropped in the end, but {oldest} is there");
     let longest = rounds.longest_restart;
     let report = rounds.fleet.end().await;
     assert_eq!(hits.len(), crash_point::ALL.len());
+    println!("{} events of callbacks, none missing", owed.len());
     println!("crash points: {hits:?}, {report}, longest restart to ready {longest:?}");
 }
 
 /// How often a point may be passed before the node dies there: up to a second or two of load.
 fn chances(point: &str) -> Range<u64> {
     match point {
-        "pointers::before_flush" => 0..4,
+        "pointers::before_flush" | "receipts::before_write" | "callbacks::before_pass" => 0..4,
         "mark::before_write" | "mark::before_sync" => 0..3,
         "retention::before_drop" => 0..u64::from(OLD_DAYS),
         "send::after_record" | "send::before_done" => 0..80,

@@ -5,6 +5,7 @@
 //! that was accepted is acknowledged.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     ops::Range,
@@ -55,6 +56,8 @@ pub struct Plan {
     /// Whether some sends go to everybody.
     pub broadcasts: bool,
     pub door: Door,
+    /// A URL that is told of the acknowledgement of every third message to regIDs.
+    pub callback: Option<String>,
     /// Where the devices connect, if not at the node itself.
     pub devices_at: Option<SocketAddr>,
 }
@@ -83,6 +86,7 @@ impl Default for Plan {
             scheduled_percent: 0,
             broadcasts: true,
             door: Door::Https,
+            callback: None,
             devices_at: None,
         }
     }
@@ -108,6 +112,8 @@ struct Shared {
     numbers: AtomicU64,
     /// Ids of accepted messages that may not have been sent yet.
     scheduled: Mutex<Vec<String>>,
+    /// Ids of the events that the callback must be told.
+    owed: Mutex<BTreeSet<String>>,
 }
 
 impl Fleet {
@@ -121,6 +127,7 @@ impl Fleet {
             api: Api::of(node, plan.door),
             numbers: AtomicU64::new(1),
             scheduled: Mutex::default(),
+            owed: Mutex::default(),
             plan,
         });
         let follows = (0..shared.plan.devices).map(|device| {
@@ -192,6 +199,11 @@ impl Fleet {
         self.ledger.judge()
     }
 
+    /// Ids of the events that the callback must have been told once everything is acknowledged.
+    pub fn owed(&self) -> BTreeSet<String> {
+        self.shared.owed.lock().unwrap().clone()
+    }
+
     /// Ends the devices and judges the whole history.
     pub async fn end(mut self) -> Report {
         self.stop_load().await;
@@ -203,6 +215,7 @@ impl Fleet {
     }
 }
 
+const MESSAGES: &str = "/v1/apps/demo/messages";
 /// Devices that are set up at the same time.
 const FOLLOWS_AT_ONCE: usize = 64;
 /// Devices that may come and go all the time.
@@ -376,8 +389,7 @@ impl Shared {
         let body = json!({"target": target, "payload": payload, "ttl_s": 3600, "send_at": send_at});
         self.ledger.note(Event::Attempted { message, to });
         self.ledger.note(Event::Scheduled { message });
-        let path = format!("/v1/apps/{APP}/messages");
-        let (status, answer) = self.api.call(Method::POST, &path, Some(body)).await?;
+        let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
         if status.is_success() {
             let id = answer["id"].as_str().expect("an id").to_owned();
             self.scheduled.lock().unwrap().push(id.clone());
@@ -395,12 +407,21 @@ impl Shared {
     async fn send(&self, to: Vec<Queue>, target: Value, padding: usize) -> Option<u64> {
         let message = self.numbers.fetch_add(1, Ordering::Relaxed);
         let payload = json!({"m": message, "x": "x".repeat(padding)});
-        let body = json!({"target": target, "payload": payload, "ttl_s": 3600});
+        let mut body = json!({"target": target, "payload": payload, "ttl_s": 3600});
+        let asks = message.is_multiple_of(3) && target["regids"].is_array();
+        let callback = self.plan.callback.as_ref().filter(|_| asks);
+        if let Some(url) = callback {
+            body["callback"] = json!({"url": url, "events": ["acked"]});
+        }
         self.ledger.note(Event::Attempted { message, to });
-        let path = format!("/v1/apps/{APP}/messages");
-        let (status, answer) = self.api.call(Method::POST, &path, Some(body)).await?;
+        let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
         if status.is_success() {
             let id = answer["id"].as_str().expect("an id").to_owned();
+            if callback.is_some() {
+                let regids = target["regids"].as_array().into_iter().flatten();
+                let event = |regid: &Value| format!("acked.{id}.{}", regid.as_str().unwrap());
+                self.owed.lock().unwrap().extend(regids.map(event));
+            }
             self.ledger.note(Event::Accepted { message, id });
             return Some(message);
         }

@@ -46,7 +46,8 @@ impl Rounds {
         let launcher = Launcher { home: tempfile::tempdir().expect("a temporary directory") };
         launcher.arrange("");
         let wrapper = vec!["sh".to_owned(), launcher.script().display().to_string()];
-        let node = Node::start_with(Options { wrapper, ..Options::default() }).await;
+        let config = plan.callback.is_some().then(|| CALLBACKS.to_owned());
+        let node = Node::start_with(Options { wrapper, config, ..Options::default() }).await;
         let fleet = Fleet::set_up(&node, plan, dice.fork()).await;
         Self { node, fleet, launcher, longest_restart: Duration::ZERO }
     }
@@ -92,6 +93,14 @@ impl Rounds {
         self.node.data().join("store")
     }
 }
+
+/// A node that calls its neighbours, quickly.
+const CALLBACKS: &str = "
+[callbacks]
+allow_private = true
+batch_delay_ms = 50
+retry_first_ms = 50
+";
 
 /// The number of the signal that ended a process.
 pub fn signal_of(status: ExitStatus) -> i32 {
