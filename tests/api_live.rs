@@ -90,6 +90,7 @@ async fn succeed(api: &mut Api) {
     );
 
     scheduled(api, &regid).await;
+    accept(api, &registration).await;
     batch(api, &regid).await;
     let regids = json!({"regids": [regid, "a".repeat(32)]});
     for (operation, verb) in [(SUBSCRIBE, "subscribe"), (UNSUBSCRIBE, "unsubscribe")] {
@@ -109,6 +110,30 @@ async fn succeed(api: &mut Api) {
     for path in ["/openapi.json", "/healthz", "/readyz"] {
         api.ask(&format!("get {path}"), Ask::get(path).nobody(), 200).await;
     }
+}
+
+async fn accept(api: &mut Api, registration: &str) {
+    let path = format!("{registration}/accept");
+    let put = |body| Ask { method: Method::PUT, ..Ask::post(&path, body) };
+    let hours = |start: i64, end: i64, zone: &str| json!({"hours": {"start_minute": start, "end_minute": end, "zone": zone}});
+    api.ask(ACCEPT, put(hours(1_320, 480, "Europe/Berlin")), 204).await;
+    let seen = api.ask(REGISTRATION, Ask::get(registration), 200).await;
+    assert_eq!(seen["accept"]["hours"]["zone"], "Europe/Berlin", "{seen}");
+    api.ask(ACCEPT, put(json!({"paused": true})), 204).await;
+    let seen = api.ask(REGISTRATION, Ask::get(registration), 200).await;
+    assert_eq!(seen["accept"], json!({"paused": true, "open": false}), "{seen}");
+    for (body, field) in [
+        (hours(-1, 5, "UTC"), "hours.start_minute"),
+        (hours(1, 1_440, "UTC"), "hours.end_minute"),
+        (hours(5, 5, "UTC"), "hours.end_minute"),
+        (hours(5, 6, "Berlin"), "hours.zone"),
+    ] {
+        api.problem(ACCEPT, put(body), 422, "out_of_bounds", field).await;
+    }
+    api.problem(ACCEPT, put(json!({"pause": true})), 400, "invalid_request", "pause").await;
+    api.ask(ACCEPT_ALWAYS, Ask::new(Method::DELETE, &path), 204).await;
+    let seen = api.ask(REGISTRATION, Ask::get(registration), 200).await;
+    assert!(seen["accept"].is_null(), "{seen}");
 }
 
 async fn scheduled(api: &mut Api, regid: &str) {
@@ -263,6 +288,7 @@ async fn unreadable(api: &mut Api) {
         (INVALID, Method::GET, "/v1/apps/demo/feedback/invalid?sinse=x"),
         (REGISTRATION, Method::GET, "/v1/apps/demo/registrations/%ff"),
         (UNREGISTER, Method::DELETE, "/v1/apps/demo/registrations/%ff"),
+        (ACCEPT_ALWAYS, Method::DELETE, "/v1/apps/demo/registrations/%ff/accept"),
         (BIND, Method::PUT, "/v1/apps/demo/registrations/x/aliases/%ff"),
         (UNBIND, Method::DELETE, "/v1/apps/demo/registrations/x/aliases/%ff"),
         (FOLLOW, Method::PUT, "/v1/apps/demo/registrations/x/topics/%ff"),
@@ -301,6 +327,7 @@ async fn what_is_not_there(api: &mut Api) {
         for (operation, method, path) in [
             (REGISTRATION, Method::GET, registration.clone()),
             (UNREGISTER, Method::DELETE, registration.clone()),
+            (ACCEPT_ALWAYS, Method::DELETE, format!("{registration}/accept")),
             (BIND, Method::PUT, format!("{registration}/aliases/ann")),
             (UNBIND, Method::DELETE, format!("{registration}/aliases/ann")),
             (FOLLOW, Method::PUT, format!("{registration}/topics/news")),
@@ -308,6 +335,9 @@ async fn what_is_not_there(api: &mut Api) {
         ] {
             api.problem(operation, Ask::new(method, &path), 404, "not_found", "").await;
         }
+        let ask = Ask::post(&format!("{registration}/accept"), json!({}));
+        let ask = Ask { method: Method::PUT, ..ask };
+        api.problem(ACCEPT, ask, 404, "not_found", "").await;
         let message = "/v1/apps/demo/messages/aaaaaaaaaaaaaaaaaaaaaaaa";
         api.problem(MESSAGE, Ask::get(message), 404, "not_found", "").await;
         api.problem(TAKE_BACK, Ask::new(Method::DELETE, message), 404, "not_found", "").await;

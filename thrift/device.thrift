@@ -113,6 +113,21 @@ struct Event {
   3: required EventKind kind,
 }
 
+/**
+ * When the registration takes messages, instead of what was said before. Without any of the optional fields: always.
+ * Hours are of every day on the clocks of the zone, from start_minute until before end_minute, 0 to 1439; over midnight if
+ * they end before they begin. All three of them or none.
+ */
+struct Accept {
+  1: required string regid,
+  /** Nothing is taken until this is taken back. */
+  2: optional bool paused,
+  3: optional i32 start_minute,
+  4: optional i32 end_minute,
+  /** A name of the IANA database like Europe/Berlin, or an offset like +08:00. */
+  5: optional string zone,
+}
+
 struct Up {
   /** Chosen by the device and echoed in the Result; 0 if absent. */
   1: optional i64 request,
@@ -125,6 +140,7 @@ struct Up {
   8: optional Subscribe subscribe,
   9: optional Unsubscribe unsubscribe,
   10: optional HeartbeatReport heartbeat,
+  12: optional Accept accept,
   13: optional Event event,
 }
 

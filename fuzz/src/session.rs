@@ -121,6 +121,7 @@ impl Rig {
             dice: 7,
             farewell: None,
             tag: &tag,
+            is_held: &|_| false,
         };
         let session = self.session.as_mut().expect("a session");
         let done = look(session, &cx, &mut self.out);

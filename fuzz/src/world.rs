@@ -71,6 +71,7 @@ impl World {
             since: at(0),
             control: Seq(0),
             follows: vec![Follow { queue, since: at(0), control: Seq(0) }],
+            accept: None,
         });
     }
 
@@ -157,6 +158,7 @@ impl World {
             heads: followings.iter().map(|one| at(self.head(&one.queue.id()))).collect(),
             followings,
             is_named: true,
+            is_gated: false,
         }
     }
 

@@ -90,6 +90,7 @@ pub enum Request {
     Subscribe(idl::Subscribe),
     Unsubscribe(idl::Unsubscribe),
     Event(idl::Event),
+    Accept(idl::Accept),
 }
 
 /// What the device's own state owes to a call that succeeded.
@@ -113,7 +114,8 @@ impl Request {
             | Self::Unbind(_)
             | Self::Subscribe(_)
             | Self::Unsubscribe(_)
-            | Self::Event(_) => Effect::None,
+            | Self::Event(_)
+            | Self::Accept(_) => Effect::None,
         }
     }
 
@@ -131,6 +133,7 @@ impl Request {
             Self::Subscribe(subscribe) => up.subscribe = Some(subscribe),
             Self::Unsubscribe(unsubscribe) => up.unsubscribe = Some(unsubscribe),
             Self::Event(event) => up.event = Some(event),
+            Self::Accept(accept) => up.accept = Some(accept),
         }
         up
     }

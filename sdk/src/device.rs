@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::accept::Accept;
 use crate::applier::{Applier, Positions, Work};
 use crate::calls::{Call, CallError, Request};
 use crate::close::StopReason;
@@ -160,6 +161,23 @@ impl Device {
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
         };
         self.call(Request::Subscribe(subscribe)).await.map(drop)
+    }
+
+    /// Says when a registration takes messages, instead of what was said before.
+    /// `Accept::default()` is always.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn accept(&self, regid: &RegId, accept: Accept) -> Result<(), CallError> {
+        let Accept { paused, hours } = accept;
+        let accept = idl::Accept {
+            regid: regid.to_string(),
+            paused: Some(paused),
+            start_minute: hours.as_ref().map(|hours| hours.start_minute.into()),
+            end_minute: hours.as_ref().map(|hours| hours.end_minute.into()),
+            zone: hours.map(|hours| hours.zone),
+        };
+        self.call(Request::Accept(accept)).await.map(drop)
     }
 
     /// Ends subscriptions of a registration.

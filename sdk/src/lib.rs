@@ -26,7 +26,7 @@
 //! - `state`, `store`: what is durable, and where.
 //! - `applier`: the task that owns the three and the app's handler.
 //! - `restore`: the task that registers again what ended while the device was away.
-//! - `session`: the pure protocol machine of one connection; `calls`, `close` belong to it.
+//! - `session`: the pure protocol machine of one connection; `calls` with `accept`, and `close` belong to it.
 //! - [`heartbeat`]: pure: when to ping, and what each network bears; it lives longer than connections.
 //! - `connection`, `driver`: the task that owns the stream, and connects again with `backoff`.
 //! - `device`: the app's handle; `transport`: TCP, TLS and what a simulation puts in their place.
@@ -42,6 +42,7 @@ mod store;
 mod applier;
 mod restore;
 
+mod accept;
 mod calls;
 mod close;
 pub mod heartbeat;
@@ -56,6 +57,7 @@ mod names;
 mod random;
 mod transport;
 
+pub use accept::{Accept, Hours};
 pub use applier::Positions;
 pub use calls::{CallError, Refusal};
 pub use close::StopReason;

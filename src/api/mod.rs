@@ -111,6 +111,15 @@ pub const ROUTES: &[Route] = &[
     },
     Route {
         operations: &[
+            ("put", "/v1/apps/{app}/registrations/{regid}/accept"),
+            ("delete", "/v1/apps/{app}/registrations/{regid}/accept"),
+        ],
+        path: "/v1/apps/{app}/registrations/{regid}/accept",
+        methods: || put(registrations::accept).merge(delete(registrations::accept_always)),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[
             ("put", "/v1/apps/{app}/registrations/{regid}/aliases/{alias}"),
             ("delete", "/v1/apps/{app}/registrations/{regid}/aliases/{alias}"),
         ],

@@ -1,11 +1,19 @@
 //! One registration: what it follows, how far it is, and its end.
 
 use axum::{Json, extract::State, http::StatusCode};
+use serde::Deserialize;
 
 use super::{Shared, auth::Caller};
 use crate::{
-    base::http::{Problem, body::InPath},
-    service::{bind::By, trace::RegistrationView},
+    base::http::{
+        Problem,
+        body::{InPath, JsonBody},
+    },
+    service::{
+        accept::{Accept, Hours},
+        bind::By,
+        trace::RegistrationView,
+    },
 };
 
 /// `{app}` and `{regid}`.
@@ -28,6 +36,44 @@ pub(super) async fn unregister(
 ) -> Result<StatusCode, Problem> {
     let _room = api.busy.take()?;
     api.service.unregister(&regid, By::App(&app)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StatedAccept {
+    #[serde(default)]
+    paused: bool,
+    hours: Option<StatedHours>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatedHours {
+    start_minute: i64,
+    end_minute: i64,
+    zone: String,
+}
+
+pub(super) async fn accept(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, regid)): One,
+    JsonBody(StatedAccept { paused: is_paused, hours }): JsonBody<StatedAccept>,
+) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
+    let hours = hours.map(|h| Hours::of(h.start_minute, h.end_minute, &h.zone)).transpose()?;
+    api.service.set_accept(&regid, Accept { is_paused, hours }, By::App(&app)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn accept_always(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, regid)): One,
+) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
+    api.service.set_accept(&regid, Accept::default(), By::App(&app)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -117,6 +117,8 @@ labels! {
         Subscribe = "subscribe",
         /// `Unsubscribe`.
         Unsubscribe = "unsubscribe",
+        /// `Accept`.
+        Accept = "accept",
         /// `HeartbeatReport`.
         Heartbeat = "heartbeat",
         /// `Event`.

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     base::{
-        ids::{DeviceId, QueueId},
+        ids::{DeviceId, QueueId, RegId},
         metrics::{Label, Transport, UpKind, UpResult},
     },
     queue::position::Position,
@@ -76,6 +76,7 @@ impl Arrival {
 
 impl Drop for Arrival {
     fn drop(&mut self) {
+        self.edge.alarms.remove(&self.nudge);
         self.edge.service.leave(&self.device, &self.nudge);
     }
 }
@@ -194,6 +195,7 @@ impl<S> Connection<S> {
         let service = &arrival.edge.service;
         let bounds = arrival.edge.config();
         let tag = |queue: &QueueId, position: Position| service.tag(queue, position);
+        let is_held = |regid: &RegId| arrival.edge.is_held(regid, &arrival.nudge);
         let cx = Context {
             bounds: &bounds,
             now_s: out.now.s,
@@ -201,6 +203,7 @@ impl<S> Connection<S> {
             dice: (arrival.serial().wrapping_mul(GOLDEN) >> 32) as u32,
             farewell: arrival.edge.farewell.get(),
             tag: &tag,
+            is_held: &is_held,
         };
         self.session.as_mut().map(|session| look(session, &cx, out))
     }
@@ -227,7 +230,8 @@ impl<S> Connection<S> {
             let (Some(want), Some(session)) = (want, &self.session) else { return false };
             let followings = session.followings(want.feed);
             let service = &self.device.arrival.edge.service;
-            match service.pull(followings, want.at, want.after, want.take) {
+            let next = service.look(followings, want.at, want.after, want.take);
+            match next.map(|next| self.edge().seen(next, self.nudge())) {
                 Ok(pulled) => {
                     self.look(out, |session, cx, out| session.fed(cx, want, pulled, out));
                     self.perform(out);

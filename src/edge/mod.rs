@@ -6,6 +6,7 @@
 
 mod advising;
 pub mod advisor;
+mod alarms;
 pub mod close;
 mod connection;
 pub mod farewell;
@@ -69,6 +70,7 @@ pub struct Edge {
     metrics: Arc<Metrics>,
     ends: EndMetrics,
     wheel: Wheel,
+    alarms: Arc<alarms::Alarms>,
     advisor: Advisor,
     sessions: Sessions,
     gate: Gate,
@@ -121,6 +123,7 @@ impl Edge {
             metrics,
             ends: EndMetrics::new(),
             wheel: Wheel::default(),
+            alarms: Arc::default(),
             advisor,
             connections: AtomicUsize::new(0),
             emptied: Notify::new(),
@@ -185,6 +188,7 @@ impl Edge {
     fn admit(self: &Arc<Self>, address: Address, dice: u32) -> Result<Admission, Refusal> {
         self.heartbeat.call_once(|| {
             tasks::spawn("heartbeat", beat(Arc::downgrade(self)));
+            tasks::spawn("alarms", alarms::run(Arc::downgrade(self)));
         });
         if self.is_draining() {
             return Err(Gate::full(Refused::Draining, dice));

@@ -26,6 +26,7 @@ use crate::{
     queue::position::{Epoch, Position, Seq},
     service::{
         Error, Service,
+        accept::{Accept, Hours},
         bind::By,
         deliver::{Claim, Following, Start},
         records::Registration,
@@ -132,6 +133,7 @@ fn with_starts(
         starts,
         heads,
         is_named: false,
+        is_gated: registration.accept.is_some(),
     }
 }
 
@@ -299,6 +301,10 @@ async fn perform(
         Request::Subscribe(r) => {
             service.subscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
         }
+        Request::Accept(r) => {
+            let accept = accept_of(&r)?;
+            service.set_accept(&r.regid, accept, by(None)).await.map(|()| None)
+        }
         Request::Unsubscribe(r) => {
             service.unsubscribe(&r.regid, &r.topics, by(None)).await.map(|()| None)
         }
@@ -308,6 +314,19 @@ async fn perform(
         // A kind that is yet to come: the device need not know how old we are.
         Request::Event(_) => Ok(None),
     }
+}
+
+/// What a device says of when it wants messages.
+fn accept_of(stated: &idl::Accept) -> Result<Accept, Error> {
+    let hours = match (stated.start_minute, stated.end_minute, &stated.zone) {
+        (None, None, None) => None,
+        (Some(start), Some(end), Some(zone)) => Some(Hours::of(start.into(), end.into(), zone)?),
+        _ => {
+            let rule = "start_minute, end_minute and zone, or none of them".to_owned();
+            return Err(Error::Invalid { field: "accept", rule });
+        }
+    };
+    Ok(Accept { is_paused: stated.paused.unwrap_or(false), hours })
 }
 
 /// Stated regIDs of which the device is told that they are no more, in one answer.

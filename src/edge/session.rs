@@ -67,6 +67,8 @@ pub struct Context<'a> {
     pub farewell: Option<&'a Farewell>,
     /// The tag of a position.
     pub tag: &'a dyn Fn(&QueueId, Position) -> Tag,
+    /// Whether a registration that has pauses or hours takes nothing now.
+    pub is_held: &'a dyn Fn(&RegId) -> bool,
 }
 
 /// What happens to a connection.
@@ -406,6 +408,12 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Whether nothing of a feed may be sent now.
+    fn is_held(&self, cx: &Context<'_>, feed: usize) -> bool {
+        let feed = self.feeds.at(feed);
+        feed.is_gated && (cx.is_held)(&feed.regid)
     }
 
     fn acked(&mut self, packet_id: u16, out: &mut Output) {

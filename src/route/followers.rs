@@ -52,6 +52,9 @@ impl Reasons {
     /// What is new in these queues goes before what is new in others.
     pub const URGENT: Self = Self(256);
 
+    /// Any of its queues may have something new for it.
+    pub const ALL_QUEUES: Self = Self(0xFFFF_FE00 | Self::DELIVER.0);
+
     /// This queue has new entries.
     pub fn new_in(queue: &QueueId) -> Self {
         Self(Self::DELIVER.0 | Self::bit_of(queue))
@@ -79,6 +82,8 @@ impl Reasons {
 pub struct Nudge {
     waker: AtomicWaker,
     reasons: AtomicU32,
+    /// When it is woken without a reason from outside, as who wakes it counts time; 0: never.
+    alarm: AtomicU32,
     opened: u64,
 }
 
@@ -91,6 +96,16 @@ impl Nudge {
     /// The connection's place in the order of opening.
     pub fn opened(&self) -> u64 {
         self.opened
+    }
+
+    /// When it is to be woken; 0: never.
+    pub fn alarm(&self) -> u32 {
+        self.alarm.load(Ordering::Acquire)
+    }
+
+    /// When it is to be woken.
+    pub fn set_alarm(&self, at: u32) {
+        self.alarm.store(at, Ordering::Release);
     }
 
     /// Adds a reason and wakes the owner.

@@ -4,6 +4,7 @@
 //! presence and the pointers that are not yet on disk; queues it reaches only
 //! through `route`.
 
+pub mod accept;
 pub mod apps;
 mod batch;
 pub mod bind;

@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::receipts::Asked;
-
+use super::{accept::Accept, receipts::Asked};
 use crate::{
     base::{
         ids::{AppId, DeviceId, MessageId, QueueId, QueueName, RegId},
@@ -80,6 +79,8 @@ pub struct Registration {
     pub control: Seq,
     /// Everything else that it follows: `all`, aliases, topics.
     pub follows: Vec<Follow>,
+    /// When it takes messages, if not always.
+    pub accept: Option<Box<Accept>>,
 }
 
 /// One queue that a registration follows.

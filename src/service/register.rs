@@ -241,6 +241,7 @@ fn new_registration(
         since: own,
         control: Seq(0),
         follows: vec![Follow { queue: all, since, control: Seq(0) }],
+        accept: None,
     })
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{
     Error, Service,
+    accept::AcceptView,
     bind::By,
     deliver::{Following, Take},
     receipts::Row,
@@ -140,6 +141,9 @@ pub struct RegistrationView {
     pub aliases: Vec<String>,
     /// Topics that it subscribes to.
     pub topics: Vec<String>,
+    /// When it takes messages, if not always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accept: Option<AcceptView>,
     /// How far it is in each queue that it follows.
     pub pointers: Vec<PointerView>,
 }
@@ -281,6 +285,7 @@ impl Service {
             online: self.is_online(&device),
             aliases: names(&registration, |queue| matches!(queue, QueueName::Alias(..))),
             topics: names(&registration, |queue| matches!(queue, QueueName::Topic(..))),
+            accept: registration.accept.as_ref().map(|accept| accept.view(self.now_ms())),
             pointers: pointers?,
         })
     }

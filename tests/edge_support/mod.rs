@@ -161,15 +161,20 @@ impl Node {
     }
 
     async fn send_to(&self, target: Target, text: &str) {
+        self.send_timed(target, text, None, Timing::default()).await;
+    }
+
+    /// With a life and a time of its own.
+    pub async fn send_timed(&self, target: Target, text: &str, ttl_s: Option<u64>, timing: Timing) {
         let payload = Bytes::copy_from_slice(text.as_bytes());
         let send = Send {
             target,
             payload,
             notification: None,
-            ttl_s: None,
+            ttl_s,
             priority: None,
             asks: Asks::default(),
-            timing: Timing::default(),
+            timing,
         };
         self.service.send(&self.app, send).await.unwrap();
     }

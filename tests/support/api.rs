@@ -32,6 +32,8 @@ pub const BATCH: &str = "post /v1/apps/{app}/messages:batch";
 pub const MESSAGE: &str = "get /v1/apps/{app}/messages/{id}";
 pub const TAKE_BACK: &str = "delete /v1/apps/{app}/messages/{id}";
 pub const SCHEDULED: &str = "get /v1/apps/{app}/scheduled";
+pub const ACCEPT: &str = "put /v1/apps/{app}/registrations/{regid}/accept";
+pub const ACCEPT_ALWAYS: &str = "delete /v1/apps/{app}/registrations/{regid}/accept";
 pub const TRACE: &str = "get /v1/apps/{app}/messages/{id}/trace";
 pub const REGISTRATION: &str = "get /v1/apps/{app}/registrations/{regid}";
 pub const UNREGISTER: &str = "delete /v1/apps/{app}/registrations/{regid}";
@@ -233,6 +235,7 @@ impl Api {
         let registration = format!("/v1/apps/demo/registrations/{}", self.device.regid);
         let (alias, topic) =
             (format!("{registration}/aliases/a"), format!("{registration}/topics/t"));
+        let accept = format!("{registration}/accept");
         let message = "/v1/apps/demo/messages/aaaaaaaaaaaaaaaaaaaaaaaa";
         let trace = format!("{message}/trace?regid={}", self.device.regid);
         let regids = json!({"regids": [self.device.regid]});
@@ -248,6 +251,8 @@ impl Api {
             (TRACE, Ask::get(&trace)),
             (INVALID, Ask::get("/v1/apps/demo/feedback/invalid")),
             (REGISTRATION, Ask::get(&registration)),
+            (ACCEPT, Ask { method: Method::PUT, ..Ask::post(&accept, json!({"paused": false})) }),
+            (ACCEPT_ALWAYS, Ask::new(Method::DELETE, &accept)),
             (UNREGISTER, Ask::new(Method::DELETE, &registration)),
             (BIND, Ask::new(Method::PUT, &alias)),
             (UNBIND, Ask::new(Method::DELETE, &alias)),
@@ -269,9 +274,9 @@ impl Api {
     pub async fn raw(&self, ask: &Ask, length: u64, header: &str, body: &[u8]) -> String {
         let mut stream = self.open().await;
         let head = format!(
-            "POST {} HTTP/1.1\r\nhost: localhost\r\nauthorization: {}\r\n\
+            "{} {} HTTP/1.1\r\nhost: localhost\r\nauthorization: {}\r\n\
              content-type: application/json\r\ncontent-length: {length}\r\n{header}\r\n",
-            ask.path, self.bearer,
+            ask.method, ask.path, self.bearer,
         );
         stream.write_all(head.as_bytes()).await.expect("the node reads a head");
         stream.write_all(body).await.expect("the node reads the beginning of a body");

@@ -158,13 +158,14 @@ impl Session {
 
     /// Whether a registration has something to look at, and its share of the window room for it.
     fn has_room(&self, cx: &Context<'_>, feed: usize) -> bool {
-        let feed = self.feeds.at(feed);
+        let of = self.feeds.at(feed);
         let Mode::Frames(frames) = &self.mode else { return false };
         let has_credit = frames.qos() == Some(Qos::AtMostOnce) || self.credit() > 0;
         has_credit
             && self.window.len() < usize::from(cx.bounds.window)
-            && self.window.of(&feed.regid) < usize::from(cx.bounds.window_per_registration)
-            && feed.next_lane(true).is_some()
+            && self.window.of(&of.regid) < usize::from(cx.bounds.window_per_registration)
+            && of.next_lane(true).is_some()
+            && !self.is_held(cx, feed)
     }
 
     /// Bytes that a frame of deltas may have.

@@ -33,6 +33,8 @@ pub struct Standing {
     pub heads: Vec<Position>,
     /// The device named it in what this answers.
     pub is_named: bool,
+    /// It has pauses or hours.
+    pub is_gated: bool,
 }
 
 /// What is done with a queue on this connection.
@@ -102,6 +104,8 @@ pub struct Feed {
     pub followings: Vec<Following>,
     /// One for each following.
     pub lanes: Vec<Lane>,
+    /// It may be held: whether it is, is asked at each look.
+    pub is_gated: bool,
     rotor: u16,
 }
 
@@ -158,6 +162,13 @@ impl Feed {
     /// The next turn begins behind this lane.
     pub fn rotate(&mut self, lane: usize) {
         self.rotor = u16::try_from(lane).unwrap_or(0);
+    }
+
+    /// Every queue may have something new: it may have been opened.
+    fn touch(&mut self) {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.usage != Use::Off) {
+            lane.news = lane.news.max(News::Some);
+        }
     }
 
     /// The lane of a queue.
@@ -273,7 +284,11 @@ impl Feeds {
             };
             let index = old.iter().position(|feed| feed.regid == standing.regid);
             let before = index.map(|index| old.swap_remove(index));
-            let merged = merge_one(before, standing, usage, begin, window, out);
+            let was_gated = before.as_ref().is_some_and(|feed| feed.is_gated);
+            let mut merged = merge_one(before, standing, usage, begin, window, out);
+            if was_gated || merged.is_gated {
+                merged.touch();
+            }
             self.list.push(merged);
         }
         let gone = old.iter().map(|feed| feed.regid).collect();
@@ -360,7 +375,7 @@ fn merge_one(
     window: &mut Window,
     out: &mut Output,
 ) -> Feed {
-    let Standing { regid, control, followings, starts, heads, is_named: _ } = standing;
+    let Standing { regid, control, followings, starts, heads, is_named: _, is_gated } = standing;
     assert_eq!(followings.len(), starts.len(), "a start for each following");
     let is_new = before.is_none();
     let mut lanes = Vec::with_capacity(followings.len());
@@ -416,7 +431,7 @@ fn merge_one(
             out.effects.push(Effect::Unfollow(id));
         }
     }
-    Feed { regid, control, followings, lanes, rotor: 0 }
+    Feed { regid, control, followings, lanes, is_gated, rotor: 0 }
 }
 
 /// A lane that is delivered from now on.

@@ -52,6 +52,8 @@ pub enum Request {
     Unsubscribe(idl::Unsubscribe),
     /// Something happened to a message.
     Event(idl::Event),
+    /// Say when messages are taken.
+    Accept(idl::Accept),
 }
 
 /// A regID that a device states and does not have.
@@ -452,6 +454,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
         up.subscribe.map(|r| Kind::Request(UpKind::Subscribe, Request::Subscribe(r))),
         up.unsubscribe.map(|r| Kind::Request(UpKind::Unsubscribe, Request::Unsubscribe(r))),
         up.event.map(|r| Kind::Request(UpKind::Event, Request::Event(r))),
+        up.accept.map(|r| Kind::Request(UpKind::Accept, Request::Accept(r))),
     ];
     let mut set = kinds.into_iter().flatten();
     let only = set.next()?;

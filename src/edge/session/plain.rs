@@ -146,7 +146,7 @@ impl Session {
     }
 
     pub(super) fn want_plain(&mut self, cx: &Context<'_>) -> Option<Want> {
-        while let Some(item) = self.window.first_resend() {
+        while let Some(item) = self.first_resend(cx) {
             let (regid, cover) = (item.regid, item.cover?);
             if self.credit() == 0 {
                 return None;
@@ -170,6 +170,9 @@ impl Session {
         for feed in self.feeds.turns() {
             let regid = self.feeds.at(feed).regid;
             let Some(at) = self.feeds.at(feed).next_lane(false) else { continue };
+            if self.is_held(cx, feed) {
+                continue;
+            }
             let lane = self.feeds.at(feed).lanes[at];
             let room = match lane.usage {
                 Use::Watch | Use::Off => TURN_ENTRIES,
@@ -184,6 +187,13 @@ impl Session {
             }
         }
         None
+    }
+
+    /// What is to be sent again first, of what may be sent now.
+    fn first_resend(&self, cx: &Context<'_>) -> Option<&InFlight> {
+        let is_held =
+            |regid: &RegId| self.feeds.index_of(regid).is_some_and(|feed| self.is_held(cx, feed));
+        self.window.first_resend(|regid| !is_held(regid))
     }
 
     pub(super) fn fed_plain(
@@ -310,8 +320,10 @@ impl Session {
     /// Sends what a parked session had sent, with its old packet id. What is no longer
     /// there counts as acknowledged.
     fn resend(&mut self, cx: &Context<'_>, want: Want, pulled: Option<Pulled>, out: &mut Output) {
-        let Some((packet_id, cover)) =
-            self.window.first_resend().map(|item| (item.packet_id, item.cover))
+        let Some((packet_id, cover)) = self
+            .window
+            .first_resend(|regid| *regid == want.regid)
+            .map(|item| (item.packet_id, item.cover))
         else {
             return;
         };

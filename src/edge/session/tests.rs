@@ -62,6 +62,7 @@ fn registration(byte: u8, app_name: &str, topics: &[&str]) -> Registration {
         since: at(0),
         control: Seq(0),
         follows: std::iter::once(QueueName::All(app(app_name))).chain(topics).map(follow).collect(),
+        accept: None,
     }
 }
 
@@ -149,6 +150,7 @@ impl Rig {
             heads: followings.iter().map(head).collect(),
             followings,
             is_named: true,
+            is_gated: registration.accept.is_some(),
         }
     }
 
@@ -156,7 +158,15 @@ impl Rig {
         let tag = |_: &QueueId, position: Position| position.seq.0.to_be_bytes();
         let (bounds, farewell) = (self.bounds.clone(), self.farewell.clone());
         let (now_s, unix_ms, dice, farewell) = (self.now_s, 10_000, self.dice, farewell.as_ref());
-        let cx = Context { bounds: &bounds, now_s, unix_ms, dice, farewell, tag: &tag };
+        let cx = Context {
+            bounds: &bounds,
+            now_s,
+            unix_ms,
+            dice,
+            farewell,
+            tag: &tag,
+            is_held: &|_| false,
+        };
         self.session.step(&cx, input, &mut self.out);
         self.settle();
     }
@@ -179,7 +189,15 @@ impl Rig {
         let tag = |_: &QueueId, position: Position| position.seq.0.to_be_bytes();
         let (bounds, farewell) = (self.bounds.clone(), self.farewell.clone());
         let (now_s, unix_ms, dice, farewell) = (self.now_s, 10_000, self.dice, farewell.as_ref());
-        let cx = Context { bounds: &bounds, now_s, unix_ms, dice, farewell, tag: &tag };
+        let cx = Context {
+            bounds: &bounds,
+            now_s,
+            unix_ms,
+            dice,
+            farewell,
+            tag: &tag,
+            is_held: &|_| false,
+        };
         for turn in 0.. {
             assert!(turn < 10_000, "a session must come to rest");
             let want = self.session.want(&cx, &mut self.out);

@@ -179,9 +179,9 @@ impl Window {
         self.iter().filter(|item| item.stage == Stage::Sent && item.packet_id != 0).count()
     }
 
-    /// The oldest one that is still to be sent again.
-    pub fn first_resend(&self) -> Option<&InFlight> {
-        self.iter().find(|item| item.stage == Stage::Resend)
+    /// The oldest one that is still to be sent again, of a registration that may be sent to.
+    pub fn first_resend(&self, may_send: impl Fn(&RegId) -> bool) -> Option<&InFlight> {
+        self.iter().find(|item| item.stage == Stage::Resend && may_send(&item.regid))
     }
 
     /// The one with this packet id is on its way now.

@@ -1309,6 +1309,119 @@ impl TSerializable for Event {
 }
 
 //
+// Accept
+//
+
+/// When the registration takes messages, instead of what was said before. Without any of the optional fields: always.
+/// Hours are of every day on the clocks of the zone, from start_minute until before end_minute, 0 to 1439; over midnight if
+/// they end before they begin. All three of them or none.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Accept {
+  pub regid: String,
+  /// Nothing is taken until this is taken back.
+  pub paused: Option<bool>,
+  pub start_minute: Option<i32>,
+  pub end_minute: Option<i32>,
+  /// A name of the IANA database like Europe/Berlin, or an offset like +08:00.
+  pub zone: Option<String>,
+}
+
+impl Accept {
+  pub fn new<F2, F3, F4, F5>(regid: String, paused: F2, start_minute: F3, end_minute: F4, zone: F5) -> Accept where F2: Into<Option<bool>>, F3: Into<Option<i32>>, F4: Into<Option<i32>>, F5: Into<Option<String>> {
+    Accept {
+      regid,
+      paused: paused.into(),
+      start_minute: start_minute.into(),
+      end_minute: end_minute.into(),
+      zone: zone.into(),
+    }
+  }
+}
+
+impl TSerializable for Accept {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Accept> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<bool> = None;
+    let mut f_3: Option<i32> = None;
+    let mut f_4: Option<i32> = None;
+    let mut f_5: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bool()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i32()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_string()?;
+          f_5 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Accept.regid", &f_1)?;
+    let ret = Accept {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      paused: f_2,
+      start_minute: f_3,
+      end_minute: f_4,
+      zone: f_5,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Accept");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.paused {
+      o_prot.write_field_begin(&TFieldIdentifier::new("paused", TType::Bool, 2))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.start_minute {
+      o_prot.write_field_begin(&TFieldIdentifier::new("start_minute", TType::I32, 3))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.end_minute {
+      o_prot.write_field_begin(&TFieldIdentifier::new("end_minute", TType::I32, 4))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.zone {
+      o_prot.write_field_begin(&TFieldIdentifier::new("zone", TType::String, 5))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Up
 //
 
@@ -1325,11 +1438,12 @@ pub struct Up {
   pub subscribe: Option<Subscribe>,
   pub unsubscribe: Option<Unsubscribe>,
   pub heartbeat: Option<HeartbeatReport>,
+  pub accept: Option<Accept>,
   pub event: Option<Event>,
 }
 
 impl Up {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F13>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, event: F13) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F13: Into<Option<Event>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F12, F13>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, accept: F12, event: F13) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>> {
     Up {
       request: request.into(),
       resume: resume.into(),
@@ -1341,6 +1455,7 @@ impl Up {
       subscribe: subscribe.into(),
       unsubscribe: unsubscribe.into(),
       heartbeat: heartbeat.into(),
+      accept: accept.into(),
       event: event.into(),
     }
   }
@@ -1359,6 +1474,7 @@ impl TSerializable for Up {
     let mut f_8: Option<Subscribe> = None;
     let mut f_9: Option<Unsubscribe> = None;
     let mut f_10: Option<HeartbeatReport> = None;
+    let mut f_12: Option<Accept> = None;
     let mut f_13: Option<Event> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
@@ -1407,6 +1523,10 @@ impl TSerializable for Up {
           let val = HeartbeatReport::read_from_in_protocol(i_prot)?;
           f_10 = Some(val);
         },
+        12 => {
+          let val = Accept::read_from_in_protocol(i_prot)?;
+          f_12 = Some(val);
+        },
         13 => {
           let val = Event::read_from_in_protocol(i_prot)?;
           f_13 = Some(val);
@@ -1429,6 +1549,7 @@ impl TSerializable for Up {
       subscribe: f_8,
       unsubscribe: f_9,
       heartbeat: f_10,
+      accept: f_12,
       event: f_13,
     };
     Ok(ret)
@@ -1486,6 +1607,11 @@ impl TSerializable for Up {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.accept {
+      o_prot.write_field_begin(&TFieldIdentifier::new("accept", TType::Struct, 12))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     if let Some(ref fld_var) = self.event {
       o_prot.write_field_begin(&TFieldIdentifier::new("event", TType::Struct, 13))?;
       fld_var.write_to_out_protocol(o_prot)?;
@@ -1509,6 +1635,7 @@ impl Default for Up {
       subscribe: None,
       unsubscribe: None,
       heartbeat: None,
+      accept: None,
       event: None,
     }
   }

@@ -8,8 +8,15 @@ use super::*;
 fn noted(rig: &mut Rig, input: Input) -> Vec<Effect> {
     let tag = |_: &QueueId, position: Position| position.seq.0.to_be_bytes();
     let (bounds, now_s) = (rig.bounds.clone(), rig.now_s);
-    let cx =
-        Context { bounds: &bounds, now_s, unix_ms: 10_000, dice: 7, farewell: None, tag: &tag };
+    let cx = Context {
+        bounds: &bounds,
+        now_s,
+        unix_ms: 10_000,
+        dice: 7,
+        farewell: None,
+        tag: &tag,
+        is_held: &|_| false,
+    };
     rig.session.step(&cx, input, &mut rig.out);
     let effects = rig.out.effects.drain(..);
     effects.filter(|e| matches!(e, Effect::Idle(_) | Effect::Reported(_))).collect()

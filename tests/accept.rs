@@ -1,0 +1,241 @@
+//! What a registration does not take now waits: pauses and hours of the day, and broadcasts
+//! that reach their followers one after the other. On a paused clock.
+
+mod edge_support;
+
+use std::time::Duration;
+
+use carillon::{
+    base::{civil::rfc3339_ms, clock::Clock, ids::RegId},
+    config::Config,
+    service::{
+        Error,
+        accept::{Accept, Hours},
+        bind::By,
+        send::{Target, Timing},
+    },
+};
+use carillon_wire::{
+    idl,
+    mqtt::{Connect, Packet, Qos},
+};
+use edge_support::{Account, Client, Node, up};
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A node whose clock starts then.
+async fn node_at(time: &str) -> Node {
+    let clock = Clock::starting_at(rfc3339_ms(time).unwrap());
+    Node::start_at(Config::default(), clock).await
+}
+
+async fn plain(node: &Node, account: &Account) -> Client {
+    let connect = Connect { keep_alive_s: 600, session_expiry_s: 3_600, ..keeping() };
+    let mut client = node.connect(account, connect).await;
+    assert_eq!(client.subscribe(&[("push", Qos::AtLeastOnce)]).await, [1]);
+    client
+}
+
+fn keeping() -> Connect {
+    Connect { clean_start: false, ..Connect::default() }
+}
+
+fn regid(account: &Account) -> String {
+    account.regid.clone().unwrap()
+}
+
+async fn accept(node: &Node, account: &Account, accept: Accept) {
+    node.service.set_accept(&regid(account), accept, By::App(&node.app)).await.unwrap();
+}
+
+fn hours(start_minute: i64, end_minute: i64, zone: &str) -> Accept {
+    let hours = Some(Hours::of(start_minute, end_minute, zone).unwrap());
+    Accept { is_paused: false, hours }
+}
+
+fn paused() -> Accept {
+    Accept { is_paused: true, hours: None }
+}
+
+/// Stays connected for some time, in which nothing must come.
+async fn nothing_for(client: &mut Client, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        client.ping().await;
+        sleep((end - Instant::now()).min(Duration::from_secs(500))).await;
+    }
+    // Whatever had come would stand before the answer.
+    client.ping().await;
+}
+
+/// Takes the next message and gives its text.
+async fn take(client: &mut Client) -> String {
+    let publish = client.publish().await;
+    client.ack(publish.packet_id).await;
+    String::from_utf8(publish.payload.to_vec()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn outside_its_hours_a_registration_gets_nothing_and_then_all_at_once() {
+    let node = node_at("2026-03-28T20:00:00+01:00").await;
+    let (sleeper, other) = (node.device().await, node.device().await);
+    accept(&node, &sleeper, hours(8 * 60, 22 * 60, "Europe/Berlin")).await;
+    let mut client = plain(&node, &sleeper).await;
+    node.send(&sleeper, "evening").await;
+    assert_eq!(take(&mut client).await, "evening");
+    nothing_for(&mut client, Duration::from_secs(2 * 3_600)).await;
+    let mut awake = plain(&node, &other).await;
+    node.send(&sleeper, "night").await;
+    node.send_timed(Target::All, "all", None, Timing::default()).await;
+    node.send_timed(Target::All, "short", Some(3_600), Timing::default()).await;
+    assert_eq!([take(&mut awake).await, take(&mut awake).await], ["all", "short"]);
+    drop(awake);
+    // The clocks are changed in this night: ten hours later it is nine, and so open.
+    nothing_for(&mut client, Duration::from_secs(9 * 3_600 - 10)).await;
+    let mut came = vec![take(&mut client).await, take(&mut client).await];
+    came.sort();
+    assert_eq!(came, ["all", "night"]);
+    let view = node.service.registration(&node.app, &regid(&sleeper)).unwrap().accept.unwrap();
+    assert!(view.open && view.opens_ms.is_none());
+    node.send(&sleeper, "morning").await;
+    assert_eq!(take(&mut client).await, "morning");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hours_over_midnight_end_in_the_morning() {
+    let node = node_at("2026-01-05T23:00:00Z").await;
+    let guard = node.device().await;
+    accept(&node, &guard, hours(22 * 60, 6 * 60, "UTC")).await;
+    let mut client = plain(&node, &guard).await;
+    node.send(&guard, "before midnight").await;
+    assert_eq!(take(&mut client).await, "before midnight");
+    nothing_for(&mut client, Duration::from_secs(3_600 + 10)).await;
+    node.send(&guard, "after midnight").await;
+    assert_eq!(take(&mut client).await, "after midnight");
+    nothing_for(&mut client, Duration::from_secs(6 * 3_600)).await;
+    node.send(&guard, "by day").await;
+    nothing_for(&mut client, Duration::from_secs(100)).await;
+    accept(&node, &guard, Accept::default()).await;
+    assert_eq!(take(&mut client).await, "by day");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_registration_gets_nothing_however_it_comes_back() {
+    let node = node_at("2026-01-05T12:00:00Z").await;
+    let account = node.device().await;
+    let mut client = plain(&node, &account).await;
+    node.send(&account, "one").await;
+    let unacknowledged = client.publish().await;
+    accept(&node, &account, paused()).await;
+    node.send(&account, "two").await;
+    nothing_for(&mut client, Duration::from_secs(1_000)).await;
+    // Neither a new connection nor the resend of a parked session opens it.
+    drop(client);
+    node.quiet().await;
+    let connect = Connect { session_expiry_s: 3_600, ..keeping() };
+    let mut client = node.connect(&account, connect).await;
+    assert!(client.session_present);
+    nothing_for(&mut client, Duration::from_secs(1_000)).await;
+    accept(&node, &account, Accept::default()).await;
+    let again = client.publish().await;
+    assert_eq!((again.dup, again.packet_id), (true, unacknowledged.packet_id));
+    client.ack(again.packet_id).await;
+    assert_eq!(take(&mut client).await, "two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frames_device_says_itself_when_it_takes_messages() {
+    let node = node_at("2026-01-05T12:00:00Z").await;
+    let account = node.device().await;
+    let regid = regid(&account);
+    let mut client = node.connect(&account, keeping()).await;
+    client.resume(client.digest()).await;
+    assert!(client.down().await.ask_positions.is_some());
+    client.up(idl::Up { positions: Some(idl::Positions::new(Vec::new(), None)), ..up(0) }).await;
+    assert!(client.down().await.resumed.is_some());
+    client.settle_new(&regid).await;
+    let result = async |client: &mut Client, accept: idl::Accept| {
+        client.up(idl::Up { accept: Some(accept), ..up(7) }).await;
+        client.down().await.result.expect("a result").code
+    };
+    let none = || idl::Accept::new(regid.clone(), None, None, None, None);
+    let pause = idl::Accept { paused: Some(true), ..none() };
+    assert_eq!(result(&mut client, pause).await, idl::ResultCode::OK);
+    node.send(&account, "hidden").await;
+    nothing_for(&mut client, Duration::from_secs(10)).await;
+    let same = idl::Accept {
+        start_minute: Some(5),
+        end_minute: Some(5),
+        zone: Some("UTC".into()),
+        ..none()
+    };
+    let half = idl::Accept { start_minute: Some(5), ..none() };
+    let nowhere = idl::Accept { end_minute: Some(6), zone: Some("x".into()), ..same.clone() };
+    for wrong in [same, half, nowhere] {
+        assert_eq!(result(&mut client, wrong).await, idl::ResultCode::INVALID);
+    }
+    let stranger = idl::Accept::new("a".repeat(32), None, None, None, None);
+    assert_eq!(result(&mut client, stranger).await, idl::ResultCode::NOT_FOUND);
+    nothing_for(&mut client, Duration::from_secs(10)).await;
+    let in_a_minute = idl::Accept {
+        start_minute: Some(12 * 60 + 1),
+        end_minute: Some(13 * 60),
+        zone: Some("+00:00".into()),
+        ..none()
+    };
+    assert_eq!(result(&mut client, in_a_minute).await, idl::ResultCode::OK);
+    client.entries_until("hidden").await;
+    assert_eq!(result(&mut client, none()).await, idl::ResultCode::OK);
+    assert!(node.service.registration(&node.app, &regid).unwrap().accept.is_none());
+    let refused = Hours::of(1, 1, "UTC");
+    assert!(matches!(refused, Err(Error::Invalid { field: "hours.end_minute", .. })));
+}
+
+/// 200 devices at 20 a second: each gets it when its turn comes, not before, whether it is
+/// connected all the time or comes back.
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_with_a_rate_reaches_its_followers_one_after_the_other() {
+    const DEVICES: u64 = 200;
+    const RATE: u32 = 20;
+    let node = node_at("2026-01-05T12:00:00Z").await;
+    let mut clients = Vec::new();
+    for _ in 0..DEVICES {
+        let account = node.device().await;
+        clients.push((plain(&node, &account).await, account));
+    }
+    let began = Instant::now();
+    let timing = Timing { max_rate_per_s: Some(RATE), ..Timing::default() };
+    node.send_timed(Target::All, "spread", None, timing).await;
+    node.send_timed(Target::All, "behind", None, Timing::default()).await;
+    let spread_ms = DEVICES * 1_000 / u64::from(RATE);
+    let arrivals = clients.into_iter().enumerate().map(async |(n, (mut client, account))| {
+        let regid: RegId = account.regid.as_deref().unwrap().parse().unwrap();
+        let tail: [u8; 8] = regid.0[12..].try_into().unwrap();
+        let turn_ms = (u128::from(spread_ms) * u128::from(u64::from_be_bytes(tail))) >> 64;
+        let (mut client, pause) = match n % 2 {
+            0 => (client, Duration::ZERO),
+            _ => {
+                // It is away for a while and looks by itself when it is back.
+                let pause = Duration::from_millis(turn_ms as u64 / 2);
+                client.send(&Packet::Disconnect(Default::default())).await;
+                sleep(pause).await;
+                let connect = Connect { session_expiry_s: 3_600, ..keeping() };
+                let mut client = node.connect(&account, connect).await;
+                client.subscribe(&[("push", Qos::AtLeastOnce)]).await;
+                (client, pause)
+            }
+        };
+        assert!(pause < Duration::from_millis(spread_ms));
+        assert_eq!(take(&mut client).await, "spread");
+        let came_ms = began.elapsed().as_millis();
+        assert_eq!(take(&mut client).await, "behind");
+        assert!((turn_ms..turn_ms + 300).contains(&came_ms), "turn {turn_ms}, came {came_ms}");
+        came_ms as usize / 1_000
+    });
+    let arrivals = timeout(Duration::from_secs(60), join_all(arrivals)).await.unwrap();
+    let mut each_second = vec![0; spread_ms as usize / 1_000 + 1];
+    arrivals.into_iter().for_each(|second| each_second[second] += 1);
+    println!("arrivals a second: {each_second:?}");
+    // Places are random: far more than the rate in one second would be another law.
+    assert!(each_second.iter().all(|n| *n <= 2 * RATE), "{each_second:?}");
+}
