@@ -2,6 +2,7 @@
 //!
 //! `config/carillon.toml` explains every key and is proved equal to the defaults.
 
+mod allowance;
 mod callbacks;
 mod drain;
 mod gate;
@@ -12,6 +13,7 @@ use std::{fs, path::Path, path::PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    allowance::Allowance,
     callbacks::Callbacks,
     drain::Drain,
     gate::Gate,
@@ -206,6 +208,8 @@ pub struct Limits {
     pub registration_expires_days: u32,
     /// Days for which `feedback/invalid` keeps a regID.
     pub feedback_days: u32,
+    /// How much one app may send.
+    pub allowance: Allowance,
 }
 
 impl Default for Limits {
@@ -220,6 +224,7 @@ impl Default for Limits {
             scheduled_per_app: 100_000,
             registration_expires_days: 90,
             feedback_days: 30,
+            allowance: Allowance::default(),
         }
     }
 }
@@ -316,7 +321,7 @@ impl Config {
         let rules = self.listen.rules().into_iter().chain(self.store.rules());
         let rules =
             rules.chain(self.edge.rules()).chain(self.edge.gate.rules()).chain(self.api.rules());
-        let rules = rules.chain(self.drain.rules());
+        let rules = rules.chain(self.limits.allowance.rules()).chain(self.drain.rules());
         let rules = rules.chain(self.callbacks.rules(self.store.retention_days));
         let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
         match rules.find(|rule| !rule.0) {

@@ -35,6 +35,7 @@ async fn every_documented_answer_is_given_as_documented() {
     too_large_or_of_another_type(&mut api).await;
     too_slow(&mut api).await;
     too_often(&mut api).await;
+    too_much(&mut api).await;
     let unseen = api.document.unseen();
     let missing: Vec<_> = unseen.iter().filter(|(_, status)| !is_exempt(*status)).collect();
     let mut failures = std::mem::take(&mut api.failures);
@@ -495,4 +496,20 @@ async fn too_often(api: &mut Api) {
         }
     }
     panic!("the 41st device account in a minute was still created");
+}
+
+/// The app's broadcasts of the day are used up, alone and in a batch.
+async fn too_much(api: &mut Api) {
+    let message = json!({"target": {"topic": "much"}, "payload": 1});
+    let batch = json!({"messages": vec![&message; 500]});
+    for _ in 0..=6 {
+        let fared = api.ask(BATCH, Ask::post("/v1/apps/demo/messages:batch", batch.clone()), 200);
+        if fared.await["results"][499]["code"] == "quota_exceeded" {
+            api.problem(SEND, Ask::send(message), 429, "quota_exceeded", "broadcasts").await;
+            let to_one = json!({"target": {"regids": [api.device.regid]}, "payload": 1});
+            api.ask(SEND, Ask::send(to_one), 202).await;
+            return;
+        }
+    }
+    panic!("an app has no more than 3000 broadcasts in a day");
 }

@@ -92,9 +92,13 @@ fn every_range_is_checked() {
         ("limits.payload_bytes_max", "65537"),
         ("limits.ttl_default_s", "604801"),
         ("limits.topics_per_registration", "3981"),
+        ("limits.allowance.targets_per_s", "10000001"),
+        ("limits.allowance.targets_burst", "0"),
+        ("limits.allowance.broadcasts_per_s", "10000001"),
+        ("limits.allowance.broadcasts_burst", "0"),
     ];
     for (key, value) in cases {
-        let (section, name) = key.split_once('.').unwrap();
+        let (section, name) = key.rsplit_once('.').unwrap();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("carillon.toml");
         fs::write(&file, format!("[{section}]\n{name} = {value}\n")).unwrap();

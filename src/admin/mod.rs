@@ -9,6 +9,7 @@ mod apps;
 mod devices;
 mod file;
 mod orders;
+mod slow;
 
 use std::{sync::Arc, time::Duration};
 
@@ -60,6 +61,7 @@ pub fn router(admin: Admin, config: &config::Api) -> Router {
         .route("/admin/v1/apps/{app}/secrets", post(apps::rotate))
         .route("/admin/v1/apps/{app}/devices", post(devices::create))
         .route("/admin/v1/devices/{device}", delete(devices::revoke))
+        .route("/admin/v1/slow", get(slow::list))
         .route("/admin/v1/drain", post(orders::drain))
         .route("/admin/v1/reload", post(orders::reload))
         .with_state(Arc::new(admin));

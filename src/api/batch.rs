@@ -9,16 +9,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Shared,
+    Api, Shared,
     auth::Caller,
     messages::{Matched, Request as Message, state_of},
     once,
 };
 use crate::{
-    base::http::{Code, Problem, TraceId, body::JsonText},
+    base::{
+        http::{Code, Problem, TraceId, body::JsonText},
+        ids::AppId,
+    },
     service::{
         Error,
-        once::Answer,
+        once::{Answer, Once},
         send::{Send, Sent},
     },
 };
@@ -109,6 +112,17 @@ pub(super) async fn send(
     Extension(trace_id): Extension<TraceId>,
     key: once::Key,
     JsonText { value: Request { messages }, text }: JsonText<Request>,
+) -> Response {
+    let once = key.once(&app, &text);
+    api.with_allowance(&app, answer(&api, &app, &trace_id, once, messages).await)
+}
+
+async fn answer(
+    api: &Api,
+    app: &AppId,
+    trace_id: &TraceId,
+    once: Option<Once>,
+    messages: Vec<Box<RawValue>>,
 ) -> Result<Response, Problem> {
     if !(1..=MESSAGES_MAX).contains(&messages.len()) {
         return Err(Problem::out_of_bounds("messages", "1 to 500 of them"));
@@ -124,14 +138,14 @@ pub(super) async fn send(
             Err(problem) => Some(Fared::from(problem)),
         });
     }
-    let answered: Vec<Result<Answer, Error>> = match key.once(&app, &text) {
+    let answered: Vec<Result<Answer, Error>> = match once {
         Some(once) => {
             let answer = |sent: &Sent| once::text(&Fared::from(sent));
-            api.service.send_all_once(&app, sends, &once, answer).await?
+            api.service.send_all_once(app, sends, &once, answer).await?
         }
         None => {
             let sends = sends.into_iter().map(|(_, send)| send).collect();
-            let sent = api.service.send_all(&app, sends).await;
+            let sent = api.service.send_all(app, sends).await;
             sent.into_iter().map(|sent| sent.map(Answer::Sent)).collect()
         }
     };

@@ -14,7 +14,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Shared, auth::Caller, once};
+use super::{Api, Shared, auth::Caller, once};
 use crate::{
     base::{
         civil::rfc3339_ms,
@@ -22,11 +22,12 @@ use crate::{
             Code, Problem, TraceId,
             body::{InPath, InQuery, JsonText},
         },
+        ids::AppId,
         metrics::Label,
     },
     queue::entry::{Notification, Priority},
     service::{
-        once::Answer,
+        once::{Answer, Once},
         receipts::{EventKind, Events},
         schedule::Cancelled,
         send::{Asks, Callback, Send, Sent, Target, Timing},
@@ -120,18 +121,29 @@ pub(super) async fn send(
     Extension(trace_id): Extension<TraceId>,
     key: once::Key,
     JsonText { value: request, text }: JsonText<Request>,
+) -> Response {
+    let once = key.once(&app, &text);
+    api.with_allowance(&app, sent(&api, &app, &trace_id, once, request).await)
+}
+
+async fn sent(
+    api: &Api,
+    app: &AppId,
+    trace_id: &TraceId,
+    once: Option<Once>,
+    request: Request,
 ) -> Result<Response, Problem> {
     let _room = api.busy.take()?;
     let send = request.try_into()?;
-    let Some(once) = key.once(&app, &text) else {
-        let sent = api.service.send(&app, send).await?;
-        return Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, &trace_id))).into_response());
+    let Some(once) = once else {
+        let sent = api.service.send(app, send).await?;
+        return Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, trace_id))).into_response());
     };
-    let answer = |sent: &Sent| once::text(&Accepted::of(sent, &trace_id));
-    match api.service.send_once(&app, send, &once, answer).await? {
+    let answer = |sent: &Sent| once::text(&Accepted::of(sent, trace_id));
+    match api.service.send_once(app, send, &once, answer).await? {
         Answer::Kept(text) => Ok(once::replayed(StatusCode::ACCEPTED, text)),
         Answer::Sent(sent) => {
-            Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, &trace_id))).into_response())
+            Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, trace_id))).into_response())
         }
     }
 }

@@ -4,6 +4,7 @@
 //! `openapi.json` are made from it. A file a resource; who asks is in `auth`, what
 //! refusals look like in `error`. Knows no MQTT, and no queue but through the service.
 
+mod allowance;
 mod auth;
 mod batch;
 mod busy;

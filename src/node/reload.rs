@@ -128,6 +128,7 @@ const LIVE: &[&str] = &[
     "limits.targets_per_send",
     "limits.payload_bytes_max",
     "limits.ttl_default_s",
+    "limits.allowance",
     "drain.deadline_s",
     "drain.spread_s",
     "drain.takeover_spread_ms",

@@ -40,7 +40,8 @@ pub enum Space {
     Entries(u32),
     /// Message id → where it went; and (message id, queue) → position. One day's.
     Messages(u32),
-    /// (app and idempotency key, place in the call) → the answer of then. One day's.
+    /// (app and idempotency key, place in the call) → the answer of then; and what each app
+    /// has used. One day's.
     Once(u32),
 }
 

@@ -74,7 +74,7 @@ impl Service {
             }
         }
         for result in &results {
-            self.note_send(result, since);
+            self.note_send(app, result, since);
         }
         results
     }

@@ -5,6 +5,7 @@
 //! through `route`.
 
 pub mod accept;
+pub mod allowance;
 pub mod apps;
 mod batch;
 pub mod bind;
@@ -24,6 +25,7 @@ pub mod revoke;
 pub mod schedule;
 pub mod seen;
 pub mod send;
+pub mod slow;
 pub mod spread;
 pub mod trace;
 
@@ -61,6 +63,8 @@ pub struct Service {
     seen: seen::Seen,
     in_flight: Arc<Semaphore>,
     running: once::Running,
+    allowances: allowance::Allowances,
+    slow: slow::SlowLog,
 }
 
 impl Service {
@@ -90,6 +94,8 @@ impl Service {
             seen: seen::Seen::default(),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
             running: once::Running::default(),
+            allowances: allowance::Allowances::default(),
+            slow: slow::SlowLog::default(),
         })
     }
 

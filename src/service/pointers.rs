@@ -180,7 +180,8 @@ impl Service {
             self.metrics.queue.pointer_flushes.increment(records.len() as u64);
             in_hand.done += chunk.len();
         }
-        self.write_receipts().await
+        self.write_receipts().await?;
+        self.write_used().await
     }
 
     /// Writes all that is written lazily: before the node stops.

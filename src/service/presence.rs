@@ -53,6 +53,7 @@ impl Service {
         maps::shrink(&self.presence);
         self.router.followers().shrink();
         self.pointers.sweep();
+        self.slow.sweep(self.now_ms());
     }
 
     /// Whether the device is connected to this node.

@@ -177,15 +177,19 @@ impl Service {
         let (since, kind) = (Instant::now(), send.target.kind());
         self.metrics.queue.sends.of(kind).increment(1);
         let sent = self.send_checked(app, send, with).await;
-        self.note_send(&sent, since);
+        self.note_send(app, &sent, since);
         sent
     }
 
     /// Counts how a send was answered.
-    pub(super) fn note_send(&self, sent: &Result<Sent, Error>, since: Instant) {
+    pub(super) fn note_send(&self, app: &AppId, sent: &Result<Sent, Error>, since: Instant) {
         self.metrics.queue.send_results.of(result_of(sent)).increment(1);
         match sent {
-            Ok(_) => self.metrics.queue.send_to_durable_seconds.record(since.elapsed()),
+            Ok(sent) => {
+                let took = since.elapsed();
+                self.metrics.queue.send_to_durable_seconds.record(took);
+                self.note_slow(app, sent, took);
+            }
             Err(error) => self.metrics.sends.unsent.of(error.unsent()).increment(1),
         }
     }
@@ -209,6 +213,7 @@ impl Service {
     }
 
     pub(super) fn prepare(&self, app: &AppId, send: Send) -> Result<Prepared, Error> {
+        self.allow(app, &send.target)?;
         let kind = send.target.kind();
         let ttl_s = self.check(&send)?;
         let now_ms = self.now_ms();
@@ -241,6 +246,7 @@ impl Service {
             due_ms,
             cancelled_ms: None,
         };
+        self.count(app, &send.target)?;
         let sent = Sent { id, kind, matched, invalid, is_scheduled: due_ms.is_some() };
         Ok(Prepared { record, message, max_rate_per_s, with, along, sent })
     }

@@ -24,6 +24,9 @@ head_timeout_ms = 1000
 request_timeout_ms = 1000
 body_bytes_max = 65536
 devices_per_address_per_minute = 40
+
+[limits.allowance]
+broadcasts_per_day = 3000
 "#;
 
 pub const DEVICES: &str = "post /v1/devices";

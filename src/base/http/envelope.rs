@@ -88,11 +88,9 @@ fn seal(mut answer: Response, trace_id: &TraceId) -> Response {
     let bare = || Problem::new(Code::of_status(status), "");
     let is_error = status.is_client_error() || status.is_server_error();
     if let Some(problem) = named.or_else(|| is_error.then(bare)) {
-        let allow = answer.headers_mut().remove(ALLOW);
+        let kept = KEPT.map(|name| answer.headers_mut().remove(&name).map(|value| (name, value)));
         answer = write(&problem, trace_id);
-        if let Some(allow) = allow {
-            answer.headers_mut().insert(ALLOW, allow);
-        }
+        answer.headers_mut().extend(kept.into_iter().flatten());
     }
     let headers = answer.headers_mut();
     if let Ok(value) = HeaderValue::from_str(trace_id.as_str()) {
@@ -147,6 +145,9 @@ struct Body<'a> {
     trace_id: &'a str,
 }
 
+/// What an error answer keeps of the headers that it had.
+const KEPT: [HeaderName; 3] =
+    [ALLOW, HeaderName::from_static("ratelimit-policy"), HeaderName::from_static("ratelimit")];
 const TRACE_ID: HeaderName = HeaderName::from_static("trace-id");
 
 #[cfg(test)]

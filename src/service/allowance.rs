@@ -1,0 +1,274 @@
+//! How much each app may send: rates by GCRA in memory, quotas of the day on disk.
+//!
+//! The rate is asked first and counts what a request states, right or wrong, so that an app that
+//! sends too much costs little. The quota counts what is accepted. Counts reach the disk with the
+//! pointers, within a second; rates begin anew with the process.
+
+use std::time::Duration;
+
+use dashmap::{DashMap, mapref::one::RefMut};
+use tokio::time::Instant;
+
+use super::{Error, Service, send::Target};
+use crate::{
+    base::{
+        clock::{DAY_MS, day_of},
+        ids::AppId,
+        metrics::Unsent,
+    },
+    config,
+    queue::store::{Batch, Space, decode, encode},
+};
+
+/// What each app has used.
+pub struct Allowances {
+    began: Instant,
+    apps: DashMap<AppId, Used>,
+}
+
+impl Default for Allowances {
+    fn default() -> Self {
+        Self { began: Instant::now(), apps: DashMap::new() }
+    }
+}
+
+/// What one app has used: of the day, by kind; and when what it took will be paid for.
+#[derive(Clone, Debug, Default)]
+struct Used {
+    day: u32,
+    counts: [u64; 2],
+    paid_ns: [u64; 2],
+    is_unwritten: bool,
+}
+
+/// The two kinds of sends, each with bounds of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Targets = 0,
+    Broadcasts = 1,
+}
+
+/// What a send takes.
+fn price(target: &Target) -> (Kind, u64) {
+    match target {
+        Target::Regids(all) | Target::Aliases(all) => (Kind::Targets, all.len() as u64),
+        Target::Topic(_) | Target::All => (Kind::Broadcasts, 1),
+    }
+}
+
+/// One bound and what is left of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its name in the answer.
+    pub name: &'static str,
+    /// All of it.
+    pub quota: u64,
+    /// In so many seconds.
+    pub window_s: u64,
+    /// What is left now.
+    pub left: u64,
+    /// When it will be whole again, in seconds.
+    pub reset_s: u64,
+}
+
+/// The bounds of a kind, from the configuration.
+struct Bounds {
+    per_s: u64,
+    burst: u64,
+    per_day: u64,
+}
+
+impl Bounds {
+    fn of(config: &config::Allowance, kind: Kind) -> Self {
+        let (per_s, burst, per_day) = match kind {
+            Kind::Targets => (config.targets_per_s, config.targets_burst, config.targets_per_day),
+            Kind::Broadcasts => {
+                (config.broadcasts_per_s, config.broadcasts_burst, config.broadcasts_per_day)
+            }
+        };
+        Self { per_s: per_s.into(), burst: burst.into(), per_day }
+    }
+
+    /// What one costs, and what may be owed, in nanoseconds.
+    fn rate(&self) -> Option<(u64, u64)> {
+        let cost_ns = SECOND_NS.checked_div(self.per_s)?.max(1);
+        Some((cost_ns, cost_ns.saturating_mul(self.burst)))
+    }
+
+    /// Takes `count` at once; more than the burst are taken as the burst. Gives when they are
+    /// paid for.
+    fn take(&self, paid_ns: u64, now_ns: u64, count: u64) -> Result<u64, Duration> {
+        let Some((cost_ns, burst_ns)) = self.rate() else { return Ok(paid_ns) };
+        let owed = paid_ns.saturating_sub(now_ns).min(burst_ns);
+        let price = cost_ns.saturating_mul(count).min(burst_ns);
+        match (owed + price).checked_sub(burst_ns) {
+            None | Some(0) => Ok(now_ns + owed + price),
+            Some(over) => Err(Duration::from_nanos(over)),
+        }
+    }
+}
+
+impl Service {
+    /// Takes a send from its app's rate.
+    pub(super) fn allow(&self, app: &AppId, target: &Target) -> Result<(), Error> {
+        let (kind, count) = price(target);
+        let bounds = Bounds::of(&self.limits.load().allowance, kind);
+        let now_ns = self.elapsed_ns();
+        let mut used = self.used(app)?;
+        let paid = &mut used.paid_ns[kind as usize];
+        let (what, bound) = match kind {
+            Kind::Targets => ("the app sends to more targets than its rate", Unsent::Rate),
+            Kind::Broadcasts => ("the app broadcasts more than its rate", Unsent::BroadcastRate),
+        };
+        *paid = bounds.take(*paid, now_ns, count).map_err(|after| Error::Allowance {
+            what,
+            bound,
+            after,
+        })?;
+        Ok(())
+    }
+
+    /// Counts a send, which is about to be accepted, against its app's day.
+    pub(super) fn count(&self, app: &AppId, target: &Target) -> Result<(), Error> {
+        let (kind, count) = price(target);
+        let bounds = Bounds::of(&self.limits.load().allowance, kind);
+        let mut used = self.used(app)?;
+        let sum = used.counts[kind as usize].saturating_add(count);
+        if bounds.per_day > 0 && sum > bounds.per_day {
+            let after = Duration::from_secs(self.day_left_s());
+            let (what, bound) = match kind {
+                Kind::Targets => ("the app's targets of the day are used up", Unsent::Quota),
+                Kind::Broadcasts => {
+                    ("the app's broadcasts of the day are used up", Unsent::BroadcastQuota)
+                }
+            };
+            return Err(Error::Allowance { what, bound, after });
+        }
+        used.counts[kind as usize] = sum;
+        used.is_unwritten = true;
+        Ok(())
+    }
+
+    /// What is left to an app, for each bound that there is.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub fn allowance(&self, app: &AppId) -> Result<Vec<Left>, Error> {
+        let (now_ns, limits) = (self.elapsed_ns(), self.limits.load());
+        let used = self.used(app)?.clone();
+        let mut all = Vec::with_capacity(4);
+        for (kind, rate, day) in [
+            (Kind::Targets, "targets", "targets-day"),
+            (Kind::Broadcasts, "broadcasts", "broadcasts-day"),
+        ] {
+            let bounds = Bounds::of(&limits.allowance, kind);
+            if let Some((cost_ns, burst_ns)) = bounds.rate() {
+                let owed = used.paid_ns[kind as usize].saturating_sub(now_ns).min(burst_ns);
+                all.push(Left {
+                    name: rate,
+                    quota: bounds.burst,
+                    window_s: burst_ns.div_ceil(SECOND_NS).max(1),
+                    left: (burst_ns - owed) / cost_ns,
+                    reset_s: owed.div_ceil(SECOND_NS),
+                });
+            }
+            if bounds.per_day > 0 {
+                let left = bounds.per_day.saturating_sub(used.counts[kind as usize]);
+                let (quota, reset_s) = (bounds.per_day, self.day_left_s());
+                all.push(Left { name: day, quota, window_s: DAY_MS / 1_000, left, reset_s });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes what apps have used since the last time.
+    pub(super) async fn write_used(&self) -> Result<(), Error> {
+        let mut batch = Batch::default();
+        let mut written = Vec::new();
+        for mut one in self.allowances.apps.iter_mut() {
+            if std::mem::take(&mut one.is_unwritten) {
+                batch.put(Space::Once(one.day), key(one.key()), encode(&one.counts));
+                written.push(one.key().clone());
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let committed = self.router.commit(batch).await;
+        if committed.is_err() {
+            for app in &written {
+                if let Some(mut one) = self.allowances.apps.get_mut(app) {
+                    one.is_unwritten = true;
+                }
+            }
+        }
+        Ok(committed?)
+    }
+
+    /// What an app has used, of today.
+    fn used(&self, app: &AppId) -> Result<RefMut<'_, AppId, Used>, Error> {
+        let today = day_of(self.now_ms()).max(self.router.oldest_day());
+        let mut used = match self.allowances.apps.get_mut(app) {
+            Some(used) => used,
+            None => {
+                let stored = self.router.get(Space::Once(today), &key(app))?;
+                let counts = stored.map_or(Ok([0; 2]), |bytes| decode(&bytes))?;
+                let fresh = Used { day: today, counts, ..Used::default() };
+                self.allowances.apps.entry(app.clone()).or_insert(fresh)
+            }
+        };
+        if used.day < today {
+            (used.day, used.counts) = (today, [0; 2]);
+        }
+        Ok(used)
+    }
+
+    fn elapsed_ns(&self) -> u64 {
+        u64::try_from(self.allowances.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn day_left_s(&self) -> u64 {
+        (DAY_MS - self.now_ms() % DAY_MS).div_ceil(1_000)
+    }
+}
+
+/// Beside the day's idempotency keys, whose names are hashes.
+fn key(app: &AppId) -> Vec<u8> {
+    [b"used.", app.as_str().as_bytes()].concat()
+}
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_gets_its_burst_and_then_its_rate() {
+        for (per_s, burst) in [(10, 5), (200_000, 1_000), (3, 1)] {
+            let bounds = Bounds { per_s, burst, per_day: 0 };
+            let (mut paid, mut taken) = (0, 0);
+            for now in (0..10 * SECOND_NS).step_by(20_000) {
+                for _ in 0..6 {
+                    if let Ok(then) = bounds.take(paid, now, 1) {
+                        (paid, taken) = (then, taken + 1);
+                    }
+                }
+            }
+            let wanted = burst + 10 * per_s;
+            assert!((wanted - per_s / 10 - 1..=wanted + 1).contains(&taken), "{per_s}: {taken}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_when_and_then_it_is_so() {
+        let bounds = Bounds { per_s: 10, burst: 2, per_day: 0 };
+        let paid = bounds.take(0, 7, 9).unwrap();
+        let after = bounds.take(paid, 7, 1).unwrap_err();
+        assert_eq!(after, Duration::from_millis(100));
+        let then = 7 + after.as_nanos() as u64;
+        assert!(bounds.take(paid, then - 1, 1).is_err());
+        assert!(bounds.take(paid, then, 1).is_ok());
+        assert_eq!(Bounds { per_s: 0, ..bounds }.take(3, 7, 1 << 40), Ok(3));
+    }
+}

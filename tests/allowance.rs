@@ -1,0 +1,206 @@
+//! What an app may send: rates, quotas of the day, and that one app's excess is not another's.
+#![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
+
+mod support;
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use reqwest::{Method, header::HeaderMap};
+use serde_json::{Value, json};
+use support::{APP, AppCredentials, Node, Options};
+
+async fn start(allowance: &str) -> Node {
+    let config = format!("[limits.allowance]\n{allowance}");
+    Node::start_with(Options { config: Some(config), ..Options::default() }).await
+}
+
+/// An app server of one app.
+struct Sender {
+    client: reqwest::Client,
+    url: String,
+    secret: String,
+}
+
+impl Sender {
+    fn new(node: &Node, app: &AppCredentials) -> Self {
+        let url = format!("{}/v1/apps/{}/messages", node.https_url(), app.app_id);
+        Self { client: node.https_client(), url, secret: app.app_secret.clone() }
+    }
+
+    async fn send(&self, target: &Value) -> (u16, HeaderMap, Value) {
+        let body = json!({"target": target, "payload": 1});
+        let request = self.client.post(&self.url).bearer_auth(&self.secret).json(&body);
+        let answer = request.send().await.expect("an answer");
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        (status, headers, answer.json().await.expect("JSON"))
+    }
+}
+
+/// What is left of a bound, by the answer.
+fn left(headers: &HeaderMap, name: &str) -> Option<u64> {
+    let text = headers.get("ratelimit")?.to_str().ok()?;
+    let one = text.split(", ").find_map(|one| one.strip_prefix(&format!("\"{name}\";r=")))?;
+    one.split(';').next()?.parse().ok()
+}
+
+fn retry_after(headers: &HeaderMap) -> u64 {
+    headers["retry-after"].to_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_quota_survives_a_crash_and_says_what_is_left() {
+    let mut node = start("targets_per_day = 5\nbroadcasts_per_day = 2\n").await;
+    let device = node.create_device().await;
+    let app = node.app().clone();
+    let one = json!({"regids": [device.regid]});
+    let three = json!({"regids": [device.regid, "a".repeat(32), "b".repeat(32)]});
+    let sender = Sender::new(&node, &app);
+    let (status, headers, _) = sender.send(&one).await;
+    assert_eq!((status, left(&headers, "targets-day")), (202, Some(4)));
+    let policy = headers["ratelimit-policy"].to_str().unwrap();
+    assert!(policy.contains("\"targets-day\";q=5;w=86400"), "{policy}");
+    // What is refused for another reason is not counted.
+    let (status, headers, _) = sender.send(&json!({"regids": ["c".repeat(32)]})).await;
+    assert_eq!((status, left(&headers, "targets-day")), (404, Some(4)));
+    assert_eq!(sender.send(&three).await.0, 202);
+    assert_eq!(sender.send(&json!({"topic": "t"})).await.0, 202);
+    // An orderly end writes what is written lazily.
+    assert!(node.terminate().await.success());
+    node.restart().await;
+    let sender = Sender::new(&node, &app);
+    let (status, headers, problem) = sender.send(&three).await;
+    assert_eq!((status, &problem["code"]), (429, &json!("quota_exceeded")), "{problem}");
+    assert_eq!(left(&headers, "targets-day"), Some(1));
+    assert!((1..=86_400).contains(&retry_after(&headers)));
+    assert_eq!(sender.send(&one).await.0, 202, "what fits is taken");
+    assert_eq!(sender.send(&one).await.0, 429);
+    // Broadcasts have a quota of their own, and so has every app.
+    let (status, headers, _) = sender.send(&json!({"all": true})).await;
+    assert_eq!((status, left(&headers, "broadcasts-day")), (202, Some(0)));
+    assert_eq!(sender.send(&json!({"all": true})).await.0, 429);
+    let other = node.create_app("other").await;
+    assert_eq!(Sender::new(&node, &other).send(&json!({"all": true})).await.0, 202);
+}
+
+#[tokio::test]
+async fn a_rate_refuses_and_says_when() {
+    let node = start("targets_per_s = 1\ntargets_burst = 3\nbroadcasts_per_s = 0\n").await;
+    let device = node.create_device().await;
+    let sender = Sender::new(&node, node.app());
+    let one = json!({"regids": [device.regid]});
+    let all = join_all((0..20).map(|_| sender.send(&one))).await;
+    let refused: Vec<_> = all.iter().filter(|(status, ..)| *status == 429).collect();
+    assert!(refused.len() >= 10, "{} of 20", refused.len());
+    for (_, headers, problem) in refused {
+        assert_eq!(problem["code"], "rate_limited");
+        assert!((1..=3).contains(&retry_after(headers)));
+    }
+    let all = json!({"all": true});
+    let broadcasts = join_all((0..20).map(|_| sender.send(&all))).await;
+    assert!(broadcasts.iter().all(|(status, ..)| *status == 202), "no bound");
+    assert!(broadcasts.iter().all(|(_, headers, _)| left(headers, "broadcasts").is_none()));
+}
+
+#[tokio::test]
+async fn a_partly_bad_list_sends_the_good_ones_and_names_the_bad() {
+    let node = Node::start().await;
+    let other = node.create_app("other").await;
+    let sender = Sender::new(&node, node.app());
+    let mut regids: Vec<String> = Vec::new();
+    let made = node.cli(&["device", "create", "--app", APP, "--count", "998"]).await;
+    regids.extend(made.lines().skip(1).map(|row| row.rsplit(',').next().unwrap().to_owned()));
+    let foreign = node.cli(&["device", "create", "--app", "other"]).await;
+    let foreign = foreign.lines().nth(1).unwrap().rsplit(',').next().unwrap().to_owned();
+    regids.extend([foreign.clone(), "nonsense".into()]);
+    let (status, _, body) = sender.send(&json!({"regids": regids})).await;
+    assert_eq!((status, &body["target"]["matched"]), (202, &json!(998)));
+    assert_eq!(body["invalid"], json!([foreign, "nonsense"]));
+    regids.push("one too many".into());
+    assert_eq!(sender.send(&json!({"regids": regids})).await.0, 422);
+    // The other app saw nothing of it.
+    let theirs = Sender::new(&node, &other).send(&json!({"regids": [foreign]})).await;
+    assert_eq!(theirs.0, 202);
+}
+
+#[tokio::test]
+async fn the_slowest_sends_are_shown_without_their_payloads() {
+    let node = Node::start().await;
+    let device = node.create_device().await;
+    let id = node.send(json!({"regids": [device.regid]}), json!("secret-payload")).await;
+    let shown = node.call(Method::GET, "/admin/v1/slow", None).await;
+    let slowest = shown.body["slowest"].as_array().unwrap();
+    let one = slowest.iter().find(|one| one["id"] == id.as_str()).expect("the only send");
+    assert_eq!(
+        (&one["app"], &one["kind"], &one["matched"]),
+        (&json!(APP), &json!("regids"), &json!(1))
+    );
+    assert!(one["durable_us"].as_u64().unwrap() > 0);
+    assert!(!shown.body.to_string().contains("secret-payload"));
+}
+
+/// A8: tenant A sends at ten times its rate; tenant B notices nothing. Prints the times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_over_its_quota_does_not_harm_another() {
+    let node = start("targets_per_s = 200\ntargets_burst = 200\n").await;
+    let (a, b) = (node.create_app("a").await, node.create_app("b").await);
+    let mut regids = Vec::new();
+    for app in ["a", "b"] {
+        let made = node.cli(&["device", "create", "--app", app]).await;
+        regids.push(made.lines().nth(1).unwrap().rsplit(',').next().unwrap().to_owned());
+    }
+    let (to_a, to_b) = (json!({"regids": [regids[0]]}), json!({"regids": [regids[1]]}));
+    let (greedy, modest) = (Sender::new(&node, &a), Sender::new(&node, &b));
+    let alone = measure(&modest, &to_b).await;
+    let (is_over, sent, refused) =
+        (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let flood = async {
+        // Two thousand a second, in steps of twenty.
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        while !is_over.load(Ordering::Relaxed) {
+            tick.tick().await;
+            for (status, ..) in join_all((0..20).map(|_| greedy.send(&to_a))).await {
+                let count = if status == 202 { &sent } else { &refused };
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    let measured = async {
+        let beside = measure(&modest, &to_b).await;
+        is_over.store(true, Ordering::Relaxed);
+        beside
+    };
+    let (beside, ()) = tokio::join!(measured, flood);
+    let (sent, refused) = (sent.into_inner(), refused.into_inner());
+    println!(
+        "tenant B alone: p50 {:?}, p99 {:?}; beside A ({sent} sent, {refused} refused): p50 {:?}, p99 {:?}, {} of {COUNT} accepted",
+        alone.p50, alone.p99, beside.p50, beside.p99, beside.accepted
+    );
+    assert_eq!((alone.accepted, beside.accepted), (COUNT, COUNT));
+    assert!(refused > 0, "A was not over its rate: {sent} sent");
+}
+
+struct Measured {
+    accepted: usize,
+    p50: Duration,
+    p99: Duration,
+}
+
+const COUNT: usize = 300;
+
+/// Sends one after the other at a hundred a second.
+async fn measure(sender: &Sender, target: &Value) -> Measured {
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let (mut accepted, mut times) = (0, Vec::with_capacity(COUNT));
+    for _ in 0..COUNT {
+        tick.tick().await;
+        let since = Instant::now();
+        accepted += usize::from(sender.send(target).await.0 == 202);
+        times.push(since.elapsed());
+    }
+    times.sort_unstable();
+    Measured { accepted, p50: times[COUNT / 2], p99: times[COUNT * 99 / 100] }
+}
