@@ -19,7 +19,7 @@ use crate::{
     base::{
         clock::{DAY_MS, day_of},
         ids::{Alias, AppId, MessageId, QueueName, RegId, Topic},
-        metrics::{SendResult, TargetKind},
+        metrics::TargetKind,
         tasks,
     },
     crash_point,
@@ -179,19 +179,6 @@ impl Service {
         let sent = self.send_checked(app, send, with).await;
         self.note_send(app, &sent, since);
         sent
-    }
-
-    /// Counts how a send was answered.
-    pub(super) fn note_send(&self, app: &AppId, sent: &Result<Sent, Error>, since: Instant) {
-        self.metrics.queue.send_results.of(result_of(sent)).increment(1);
-        match sent {
-            Ok(sent) => {
-                let took = since.elapsed();
-                self.metrics.queue.send_to_durable_seconds.record(took);
-                self.note_slow(app, sent, took);
-            }
-            Err(error) => self.metrics.sends.unsent.of(error.unsent()).increment(1),
-        }
     }
 
     async fn send_checked(
@@ -463,15 +450,6 @@ fn usual_priority(kind: TargetKind) -> Priority {
     match kind {
         TargetKind::Regids | TargetKind::Aliases => Priority::Normal,
         TargetKind::Topic | TargetKind::All => Priority::Low,
-    }
-}
-
-/// For the metric.
-fn result_of(sent: &Result<Sent, Error>) -> SendResult {
-    match sent {
-        Ok(_) => SendResult::Accepted,
-        Err(Error::Unavailable(_)) => SendResult::Failed,
-        Err(_) => SendResult::Refused,
     }
 }
 

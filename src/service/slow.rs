@@ -3,16 +3,21 @@
 //! Two windows, each with a bounded number of the slowest; what is faster than all of them costs
 //! one comparison. No payloads and no names of targets.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
-use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Service, send::Sent};
-use crate::base::{ids::AppId, metrics::Label};
+use super::{Error, Service, send::Sent};
+use crate::base::{
+    ids::AppId,
+    metrics::{Label, SendResult},
+};
 
 /// A slow send.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -104,7 +109,20 @@ impl Service {
         self.slow.slowest(self.now_ms())
     }
 
-    pub(super) fn note_slow(&self, app: &AppId, sent: &Sent, took: Duration) {
+    /// Counts how a send was answered.
+    pub(super) fn note_send(&self, app: &AppId, sent: &Result<Sent, Error>, since: Instant) {
+        self.metrics.queue.send_results.of(result_of(sent)).increment(1);
+        match sent {
+            Ok(sent) => {
+                let took = since.elapsed();
+                self.metrics.queue.send_to_durable_seconds.record(took);
+                self.note_slow(app, sent, took);
+            }
+            Err(error) => self.metrics.sends.unsent.of(error.unsent()).increment(1),
+        }
+    }
+
+    fn note_slow(&self, app: &AppId, sent: &Sent, took: Duration) {
         let now_ms = self.now_ms();
         self.slow.note(now_ms, took, |durable_us| Slow {
             id: sent.id.to_string(),
@@ -114,6 +132,15 @@ impl Service {
             at_ms: now_ms,
             durable_us,
         });
+    }
+}
+
+/// For the metric.
+fn result_of(sent: &Result<Sent, Error>) -> SendResult {
+    match sent {
+        Ok(_) => SendResult::Accepted,
+        Err(Error::Unavailable(_)) => SendResult::Failed,
+        Err(_) => SendResult::Refused,
     }
 }
 
