@@ -25,6 +25,11 @@ pub fn python() -> PathBuf {
     installed("venv/bin/python")
 }
 
+/// The command of schemathesis.
+pub fn schemathesis() -> PathBuf {
+    installed("venv/bin/st")
+}
+
 /// The folder from which Node finds mqtt.js.
 pub fn node_modules() -> PathBuf {
     installed("node/node_modules")
