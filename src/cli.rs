@@ -31,7 +31,7 @@ enum Command {
         /// The file
         file: PathBuf,
     },
-    /// Create and list apps, rotate their secrets and keys, revoke them
+    /// Create and list apps, rotate their secrets and keys, revoke them, seal their payloads
     #[command(subcommand)]
     App(operate::App),
     /// Create device accounts, revoke one

@@ -103,7 +103,7 @@ async fn a_registration_that_ended_takes_nothing_more() {
     service.unregister(&regid.to_string(), By::App(&app.app_id)).await.unwrap();
     assert!(!is_known(&service, &app.app_id, &regid).await);
     assert_eq!(service.registrations(&device.device_id).unwrap(), []);
-    let again = service.register(&device.device_id, "app", key).await.unwrap();
+    let again = service.register(&device.device_id, "app", key, None).await.unwrap().regid;
     assert!(is_known(&service, &app.app_id, &again).await);
     assert!(!is_known(&service, &app.app_id, &regid).await);
 }

@@ -54,10 +54,28 @@ struct Positions {
   2: optional bool more,
 }
 
+/** A key pair that the device has made, for an app that seals its payloads. */
+struct SealOffer {
+  /** Which of the app's keys it is agreed with. */
+  1: required i32 app_key,
+  /** The public half, X25519. */
+  2: required binary public_key,
+}
+
 /** Registers one app on this device. Idempotent: the same app gives the same regID. */
 struct Register {
   1: required string app_id,
   2: required string app_key,
+  /** For sealed payloads: the same pair again gives the same regID, another one a new regID. */
+  3: optional SealOffer seal,
+}
+
+/** Changes the key of a sealed registration. The same again gives the same answer. */
+struct Rekey {
+  1: required string regid,
+  2: required SealOffer seal,
+  /** Made with the present key: only who holds it may change it. */
+  3: required binary proof,
 }
 
 struct Unregister {
@@ -142,6 +160,7 @@ struct Up {
   10: optional HeartbeatReport heartbeat,
   12: optional Accept accept,
   13: optional Event event,
+  14: optional Rekey rekey,
 }
 
 // -------------------------------------------------------------- downlink
@@ -162,6 +181,16 @@ enum ResultCode {
   LIMIT = 6,
   /** Try again later, with jitter. */
   UNAVAILABLE = 7,
+  /** The app seals its payloads: register with a key. */
+  SEALED = 8,
+}
+
+/** The registration has this key now. */
+struct SealAnswer {
+  /** 1 at first, and one more with each change. */
+  1: required i32 number,
+  /** Made with the key: the gateway has the same one. */
+  2: required binary confirmation,
 }
 
 /** The answer to every Up but Resume and Positions. */
@@ -172,6 +201,8 @@ struct Result {
   3: optional string message,
   /** Set by Register. */
   4: optional string regid,
+  /** Set by Register with a key, and by Rekey. */
+  5: optional SealAnswer seal,
 }
 
 /** The answer to Resume and Positions: pushing starts now. */
@@ -214,6 +245,13 @@ struct Unfollow {
   1: required Queue queue,
 }
 
+/** What is sealed of a message. */
+struct Content {
+  /** As in Entry. */
+  1: optional binary payload,
+  2: optional Notification notification,
+}
+
 /** One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`. */
 struct Entry {
   1: required i64 seq,
@@ -225,6 +263,8 @@ struct Entry {
   5: optional Notification notification,
   6: optional Follow follow,
   7: optional Unfollow unfollow,
+  /** A sealed Content, in the place of `payload` and `notification`. */
+  9: optional binary sealed,
 }
 
 /**
@@ -241,6 +281,10 @@ struct Delta {
   5: required binary tag,
   6: required list<Entry> entries,
   7: optional JumpReason jump,
+  /** Of a shared queue: the key of each sealed entry, wrapped for this registration, 32 bytes each, in their order. */
+  8: optional binary wrapped_keys,
+  /** Set where an entry is sealed: the number of the registration's key. */
+  9: optional i32 key_number,
 }
 
 /** Acknowledged as a whole by the PUBACK of its PUBLISH. */

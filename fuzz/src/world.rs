@@ -20,6 +20,7 @@ use carillon::{
     service::{
         deliver::{Following, Pulled, Start},
         records::{Follow, Registration},
+        seals::Sealing,
     },
 };
 use carillon_wire::mqtt::{Decoder, Packet, Qos, Version};
@@ -72,6 +73,7 @@ impl World {
             control: Seq(0),
             follows: vec![Follow { queue, since: at(0), control: Seq(0) }],
             accept: None,
+            seal: None,
         });
     }
 
@@ -159,6 +161,7 @@ impl World {
             followings,
             is_named: true,
             is_gated: false,
+            sealing: Sealing::Open,
         }
     }
 

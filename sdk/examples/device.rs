@@ -52,6 +52,10 @@ fn print(received: &Received) {
             let payload = String::from_utf8_lossy(&message.payload);
             println!("{} {} {payload}", message.id, message.queue);
         }
+        Received::Unopened { regid, queue, seq } => {
+            println!("{regid}: {seq} of {queue} cannot be opened")
+        }
+        Received::KeyMissing { regid } => println!("{regid} needs a key: register again"),
         Received::Ended { regid } => println!("{regid} has ended"),
         Received::Renewed { expired, regid, .. } => println!("{expired} is {regid} now"),
     }

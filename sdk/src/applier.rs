@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use carillon_wire::idl;
+use carillon_wire::seal::AppKey;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::heartbeat::StoredRecord;
 use crate::names::{App, Position, QueueName, Received, RegId};
 use crate::replica::{Fault, Outcome, Replica};
 use crate::restore::Restored;
+use crate::seals::{Agreed, Offered, Rekeying};
 use crate::state::Restore;
 use crate::store::{BoxFuture, PositionStore};
 
@@ -33,6 +35,10 @@ pub enum Work {
     Registered(RegId, App),
     /// What became of the successor of a registration that ended.
     Restored(Restored),
+    /// A pair is to be offered for an app.
+    Offer { app_id: String, app: AppKey, reply: oneshot::Sender<Option<Offered>> },
+    /// A registration's key is to be changed.
+    Rekey { regid: RegId, app: AppKey, reply: oneshot::Sender<Option<Rekeying>> },
     /// A call ended this registration.
     Unregistered(RegId),
     /// What was learned of networks.
@@ -47,6 +53,12 @@ pub enum Frame {
     Resumed(idl::Resumed),
     AskPositions,
     Ended(RegId),
+    /// A call gave us this registration, with a key.
+    Sealed(RegId, Box<Agreed>),
+    /// A call changed its key.
+    Rekeyed(RegId),
+    /// A call that should have was refused.
+    NotRekeyed(RegId),
     Expired(RegId),
 }
 
@@ -97,6 +109,9 @@ pub struct Applier<S> {
 struct Held {
     begun: Option<(oneshot::Sender<Result<idl::Up, Failure>>, idl::Up)>,
     done: Vec<(mpsc::Sender<Done>, Done)>,
+    /// Nothing is offered that would be forgotten in a crash.
+    offers: Vec<(oneshot::Sender<Option<Offered>>, Option<Offered>)>,
+    rekeys: Vec<(oneshot::Sender<Option<Rekeying>>, Option<Rekeying>)>,
 }
 
 impl<S: PositionStore> Applier<S> {
@@ -129,6 +144,12 @@ impl<S: PositionStore> Applier<S> {
                     (self.handler)(received).await;
                 }
             }
+            Work::Offer { app_id, app, reply } => {
+                held.offers.push((reply, self.replica.offer(&app_id, &app)));
+            }
+            Work::Rekey { regid, app, reply } => {
+                held.rekeys.push((reply, self.replica.rekey(&regid, &app)));
+            }
             Work::Unregistered(regid) => self.replica.unregistered(&regid),
             Work::Networks(networks) => self.replica.learned(networks),
             // The caller may have gone; then nobody wants to know.
@@ -143,6 +164,9 @@ impl<S: PositionStore> Applier<S> {
             Frame::AskPositions => self.replica.ask_positions()?,
             Frame::Ended(regid) => self.replica.ended(regid),
             Frame::Expired(regid) => self.replica.expired(regid),
+            Frame::Sealed(regid, agreed) => self.replica.sealed(regid, *agreed),
+            Frame::Rekeyed(regid) => self.replica.rekeyed(&regid),
+            Frame::NotRekeyed(regid) => self.replica.not_rekeyed(&regid),
         };
         for received in deliver {
             (self.handler)(received).await;
@@ -156,6 +180,12 @@ impl<S: PositionStore> Applier<S> {
         for (reply, done) in held.done {
             let done = saved.clone().and(done);
             let _ = reply.send(done).await;
+        }
+        for (reply, offered) in held.offers {
+            let _ = reply.send(offered.filter(|_| saved.is_ok()));
+        }
+        for (reply, rekeying) in held.rekeys {
+            let _ = reply.send(rekeying.filter(|_| saved.is_ok()));
         }
         if let Some((reply, up)) = held.begun {
             let _ = reply.send(saved.map(|()| up));

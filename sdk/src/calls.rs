@@ -1,9 +1,13 @@
 //! What an app asks of the gateway, and how that can end.
 
 use carillon_wire::idl;
+use carillon_wire::seal::is_proof;
 use tokio::sync::oneshot;
 
+use crate::applier::Frame;
 use crate::names::{App, RegId};
+use crate::seals::{Offered, Rekeying};
+use crate::session::Given;
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +36,12 @@ pub enum CallError {
     /// The gateway said yes and left out what was asked for.
     #[error("the answer lacks the registration")]
     Incomplete,
+    /// Whoever answered does not have the app's private key. Nothing of that registration is taken.
+    #[error("the answer is not confirmed by the app's key")]
+    NotConfirmed,
+    /// The registration is not a sealed one of this device, or the system has no random numbers.
+    #[error("there is no key to change")]
+    NotSealed,
 }
 
 /// Why the gateway said no.
@@ -51,6 +61,8 @@ pub enum Refusal {
     Limit,
     /// Repeat it later, with jitter.
     Unavailable,
+    /// The app seals its payloads: register with its key.
+    Sealed,
     /// A code that this version does not know: no.
     Other(i32),
 }
@@ -65,6 +77,7 @@ impl Refusal {
             idl::ResultCode::FORBIDDEN => Self::Forbidden,
             idl::ResultCode::LIMIT => Self::Limit,
             idl::ResultCode::UNAVAILABLE => Self::Unavailable,
+            idl::ResultCode::SEALED => Self::Sealed,
             other => Self::Other(other.0),
         }
     }
@@ -83,7 +96,8 @@ pub struct Call {
 /// What can be asked.
 #[derive(Clone, Debug)]
 pub enum Request {
-    Register(idl::Register),
+    Register(idl::Register, Option<Box<Offered>>),
+    Rekey(Rekeying),
     Unregister(RegId),
     Bind(idl::Bind),
     Unbind(idl::Unbind),
@@ -97,17 +111,52 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     None,
-    Registers(App),
+    Registers(App, Option<Box<Offered>>),
+    Rekeys(Box<Rekeying>),
     Unregisters(RegId),
+}
+
+impl Effect {
+    /// What the answer means for the device's state, and for whoever called.
+    pub fn settle(self, result: idl::Result, packet_id: Option<u16>) -> (Given, Answer) {
+        let seal = result.seal.clone();
+        let answer = answer(result);
+        let unconfirmed = (Given::Nothing, Err(CallError::NotConfirmed));
+        let frame = |frame| Given::Frame { frame, packet_id };
+        let given = match (self, &answer) {
+            (Self::Registers(app, None), Ok(Some(regid))) => Given::Registered(regid.clone(), app),
+            (Self::Registers(_, Some(offered)), Ok(Some(regid))) => {
+                match offered.agree(regid, seal.as_ref()) {
+                    Some(agreed) => frame(Frame::Sealed(regid.clone(), Box::new(agreed))),
+                    None => return unconfirmed,
+                }
+            }
+            (Self::Registers(..), Ok(None)) => return (Given::Nothing, Err(CallError::Incomplete)),
+            (Self::Rekeys(rekeying), Ok(_)) => {
+                let confirmation = seal.map(|seal| seal.confirmation).unwrap_or_default();
+                if !is_proof(&rekeying.confirmation, &confirmation) {
+                    return unconfirmed;
+                }
+                frame(Frame::Rekeyed(RegId::from(rekeying.rekey.regid)))
+            }
+            (Self::Rekeys(rekeying), Err(CallError::Refused { .. })) => {
+                frame(Frame::NotRekeyed(RegId::from(rekeying.rekey.regid)))
+            }
+            (Self::Unregisters(regid), Ok(_)) => Given::Unregistered(regid),
+            (Self::None, _) | (_, Err(_)) => Given::Nothing,
+        };
+        (given, answer)
+    }
 }
 
 impl Request {
     /// What to remember until the answer.
     pub fn effect(&self) -> Effect {
         match self {
-            Self::Register(register) => {
+            Self::Rekey(rekeying) => Effect::Rekeys(Box::new(rekeying.clone())),
+            Self::Register(register, offered) => {
                 let idl::Register { app_id, app_key, .. } = register.clone();
-                Effect::Registers(App { app_id, app_key })
+                Effect::Registers(App { app_id, app_key }, offered.clone())
             }
             Self::Unregister(regid) => Effect::Unregisters(regid.clone()),
             Self::Bind(_)
@@ -123,7 +172,8 @@ impl Request {
     pub fn into_up(self, number: i64) -> idl::Up {
         let mut up = idl::Up { request: Some(number), ..carillon_wire::frame::empty_up() };
         match self {
-            Self::Register(register) => up.register_app = Some(register),
+            Self::Rekey(rekeying) => up.rekey = Some(rekeying.rekey),
+            Self::Register(register, _) => up.register_app = Some(register),
             Self::Unregister(regid) => {
                 let regid = regid.to_string();
                 up.unregister = Some(idl::Unregister { regid });
@@ -140,7 +190,7 @@ impl Request {
 }
 
 /// Reads a `Result`.
-pub fn answer(result: idl::Result) -> Answer {
+fn answer(result: idl::Result) -> Answer {
     match result.code {
         idl::ResultCode::OK => Ok(result.regid.map(RegId::from)),
         code => Err(CallError::Refused {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carillon_wire::idl;
+use carillon_wire::seal::AppKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -64,6 +65,7 @@ pub struct DeviceBuilder<C, S> {
     forced: Option<Duration>,
     network: Option<NetworkLabel>,
     app: AppState,
+    sealed_only: bool,
 }
 
 /// A device that runs in the background. Clones are handles of the same one; it stops when none is left.
@@ -100,6 +102,7 @@ impl Device {
             forced: None,
             network: None,
             app: AppState::default(),
+            sealed_only: false,
         }
     }
 
@@ -108,9 +111,43 @@ impl Device {
     /// # Errors
     /// See [`CallError`].
     pub async fn register(&self, app_id: &str, app_key: &str) -> Result<RegId, CallError> {
-        let register = idl::Register { app_id: app_id.to_owned(), app_key: app_key.to_owned() };
-        let answer = self.call(Request::Register(register)).await?;
+        let register =
+            idl::Register { app_id: app_id.to_owned(), app_key: app_key.to_owned(), seal: None };
+        let answer = self.call(Request::Register(register, None)).await?;
         answer.ok_or(CallError::Incomplete)
+    }
+
+    /// The same for an app that seals its payloads, with the public key that ships inside the app. Nothing that is not
+    /// sealed is taken for this registration from then on. A device that has lost its state gets another regID.
+    ///
+    /// # Errors
+    /// See [`CallError`]; [`CallError::NotConfirmed`] if somebody else than the gateway answers.
+    pub async fn register_sealed(
+        &self,
+        app_id: &str,
+        app_key: &str,
+        app: &AppKey,
+    ) -> Result<RegId, CallError> {
+        let (app_name, app) = (app_id.to_owned(), *app);
+        let offered = self.prepare(|reply| Work::Offer { app_id: app_name, app, reply }).await?;
+        let register = idl::Register {
+            app_id: app_id.to_owned(),
+            app_key: app_key.to_owned(),
+            seal: Some(offered.to_idl()),
+        };
+        let answer = self.call(Request::Register(register, Some(Box::new(offered)))).await?;
+        answer.ok_or(CallError::Incomplete)
+    }
+
+    /// Gives a sealed registration a new key, agreed with this key of the app: one that came with an update, or the
+    /// same. If it fails with anything but [`CallError::Refused`], repeat it: until then both keys are kept.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn rekey(&self, regid: &RegId, app: &AppKey) -> Result<(), CallError> {
+        let (regid, app) = (regid.clone(), *app);
+        let rekeying = self.prepare(|reply| Work::Rekey { regid, app, reply }).await?;
+        self.call(Request::Rekey(rekeying)).await.map(drop)
     }
 
     /// Gives a registration back; the handler is not told.
@@ -265,6 +302,18 @@ impl Device {
         self.stopped().await
     }
 
+    /// What is durable before it is asked for.
+    async fn prepare<T>(
+        &self,
+        work: impl FnOnce(oneshot::Sender<Option<T>>) -> Work,
+    ) -> Result<T, CallError> {
+        let (reply, prepared) = oneshot::channel();
+        let applier = self.applier.upgrade().ok_or(CallError::Offline)?;
+        applier.send(work(reply)).await.map_err(|_| CallError::Offline)?;
+        drop(applier);
+        prepared.await.map_err(|_| CallError::Offline)?.ok_or(CallError::NotSealed)
+    }
+
     async fn call(&self, request: Request) -> Result<Option<RegId>, CallError> {
         if self.status() != Status::Online {
             return Err(CallError::Offline);
@@ -318,6 +367,14 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
         self
     }
 
+    /// Takes nothing that is not sealed, for any registration: for a device all of whose apps seal. Without it, a
+    /// registration is protected from the moment that [`Device::register_sealed`] has given it.
+    #[must_use]
+    pub fn sealed_only(mut self) -> Self {
+        self.sealed_only = true;
+        self
+    }
+
     /// Makes the jitter repeatable, for simulations.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -354,7 +411,10 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
         let (restores, to_restore) = mpsc::channel(RESTORES_MAX);
         let applier = Applier {
             device_id: device_id.clone(),
-            replica: Replica::new(state),
+            replica: match self.sealed_only {
+                true => Replica::sealed_only(state),
+                false => Replica::new(state),
+            },
             store: self.store,
             handler: Box::new(move |received| Box::pin(handler(received))),
             inbox,

@@ -23,6 +23,7 @@
 //! The map, in reading order:
 //!
 //! - `replica`: pure: which entries are new, what is acknowledged, what must be asked.
+//! - `seals`: pure: keys of sealed payloads, and what they open.
 //! - `state`, `store`: what is durable, and where.
 //! - `applier`: the task that owns the three and the app's handler.
 //! - `restore`: the task that registers again what ended while the device was away.
@@ -36,6 +37,7 @@
 #![warn(missing_docs)]
 
 mod replica;
+mod seals;
 mod state;
 mod store;
 
@@ -56,6 +58,8 @@ mod device;
 mod names;
 mod random;
 mod transport;
+
+pub use carillon_wire::seal::AppKey;
 
 pub use accept::{Accept, Hours};
 pub use applier::Positions;

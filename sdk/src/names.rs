@@ -195,6 +195,21 @@ pub struct Position {
 pub enum Received {
     /// A message, once.
     Message(Message),
+    /// A message that could not be opened, three times: it is passed over.
+    Unopened {
+        /// The registration that it was for.
+        regid: RegId,
+        /// The queue that it came by.
+        queue: QueueName,
+        /// Its place in that queue.
+        seq: u64,
+    },
+    /// Messages are held back because they are sealed with a key that this device does not have, or are not sealed and
+    /// have to be. Register again with the app's key: they come then.
+    KeyMissing {
+        /// The registration that they are for.
+        regid: RegId,
+    },
     /// A registration is no more: register again if the app still wants it.
     Ended {
         /// Which.

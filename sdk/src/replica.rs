@@ -7,6 +7,9 @@
 mod delta;
 #[cfg(test)]
 mod model;
+mod sealed;
+#[cfg(test)]
+mod sealed_tests;
 mod stated;
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,7 @@ use crate::names::{App, Position, QueueName, Received, RegId};
 use crate::restore::Restored;
 use crate::state::{Registration, Restore, State};
 use delta::{Delta, Fit};
+use sealed::{Opening, Unopened};
 
 /// The gateway broke the protocol; the connection must end. The text names the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +47,9 @@ pub struct Replica {
     is_dirty: bool,
     /// Restores that were passed on.
     passed: BTreeSet<RegId>,
+    /// Messages that are not sealed are not taken, whoever they are for.
+    sealed_only: bool,
+    unopened: Unopened,
     link: Link,
 }
 
@@ -59,6 +66,8 @@ struct Link {
     unfollowed: BTreeSet<(RegId, QueueName)>,
     /// Registrations that ended: their late deltas are dropped.
     ended: BTreeSet<RegId>,
+    /// Registrations whose deltas wait for a key.
+    withheld: BTreeSet<RegId>,
 }
 
 /// What the gateway was told.
@@ -74,6 +83,11 @@ impl Replica {
     /// With the state that was stored.
     pub fn new(state: State) -> Self {
         Self { state, ..Self::default() }
+    }
+
+    /// The same, and nothing is taken that is not sealed.
+    pub fn sealed_only(state: State) -> Self {
+        Self { state, sealed_only: true, ..Self::default() }
     }
 
     /// A new connection begins: its first frame.
@@ -92,11 +106,15 @@ impl Replica {
     pub fn deltas(&mut self, frame: idl::Deltas) -> Result<Outcome, Fault> {
         let regid = RegId::from(frame.regid);
         let deltas = frame.deltas.into_iter().filter_map(Delta::from_idl);
-        let deltas = deltas.collect::<Result<Vec<_>, Fault>>()?;
+        let mut deltas = deltas.collect::<Result<Vec<_>, Fault>>()?;
         if self.link.ended.contains(&regid) {
             return Ok(Outcome::default());
         }
         let mut outcome = Outcome::default();
+        match self.open(&regid, &mut deltas, &mut outcome)? {
+            Opening::Done => {}
+            Opening::Withheld => return Ok(outcome),
+        }
         let (mut has_gap, mut has_applied) = (false, false);
         self.is_dirty = true;
         let registration = self.state.registrations.entry(regid.clone()).or_default();
@@ -337,6 +355,11 @@ fn apply(
         if last.is_some_and(|last| entry.seq <= last.seq) {
             continue;
         }
+        if let (Some(seal), delta::Body::Message(_) | delta::Body::Unopened) =
+            (&mut registration.seal, &entry.body)
+        {
+            seal.opened(&delta.queue, delta.epoch, entry.seq);
+        }
         match entry.body {
             delta::Body::Message(body) if registration.recent.insert(&body.id) => {
                 let message = body.into_message(regid, &delta.queue, entry.seq);
@@ -350,8 +373,12 @@ fn apply(
                 registration.positions.remove(&queue);
                 link.remember_unfollowed(regid, queue);
             }
-            delta::Body::Message(_) | delta::Body::Follow { .. } | delta::Body::Unfollow { .. } => {
-            }
+            delta::Body::Message(_)
+            | delta::Body::Sealed(..)
+            | delta::Body::Unopened
+            | delta::Body::Known
+            | delta::Body::Follow { .. }
+            | delta::Body::Unfollow { .. } => {}
         }
     }
     registration.positions.insert(delta.queue, next);

@@ -99,7 +99,13 @@ fn unless_later<T>(answer: Result<T, CallError>) -> Result<Option<T>, Later> {
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(CallError::Refused { refusal: Refusal::Unavailable, .. }) => Err(Later),
-        Err(CallError::Refused { .. } | CallError::TooLarge | CallError::Incomplete) => Ok(None),
+        Err(
+            CallError::Refused { .. }
+            | CallError::TooLarge
+            | CallError::Incomplete
+            | CallError::NotConfirmed
+            | CallError::NotSealed,
+        ) => Ok(None),
         Err(CallError::Offline | CallError::Timeout | CallError::Busy) => Err(Later),
     }
 }

@@ -309,7 +309,7 @@ impl<'a> Session<'a> {
         now: Instant,
     ) -> Result<Given, End> {
         let frame = match down {
-            idl::Down { result: Some(result), .. } => return Ok(self.result(result)),
+            idl::Down { result: Some(result), .. } => return Ok(self.result(result, packet_id)),
             idl::Down { deltas: Some(deltas), .. } => Frame::Deltas(deltas),
             idl::Down { resumed: Some(resumed), .. } => {
                 self.answered(now)?;
@@ -378,22 +378,11 @@ impl<'a> Session<'a> {
         self.heartbeat.learner().set_app(app);
     }
 
-    fn result(&mut self, result: idl::Result) -> Given {
+    fn result(&mut self, result: idl::Result, packet_id: Option<u16>) -> Given {
         let Some(pending) = self.calls.remove(&result.request) else {
             return Given::Nothing;
         };
-        let mut answer = calls::answer(result);
-        let given = match (&pending.effect, &answer) {
-            (Effect::Registers(app), Ok(Some(regid))) => {
-                Given::Registered(regid.clone(), app.clone())
-            }
-            (Effect::Registers(_), Ok(None)) => {
-                answer = Err(CallError::Incomplete);
-                Given::Nothing
-            }
-            (Effect::Unregisters(regid), Ok(_)) => Given::Unregistered(regid.clone()),
-            (Effect::None, _) | (_, Err(_)) => Given::Nothing,
-        };
+        let (given, answer) = pending.effect.settle(result, packet_id);
         // The caller may have given up.
         let _ = pending.reply.send(answer);
         given

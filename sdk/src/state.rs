@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::heartbeat::StoredRecord;
 use crate::names::{App, MessageId, Position, QueueName, RegId, base32};
+use crate::seals::{FilePair, FileSeal, Pair, Seal};
 
 /// Message ids that a registration remembers, so that a message that comes again is not given to the app again.
 pub const RECENT_IDS_MAX: usize = 1024;
@@ -38,6 +39,8 @@ pub struct State {
     pub registrations: BTreeMap<RegId, Registration>,
     /// Intervals of heartbeats. They are checked by who uses them: nothing is lost with them.
     pub networks: Vec<StoredRecord>,
+    /// Offered and not answered, by app.
+    pub pairs: BTreeMap<String, Pair>,
     /// Registrations that ended because the device stayed away, until they are made again.
     pub restores: Vec<Restore>,
 }
@@ -60,6 +63,8 @@ pub struct Registration {
     pub recent: Recent,
     /// Whose it is, if this device registered it.
     pub app: Option<App>,
+    /// Set if its messages are sealed: then nothing else is taken.
+    pub seal: Option<Seal>,
 }
 
 impl State {
@@ -80,6 +85,7 @@ impl State {
             device_id: device_id.to_owned(),
             networks: self.networks.clone(),
             restores: self.restores.clone(),
+            pairs: self.pairs.iter().map(|(app, pair)| (app.clone(), pair.to_file())).collect(),
             registrations: self
                 .registrations
                 .iter()
@@ -103,7 +109,10 @@ impl State {
             .into_iter()
             .map(|(regid, stored)| Ok((RegId::from(regid), Registration::from_file(stored)?)))
             .collect::<Result<_, StateError>>()?;
-        Ok(Self { registrations, networks: file.networks, restores: file.restores })
+        let pair = |(app, stored)| Some((app, Pair::from_file(stored)?));
+        let pairs = file.pairs.into_iter().map(pair).collect::<Option<_>>();
+        let pairs = pairs.ok_or(StateError::Field("pairs"))?;
+        Ok(Self { registrations, networks: file.networks, restores: file.restores, pairs })
     }
 }
 
@@ -132,6 +141,7 @@ impl Registration {
             positions: positions.collect(),
             recent: self.recent.iter().map(MessageId::to_string).collect(),
             app: self.app.clone(),
+            seal: self.seal.as_ref().map(Seal::to_file),
         }
     }
 
@@ -150,6 +160,10 @@ impl Registration {
         for id in stored.recent {
             let id = id.parse().map_err(|_| StateError::Field("recent"))?;
             registration.recent.insert(&id);
+        }
+        if let Some(stored) = stored.seal {
+            let seal = Seal::from_file(stored).ok_or(StateError::Field("seal"))?;
+            registration.seal = Some(seal);
         }
         Ok(registration)
     }
@@ -204,6 +218,8 @@ struct File {
     networks: Vec<StoredRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     restores: Vec<Restore>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pairs: BTreeMap<String, FilePair>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -212,6 +228,8 @@ struct FileRegistration {
     recent: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     app: Option<App>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seal: Option<FileSeal>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -168,7 +168,7 @@ async fn answer(
 ) {
     let regid = regid.map(str::to_owned);
     let message = None;
-    let result = Some(idl::Result { request, code, message, regid });
+    let result = Some(idl::Result { request, code, message, regid, seal: None });
     let id = peer.down(idl::Down { result, ..empty() }).await;
     assert_eq!(peer.recv_ack().await, id);
 }

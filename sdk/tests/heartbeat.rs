@@ -41,7 +41,13 @@ async fn report(peer: &mut Peer, heartbeat_s: Option<i32>) -> idl::HeartbeatRepo
     // The acknowledgement waits for the device's store.
     let report = peer.recv_up().await.heartbeat.expect("a report");
     assert_eq!(peer.recv_ack().await, resumed);
-    let result = idl::Result { request: 0, code: idl::ResultCode::OK, message: None, regid: None };
+    let result = idl::Result {
+        request: 0,
+        code: idl::ResultCode::OK,
+        message: None,
+        regid: None,
+        seal: None,
+    };
     let down = idl::Down { result: Some(result), ..empty() };
     let id = peer.down(down).await;
     assert_eq!(peer.recv_ack().await, id);

@@ -15,6 +15,7 @@ use crate::{
     service::{
         apps::{AppSummary, NewApp, OlderSecrets},
         records::AliasPolicy,
+        seals::{SealChange, SealState},
     },
 };
 
@@ -24,6 +25,27 @@ pub(super) struct Create {
     app_id: String,
     #[serde(default)]
     alias_policy: AliasPolicy,
+    #[serde(default)]
+    sealed: bool,
+}
+
+/// A new app, with its public key if it seals.
+#[derive(Serialize)]
+pub(super) struct Created {
+    #[serde(flatten)]
+    app: NewApp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seal: Option<SealState>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seal {
+    demanded: Option<bool>,
+    #[serde(default)]
+    new_key: bool,
+    #[serde(default)]
+    revoke_older: bool,
 }
 
 #[derive(Deserialize)]
@@ -42,9 +64,28 @@ pub(super) async fn create(
     _: Operator,
     State(admin): State<Shared>,
     JsonBody(request): JsonBody<Create>,
-) -> Result<(StatusCode, Json<NewApp>), Problem> {
+) -> Result<(StatusCode, Json<Created>), Problem> {
     let app = admin.service.create_app(&request.app_id, request.alias_policy).await?;
-    Ok((StatusCode::CREATED, Json(app)))
+    let demanded = Some(true);
+    let seal = match request.sealed {
+        true => {
+            let change = SealChange { demanded, ..SealChange::default() };
+            Some(admin.service.seal_app(app.app_id.as_str(), change).await?)
+        }
+        false => None,
+    };
+    Ok((StatusCode::CREATED, Json(Created { app, seal })))
+}
+
+pub(super) async fn seal(
+    _: Operator,
+    State(admin): State<Shared>,
+    InPath(app): InPath<String>,
+    JsonBody(request): JsonBody<Seal>,
+) -> Result<Json<SealState>, Problem> {
+    let Seal { demanded, new_key, revoke_older } = request;
+    let change = SealChange { demanded, new_key, revoke_older };
+    Ok(Json(admin.service.seal_app(&app, change).await?))
 }
 
 pub(super) async fn list(

@@ -59,6 +59,7 @@ pub fn router(admin: Admin, config: &config::Api) -> Router {
         .route("/admin/v1/apps/{app}", delete(apps::revoke))
         .route("/admin/v1/apps/{app}/key", post(apps::rotate_key))
         .route("/admin/v1/apps/{app}/secrets", post(apps::rotate))
+        .route("/admin/v1/apps/{app}/seal", post(apps::seal))
         .route("/admin/v1/apps/{app}/devices", post(devices::create))
         .route("/admin/v1/devices/{device}", delete(devices::revoke))
         .route("/admin/v1/slow", get(slow::list))

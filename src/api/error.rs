@@ -17,7 +17,7 @@ impl From<Error> for Problem {
         match error {
             Error::Invalid { field, rule } => Self::out_of_bounds(field, &rule),
             Error::NotFound { .. } => Self::new(Code::NotFound, detail),
-            Error::Forbidden(_) => Self::new(Code::Forbidden, detail),
+            Error::Forbidden(_) | Error::Sealed(_) => Self::new(Code::Forbidden, detail),
             Error::Limit { .. } => Self::new(Code::LimitReached, detail),
             Error::Conflict(_) => Self::new(Code::AlreadyExists, detail),
             Error::Allowance { bound, after, .. } => {

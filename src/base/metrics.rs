@@ -119,6 +119,8 @@ labels! {
         Unsubscribe = "unsubscribe",
         /// `Accept`.
         Accept = "accept",
+        /// `Rekey`.
+        Rekey = "rekey",
         /// `HeartbeatReport`.
         Heartbeat = "heartbeat",
         /// `Event`.

@@ -20,6 +20,28 @@ pub(super) enum App {
         /// Who may bind an alias: the device, with a token of the app server, or the app server alone
         #[arg(long, default_value = "open", value_parser = ["open", "signed", "server"])]
         alias_policy: String,
+        /// Demand sealed payloads; prints the public key that ships inside the app
+        #[arg(long)]
+        sealed: bool,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Demand sealed payloads of an app, or no longer; prints its public keys, newest last
+    Seal {
+        /// The app
+        id: String,
+        /// No longer demand them; registrations that have a key stay sealed
+        #[arg(long, conflicts_with = "keys_only")]
+        off: bool,
+        /// Make a key, and leave it as it is whether they are demanded: for an app that is to get the key first
+        #[arg(long)]
+        keys_only: bool,
+        /// Make one more key, for new registrations
+        #[arg(long)]
+        new_key: bool,
+        /// Take no new registrations with older keys
+        #[arg(long)]
+        revoke_older: bool,
         #[command(flatten)]
         which: Which,
     },
@@ -57,9 +79,17 @@ pub(super) enum App {
 impl App {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Create { id, alias_policy, which } => {
-                let body = json!({ "app_id": id, "alias_policy": alias_policy });
+            Self::Create { id, alias_policy, sealed, which } => {
+                let body = json!({ "app_id": id, "alias_policy": alias_policy, "sealed": sealed });
                 print_answer(which, Call::Post("/admin/v1/apps".into(), body))
+            }
+            Self::Seal { id, off, keys_only, new_key, revoke_older, which } => {
+                let demanded = (!keys_only).then_some(!off);
+                let body = json!({
+                    "demanded": demanded, "new_key": new_key, "revoke_older": revoke_older,
+                });
+                let path = format!("/admin/v1/apps/{}/seal", segment(&id));
+                print_answer(which, Call::Post(path, body))
             }
             Self::List { which } => print_answer(which, Call::Read("/admin/v1/apps".into())),
             Self::RotateSecret { id, revoke_older, which } => {

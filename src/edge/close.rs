@@ -26,6 +26,8 @@ labels! {
         Unregistered = "unregistered",
         /// The operator ended the device account.
         Revoked = "revoked",
+        /// Plain use, and its app demands sealed payloads now.
+        Sealed = "sealed",
         /// The node goes away.
         Draining = "draining",
         /// Bytes that are no MQTT.
@@ -66,7 +68,7 @@ impl CloseReason {
             | Self::Aborted => None,
             Self::KeepAliveTimeout => Some(reason::KEEP_ALIVE_TIMEOUT),
             Self::TakenOver => Some(reason::SESSION_TAKEN_OVER),
-            Self::Unregistered | Self::Revoked => Some(reason::NOT_AUTHORIZED),
+            Self::Unregistered | Self::Revoked | Self::Sealed => Some(reason::NOT_AUTHORIZED),
             Self::Draining => Some(reason::SERVER_SHUTTING_DOWN),
             Self::Malformed => Some(reason::MALFORMED),
             Self::ProtocolError => Some(reason::PROTOCOL_ERROR),

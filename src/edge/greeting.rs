@@ -171,6 +171,7 @@ async fn welcome(
         | Error::Invalid { .. }
         | Error::NotFound { .. }
         | Error::Limit { .. }
+        | Error::Sealed(_)
         | Error::Conflict(_)
         | Error::Allowance { .. }
         | Error::KeyInUse

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use carillon_wire::{
     digest::{Digest, kind_byte, position_hash},
     frame, idl,
+    mqtt::reason,
 };
 
 use super::{
@@ -30,6 +31,7 @@ use crate::{
         bind::By,
         deliver::{Claim, Following, Start},
         records::Registration,
+        seals::{Registered, SealOffer, Sealing},
     },
 };
 
@@ -117,7 +119,8 @@ fn standing(
         }
         Heads::Skip => Vec::new(),
     };
-    Ok(with_starts(registration, followings, starts, heads))
+    let sealing = service.sealing(registration)?;
+    Ok(with_starts(registration, followings, starts, heads, sealing))
 }
 
 fn with_starts(
@@ -125,6 +128,7 @@ fn with_starts(
     followings: Vec<Following>,
     starts: Vec<Start>,
     heads: Vec<Position>,
+    sealing: Sealing,
 ) -> Standing {
     Standing {
         regid: registration.regid,
@@ -134,6 +138,7 @@ fn with_starts(
         heads,
         is_named: false,
         is_gated: registration.accept.is_some(),
+        sealing,
     }
 }
 
@@ -170,7 +175,8 @@ fn resume(
         for start in starts.iter_mut().filter(|start| start.jump.is_none()) {
             start.reason = ResumeReason::Digest;
         }
-        Ok(with_starts(registration, followings, starts, Vec::new()))
+        let sealing = service.sealing(registration)?;
+        Ok(with_starts(registration, followings, starts, Vec::new(), sealing))
     };
     registrations.iter().zip(followed).map(standing).collect::<Result<_, _>>().map(Some)
 }
@@ -223,7 +229,8 @@ fn stated_standing(
         }
     };
     let starts = service.stands(&registration.regid, &followings, claim)?;
-    Ok(with_starts(registration, followings, starts, Vec::new()))
+    let sealing = service.sealing(registration)?;
+    Ok(with_starts(registration, followings, starts, Vec::new(), sealing))
 }
 
 fn names(queue: &idl::Queue, following: &Following) -> bool {
@@ -252,6 +259,11 @@ async fn subscribe(
     let mut results = Vec::with_capacity(wanted.len());
     for wanted in wanted {
         let mut result = wanted.and_then(|wanted| filter::resolve(wanted, &registrations));
+        if let Ok(Subscription { regid, .. }) = &result
+            && !is_open(service, &registrations, regid)?
+        {
+            result = Err(reason::NOT_AUTHORIZED);
+        }
         if let Ok(Subscription { regid, topic: Some(topic), .. }) = &result {
             let topics = [topic.as_str().to_owned()];
             let by = By::Device { device, token: None };
@@ -262,6 +274,18 @@ async fn subscribe(
         results.push(result);
     }
     Ok((results, standings(service, device, heads)?))
+}
+
+/// Whether plain use may deliver a registration's messages.
+fn is_open(
+    service: &Arc<Service>,
+    registrations: &[Registration],
+    regid: &RegId,
+) -> Result<bool, Error> {
+    let Some(registration) = registrations.iter().find(|one| one.regid == *regid) else {
+        return Ok(false);
+    };
+    Ok(service.sealing(registration)? == Sealing::Open)
 }
 
 async fn unsubscribe(
@@ -287,10 +311,17 @@ async fn perform(
     service: &Arc<Service>,
     device: &DeviceId,
     request: Request,
-) -> Result<Option<RegId>, Error> {
+) -> Result<Option<Registered>, Error> {
     let by = |token| By::Device { device, token };
     match request {
-        Request::Register(r) => service.register(device, &r.app_id, &r.app_key).await.map(Some),
+        Request::Register(r) => {
+            let offer = r.seal.as_ref().map(SealOffer::from_idl).transpose()?;
+            service.register(device, &r.app_id, &r.app_key, offer).await.map(Some)
+        }
+        Request::Rekey(r) => {
+            let offer = SealOffer::from_idl(&r.seal)?;
+            service.rekey(device, &r.regid, offer, r.proof).await.map(Some)
+        }
         Request::Unregister(r) => service.unregister(&r.regid, by(None)).await.map(|()| None),
         Request::Bind(r) => {
             service.bind(&r.regid, &r.alias_name, by(r.token.as_deref())).await.map(|()| None)

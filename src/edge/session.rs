@@ -15,6 +15,7 @@ pub mod handshake;
 mod output;
 pub mod plain;
 pub mod rate;
+mod seals;
 mod subscribe;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ use crate::{
     service::{
         self,
         deliver::{Following, Pulled, Take},
+        seals::Registered,
     },
 };
 
@@ -145,7 +147,7 @@ pub enum Answer {
     /// The same for UNSUBSCRIBE.
     Unsubscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
     /// The answer to an uplink frame.
-    Requested(Ticket, Result<Option<RegId>, service::Error>),
+    Requested(Ticket, Result<Option<Registered>, service::Error>),
     /// The interval that is advised, in seconds, if any is.
     Advised(Ticket, Option<u16>),
     /// The node cannot do it now.
@@ -393,10 +395,14 @@ impl Session {
         match &mut self.mode {
             Mode::Undecided => {}
             Mode::Plain(plain) => {
+                let is_sealed = !is_empty && standings.iter().all(|standing| !standing.is_open());
                 plain.retain(&standings);
                 self.feeds.merge(standings, &plain.usage(), Begin::Stored, &mut self.window, out);
                 if is_empty {
                     self.close(CloseReason::Unregistered, out);
+                }
+                if is_sealed {
+                    self.close(CloseReason::Sealed, out);
                 }
             }
             Mode::Frames(_) => {

@@ -9,6 +9,7 @@ use super::{
     Error, Service,
     receipts::signature,
     records::{AliasPolicy, App, AppSecret},
+    seals::{AppSeal, SealState},
 };
 use crate::{
     base::{
@@ -60,6 +61,8 @@ pub struct AppSummary {
     pub secrets: usize,
     /// It was ended; its name is not given again.
     pub is_revoked: bool,
+    /// Its sealing.
+    pub seal: SealState,
 }
 
 /// What happens to the older secrets at a rotation.
@@ -93,6 +96,7 @@ impl Service {
             secrets: vec![self.app_secret(&new.app_secret)],
             alias_policy: policy,
             is_revoked: false,
+            seal: AppSeal::default(),
         };
         let change = move |txn: &mut Txn<'_>| {
             let key = app.id.as_str().as_bytes().to_vec();
@@ -115,6 +119,7 @@ impl Service {
             alias_policy: app.alias_policy,
             secrets: app.secrets.len(),
             is_revoked: app.is_revoked,
+            seal: app.seal.state(),
         };
         Ok(self.app_records()?.into_iter().map(summary).collect())
     }

@@ -27,6 +27,9 @@ pub enum Error {
     /// The credential is wrong or does not cover this.
     #[error("{0}")]
     Forbidden(&'static str),
+    /// The app seals its payloads, and this has no key.
+    #[error("{0}")]
+    Sealed(&'static str),
     /// A bound on the number of things is reached.
     #[error("at most {max} {what}")]
     Limit {
@@ -74,7 +77,7 @@ impl Error {
             Self::Allowance { bound, .. } => *bound,
             Self::KeyInUse => Unsent::KeyInUse,
             Self::KeyReused => Unsent::KeyReused,
-            Self::Forbidden(_) | Self::Conflict(_) => Unsent::Refused,
+            Self::Forbidden(_) | Self::Sealed(_) | Self::Conflict(_) => Unsent::Refused,
             Self::Unavailable(_) => Unsent::Unavailable,
         }
     }

@@ -23,6 +23,7 @@ pub mod records;
 pub mod register;
 pub mod revoke;
 pub mod schedule;
+pub mod seals;
 pub mod seen;
 pub mod send;
 pub mod slow;

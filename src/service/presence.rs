@@ -68,6 +68,11 @@ impl Service {
         }
     }
 
+    /// Tells every connection to read its registrations again.
+    pub(super) fn refresh_all(&self) {
+        self.presence.iter().for_each(|present| present.nudge(Reasons::REFRESH));
+    }
+
     /// Tells the device's connection, if there is one, to read its registrations again.
     pub(super) fn refresh(&self, device: &DeviceId) {
         if let Some(present) = self.presence.get(device) {

@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{accept::Accept, receipts::Asked};
+use super::{
+    accept::Accept,
+    receipts::Asked,
+    seals::{AppSeal, RegistrationSeal},
+};
 use crate::{
     base::{
         ids::{AppId, DeviceId, MessageId, QueueId, QueueName, RegId},
@@ -27,6 +31,8 @@ pub struct App {
     pub alias_policy: AliasPolicy,
     /// It was ended: nobody speaks for it, and its name is not given again.
     pub is_revoked: bool,
+    /// Its keys for sealed payloads.
+    pub seal: AppSeal,
 }
 
 /// What is stored of an app secret.
@@ -81,6 +87,8 @@ pub struct Registration {
     pub follows: Vec<Follow>,
     /// When it takes messages, if not always.
     pub accept: Option<Box<Accept>>,
+    /// Its key, if its payloads are sealed.
+    pub seal: Option<RegistrationSeal>,
 }
 
 /// One queue that a registration follows.

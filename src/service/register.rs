@@ -6,7 +6,8 @@ use super::{
     Error, Service,
     bind::By,
     feedback::Why,
-    records::{Device, Follow, Registration, member_key},
+    records::{App, Device, Follow, Registration, member_key},
+    seals::{Registered, SealOffer, UNSEALED},
     seen::day_key,
 };
 use crate::{
@@ -24,6 +25,10 @@ use crate::{
 
 /// Devices that one change of an owner creates.
 const DEVICES_PER_CHANGE: usize = 200;
+
+/// Only the device itself can agree a key.
+const UNREGISTERABLE: Error =
+    Error::Sealed("this app seals its payloads: devices register over their connection");
 
 pub(super) const NO_REGISTRATION: Error = Error::NotFound { what: "registration" };
 
@@ -59,6 +64,9 @@ impl Service {
         first: FirstRegistration,
     ) -> Result<NewDevice, Error> {
         let app = self.app_by_key(app_id, app_key)?;
+        if first == FirstRegistration::Yes && app.seal.is_demanded() {
+            return Err(UNREGISTERABLE);
+        }
         let created = self.create(&app.id, 1, first).await?;
         created.into_iter().next().ok_or(Error::NotFound { what: "new device" })
     }
@@ -69,6 +77,9 @@ impl Service {
     /// [`Error::NotFound`], [`Error::Unavailable`].
     pub async fn create_devices(&self, app: &AppId, count: usize) -> Result<Vec<NewDevice>, Error> {
         self.app(app.as_str())?;
+        if self.demands_seal(app)? {
+            return Err(UNREGISTERABLE);
+        }
         let mut created = Vec::with_capacity(count.min(1 << 16));
         while created.len() < count {
             let chunk = (count - created.len()).min(DEVICES_PER_CHANGE);
@@ -108,41 +119,57 @@ impl Service {
         Ok(created)
     }
 
-    /// Registers an app on a device; the same app again gives the same regID.
+    /// Registers an app on a device; the same app again gives the same regID. A sealed registration is given only to who
+    /// offers its own pair again; with another one the device gets a new registration, and the old one ends.
     ///
     /// # Errors
-    /// [`Error::NotFound`] for a wrong app or key, [`Error::Limit`], [`Error::Unavailable`].
+    /// [`Error::NotFound`] for a wrong app or key, [`Error::Sealed`] and [`Error::Forbidden`] where a key is missing or
+    /// cannot be used, [`Error::Limit`], [`Error::Unavailable`].
     pub async fn register(
         &self,
         device: &DeviceId,
         app_id: &str,
         app_key: &str,
-    ) -> Result<RegId, Error> {
-        let app = self.app_by_key(app_id, app_key)?.id.clone();
-        let since = self.router.head(&QueueName::All(app.clone()).id())?;
+        offer: Option<SealOffer>,
+    ) -> Result<Registered, Error> {
+        let app = self.app_by_key(app_id, app_key)?;
+        let queue = QueueName::All(app.id.clone()).id();
+        let since = self.router.head(&queue)?;
         let (device, max) = (*device, self.limits.load().registrations_per_device);
-        let queue = QueueName::All(app.clone()).id();
-        let (regid, is_new) = self
+        let (registered, is_new, ended) = self
             .router
             .run(device.shard(), move |txn| {
                 let mut record = load(txn, &device)?;
-                if let Some(known) = record.registrations.iter().find(|one| one.app == app) {
-                    return Ok((known.regid, false));
+                let mut ended = None;
+                if let Some(at) = record.registrations.iter().position(|one| one.app == app.id) {
+                    let known = &mut record.registrations[at];
+                    if let Some(kept) = keep(&app, known, offer.as_ref())? {
+                        txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                        return Ok((kept, false, None));
+                    }
+                    let gone = record.registrations.remove(at);
+                    erase(txn, &gone);
+                    ended = Some(gone);
                 }
                 if record.registrations.len() >= max {
                     return Err(Error::Limit { what: "registrations on a device", max });
                 }
                 let regid = RegId::random(&device);
-                let registration = new_registration(txn, &device, &app, since, regid)?;
-                record.registrations.push(registration);
+                let mut new = new_registration(txn, &device, &app.id, since, regid)?;
+                let registered = agree(&app, &mut new, offer.as_ref())?;
+                record.registrations.push(new);
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
-                Ok((regid, true))
+                Ok((registered, true, ended))
             })
             .await?;
         if is_new {
             self.member_added(&queue);
         }
-        Ok(regid)
+        if let Some(ended) = ended {
+            self.erased(&ended);
+            self.refresh(&device);
+        }
+        Ok(registered)
     }
 
     /// Ends a registration. Other apps on the device stay.
@@ -223,6 +250,41 @@ fn create_one(
     Ok(())
 }
 
+/// What a device is told that registers an app again; `None` if its registration is not for who asks.
+fn keep(
+    app: &App,
+    known: &mut Registration,
+    offer: Option<&SealOffer>,
+) -> Result<Option<Registered>, Error> {
+    match (&known.seal, offer) {
+        (None, _) => agree(app, known, offer).map(Some),
+        (Some(seal), Some(offer)) if seal.is_of(offer) => {
+            Ok(Some(Registered { regid: known.regid, seal: Some(seal.answer()?) }))
+        }
+        (Some(_), Some(_)) => Ok(None),
+        (Some(_), None) => Err(Error::Forbidden("the registration is sealed")),
+    }
+}
+
+/// Gives a registration that has none the key that the device offers.
+fn agree(
+    app: &App,
+    registration: &mut Registration,
+    offer: Option<&SealOffer>,
+) -> Result<Registered, Error> {
+    let regid = registration.regid;
+    let Some(offer) = offer else {
+        return match app.seal.is_demanded() {
+            true => Err(UNSEALED),
+            false => Ok(Registered { regid, seal: None }),
+        };
+    };
+    let seal = app.seal.agree(&regid, offer, 1)?;
+    let answer = seal.answer()?;
+    registration.seal = Some(seal);
+    Ok(Registered { regid, seal: Some(answer) })
+}
+
 /// A new registration follows its own queue and `all`, from their heads on.
 fn new_registration(
     txn: &mut Txn<'_>,
@@ -242,6 +304,7 @@ fn new_registration(
         control: Seq(0),
         follows: vec![Follow { queue: all, since, control: Seq(0) }],
         accept: None,
+        seal: None,
     })
 }
 

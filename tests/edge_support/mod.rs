@@ -118,7 +118,7 @@ impl Node {
 
     pub fn register(&self) -> idl::Register {
         let app_key = self.new_app.app_key.reveal().to_owned();
-        idl::Register { app_id: "demo".into(), app_key }
+        idl::Register { app_id: "demo".into(), app_key, seal: None }
     }
 
     /// A stream to the edge.
@@ -166,16 +166,7 @@ impl Node {
 
     /// With a life and a time of its own.
     pub async fn send_timed(&self, target: Target, text: &str, ttl_s: Option<u64>, timing: Timing) {
-        let payload = Bytes::copy_from_slice(text.as_bytes());
-        let send = Send {
-            target,
-            payload,
-            notification: None,
-            ttl_s,
-            priority: None,
-            asks: Asks::default(),
-            timing,
-        };
+        let send = Send { ttl_s, timing, ..message(target, text) };
         self.service.send(&self.app, send).await.unwrap();
     }
 
@@ -195,6 +186,20 @@ impl Node {
     /// Until no connection is left.
     pub async fn quiet(&self) {
         tokio::time::timeout(Duration::from_secs(5), self.edge.drained()).await.unwrap();
+    }
+}
+
+/// A message without any options.
+pub fn message(target: Target, text: &str) -> Send {
+    let payload = Bytes::copy_from_slice(text.as_bytes());
+    Send {
+        target,
+        payload,
+        notification: None,
+        ttl_s: None,
+        priority: None,
+        asks: Asks::default(),
+        timing: Timing::default(),
     }
 }
 

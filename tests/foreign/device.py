@@ -1,7 +1,7 @@
 """A device of Carillon in Python, written from docs/PROTOCOL.md: paho-mqtt and Apache Thrift.
 
 It holds positions in a file, applies deltas by the rule of PROTOCOL.md 4.4, and acknowledges a frame
-when the app has handled it and the positions are on disk. The test is its app: commands come as JSON
+when the app has handled it and the positions are on disk. What is sealed for it, it opens (PROTOCOL.md 9). The test is its app: commands come as JSON
 lines on stdin, and everything that happens is a JSON line on stdout.
 """
 
@@ -11,8 +11,10 @@ import sys
 import threading
 
 import paho.mqtt.client as mqtt
+import seal
 from carillon_device.ttypes import (
     Bind,
+    Content,
     Down,
     JumpReason,
     Position,
@@ -22,11 +24,13 @@ from carillon_device.ttypes import (
     Register,
     RegistrationPositions,
     Resume,
+    SealOffer,
     Subscribe,
     Unbind,
     Unsubscribe,
     Up,
 )
+from cryptography.exceptions import InvalidTag
 from thrift.protocol.TCompactProtocol import TCompactProtocolFactory
 from thrift.TSerialization import deserialize, serialize
 
@@ -74,16 +78,23 @@ class Store:
         self.path = path
         self.registrations = {}
         self.shown = set()
+        # By app: the private half that was offered, and the app's key. By regid: number, key, and what was opened.
+        self.pairs = {}
+        self.seals = {}
         if os.path.exists(path):
             with open(path, encoding="utf-8") as file:
                 stored = json.load(file)
             self.shown = set(stored["shown"])
+            self.pairs = stored["pairs"]
+            self.seals = stored["seals"]
             for regid, positions in stored["registrations"].items():
                 self.registrations[regid] = {tuple(key): value for key, value in positions}
 
     def save(self):
         stored = {
             "shown": sorted(self.shown),
+            "pairs": self.pairs,
+            "seals": self.seals,
             "registrations": {
                 regid: list(positions.items()) for regid, positions in self.registrations.items()
             },
@@ -142,7 +153,7 @@ class Device:
         self.stating = False
         self.holding = False
         self.held = []
-        self.registering = set()
+        self.registering = {}
 
     # --- the connection (PROTOCOL.md 3, 4.3)
 
@@ -181,6 +192,12 @@ class Device:
         with self.lock:
             down = deserialize(Down(), message.payload, COMPACT)
             if down.deltas is not None:
+                try:
+                    self.open_all(down.deltas)
+                except (InvalidTag, KeyError, ValueError):
+                    # Not acknowledged: it comes again on the next connection.
+                    say("refused", regid=down.deltas.regid)
+                    return
                 self.apply_all(down.deltas)
             elif down.resumed is not None:
                 self.resumed(down.resumed.regids)
@@ -210,9 +227,64 @@ class Device:
 
     def result(self, result):
         if result.request in self.registering and result.code == 0:
+            app_id = self.registering[result.request]
             self.store.registrations.setdefault(result.regid, {})
+            if app_id in self.store.pairs:
+                self.agree(app_id, result)
             self.store.save()
         say("result", request=result.request, code=result.code, regid=result.regid)
+
+    # --- sealed payloads (PROTOCOL.md 9)
+
+    def offer(self, app_id, app_key):
+        """The same pair for the app until it has an answer, and after it."""
+        if app_id not in self.store.pairs:
+            self.store.pairs[app_id] = {"private": os.urandom(32).hex(), "app": app_key}
+            self.store.save()
+        pair = self.store.pairs[app_id]
+        number, _public = seal.app_key(pair["app"])
+        return SealOffer(app_key=number, public_key=seal.public_of(bytes.fromhex(pair["private"])))
+
+    def agree(self, app_id, result):
+        pair = self.store.pairs[app_id]
+        _number, public = seal.app_key(pair["app"])
+        key = seal.registration_key(bytes.fromhex(pair["private"]), public, result.regid)
+        number = result.seal.number
+        if seal.confirmation(key, number) != result.seal.confirmation:
+            raise SystemExit("somebody else than the gateway answers")
+        known = self.store.seals.setdefault(result.regid, {"opened": []})
+        known.update(number=number, key=key.hex())
+
+    def open_all(self, deltas):
+        """Opens every message of a frame before anything of it is applied."""
+        known = self.store.seals.get(deltas.regid)
+        opened = {tuple(key): tuple(at) for key, at in known["opened"]} if known else {}
+        for delta in deltas.deltas:
+            wrapped = delta.wrapped_keys or b""
+            key = key_of(delta.queue)
+            for entry in delta.entries:
+                if entry.id is None or (known is None and entry.sealed is None):
+                    continue
+                if entry.sealed is not None and key[0] != QueueKind.OWN:
+                    mine, wrapped = wrapped[:32], wrapped[32:]
+                at = (delta.epoch, entry.seq)
+                if at <= opened.get(key, (0, 0)):
+                    # A replay or an overlap: nothing is shown twice.
+                    entry.id = None
+                    continue
+                if known["number"] != delta.key_number or entry.sealed is None:
+                    raise ValueError("not sealed with the registration's key")
+                queue, item = (*key, delta.epoch), (entry.seq, entry.id, entry.time_ms)
+                secret = bytes.fromhex(known["key"])
+                if key[0] == QueueKind.OWN:
+                    plain = seal.open_own(secret, deltas.regid, queue, item, entry.sealed)
+                else:
+                    plain = seal.open_shared(secret, deltas.regid, queue, item, entry.sealed, mine)
+                content = deserialize(Content(), plain, COMPACT)
+                entry.payload, entry.notification = content.payload, content.notification
+                opened[key] = at
+        if known:
+            known["opened"] = list(opened.items())
 
     # --- deltas (PROTOCOL.md 4.4)
 
@@ -294,8 +366,11 @@ class Device:
         elif do == "disconnect":
             self.disconnect()
         elif do == "register":
-            self.registering.add(request)
-            what = Register(app_id=command["app_id"], app_key=command["app_key"])
+            app_id = command["app_id"]
+            self.registering[request] = app_id
+            key = command.get("seal")
+            offer = self.offer(app_id, key) if key else None
+            what = Register(app_id=app_id, app_key=command["app_key"], seal=offer)
             self.send(Up(request=request, register_app=what))
         elif do == "bind":
             self.send(Up(request=request, bind=Bind(regid=regid, alias_name=command["alias"])))
@@ -350,6 +425,7 @@ def main():
         assert position_hash(*parts) == expected, parts
     total = sum(expected for _parts, expected in VECTORS) & MASK
     assert signed(total) == -2433624130026534385
+    seal.vectors()
     device = Device()
     say("started")
     for line in sys.stdin:

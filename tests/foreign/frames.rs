@@ -99,6 +99,41 @@ async fn a_python_device_acknowledges_only_what_it_has_handled() {
     scene.node.wait_until_acknowledged_for(SECOND, &scene.regid).await;
 }
 
+#[tokio::test]
+async fn a_python_device_opens_what_is_sealed_for_it() {
+    let mut scene = Scene::set_sealed().await;
+    scene.send_to_all_targets(2).await;
+    scene.receives_what_was_sent().await;
+    scene.goes_offline().await;
+    scene.send_to_all_targets(5).await;
+    let before = scene.comes_back().await;
+    assert!(!told(&before, "asked"), "equal digests need no positions: {before:#?}");
+    scene.receives_what_was_sent().await;
+
+    // Its position of the own queue goes back: what it opened before is not opened again.
+    let regid = scene.regid.clone();
+    scene.node.wait_until_acknowledged_for(SECOND, &regid).await;
+    scene.device.obey(json!({"do": "move", "regid": regid, "queue": "own", "by": -2})).await;
+    scene.goes_offline().await;
+    let before = scene.comes_back().await;
+    assert!(told(&before, "asked"), "the digests differ: {before:#?}");
+    scene.send_to_all_targets(1).await;
+    let events = scene.device.until_count("message", 4).await;
+    assert!(!told(&events, "refused"), "{events:#?}");
+    assert_eq!(payloads(&events, true), scene.take_sent());
+    assert!(payloads(&events, false).is_empty(), "{events:#?}");
+    scene.goes_offline().await;
+}
+
+#[test]
+fn the_documents_vectors_are_what_python_makes_of_them() {
+    let mut command = Command::new(tools::python());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    command.arg(root.join("tests/foreign/seal.py")).arg(root.join("docs/PROTOCOL.md"));
+    let output = command.output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A node, and a device that is offline: its registration of the demo app, and the regID of another.
 pub async fn device_with_two_registrations() -> (Node, Device, String) {
     let mut scene = Scene::set().await;
@@ -120,6 +155,20 @@ impl Scene {
     async fn set() -> Self {
         let node = Node::start().await;
         let second = node.create_app(SECOND).await;
+        Self::set_with(node, second, None).await
+    }
+
+    /// The second app demands sealed payloads.
+    async fn set_sealed() -> Self {
+        let node = Node::start().await;
+        let second = node.create_app(SECOND).await;
+        let shown = node.cli(&["app", "seal", SECOND]).await;
+        let shown: Value = serde_json::from_str(&shown).expect("its keys");
+        let key = shown["keys"][0].as_str().expect("a key").to_owned();
+        Self::set_with(node, second, Some(key)).await
+    }
+
+    async fn set_with(node: Node, second: AppCredentials, seal: Option<String>) -> Self {
         let account = node.create_device().await;
         let folder = tempfile::tempdir().unwrap();
         let mut device = start(&node, &account, folder.path());
@@ -127,7 +176,7 @@ impl Scene {
         device.obey(json!({"do": "know", "regid": account.regid})).await;
         device.obey(json!({"do": "connect"})).await;
         device.until("resumed").await;
-        let regid = register(&mut device, &second).await;
+        let regid = register(&mut device, &second, seal).await;
         device.obey(json!({"do": "bind", "request": 2, "regid": regid, "alias": ALIAS})).await;
         ok(&mut device, 2).await;
         let subscribe = json!({"do": "subscribe", "request": 3, "regid": regid, "topics": [TOPIC]});
@@ -196,9 +245,11 @@ fn start(node: &Node, account: &Device, folder: &Path) -> Dialogue {
     Dialogue::start(command)
 }
 
-async fn register(device: &mut Dialogue, app: &AppCredentials) -> String {
+async fn register(device: &mut Dialogue, app: &AppCredentials, seal: Option<String>) -> String {
     let (id, key) = (&app.app_id, &app.app_key);
-    device.obey(json!({"do": "register", "request": 1, "app_id": id, "app_key": key})).await;
+    let command =
+        json!({"do": "register", "request": 1, "app_id": id, "app_key": key, "seal": seal});
+    device.obey(command).await;
     let result = ok(device, 1).await;
     result["regid"].as_str().expect("a regid").to_owned()
 }

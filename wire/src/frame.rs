@@ -91,6 +91,22 @@ pub fn encode_entry(entry: &idl::Entry) -> Bytes {
     out.into()
 }
 
+/// What of a message is sealed, as bytes. Equal contents give equal bytes.
+pub fn encode_content(content: &idl::Content) -> Vec<u8> {
+    let mut out = Vec::with_capacity(content.payload.as_ref().map_or(0, Vec::len) + 64);
+    let written = content.write_to_out_protocol(&mut TCompactOutputProtocol::new(&mut out));
+    assert!(written.is_ok(), "writing a struct of two levels to memory cannot fail");
+    out
+}
+
+/// Reads what [`encode_content`] wrote, once it has been opened.
+///
+/// # Errors
+/// As [`decode_up`].
+pub fn decode_content(bytes: &[u8]) -> Result<idl::Content, Error> {
+    decode(bytes)
+}
+
 /// A device's `seq`, which must not be negative.
 ///
 /// # Errors

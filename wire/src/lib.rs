@@ -1,4 +1,4 @@
-//! The bytes on Carillon's device link: MQTT packets, Thrift frames and the digest of positions.
+//! The bytes on Carillon's device link: MQTT packets, Thrift frames, the digest of positions and sealed payloads.
 //!
 //! Owns what a stranger may send and how long it may be; every decoder here answers hostile bytes with an error and
 //! never with a panic. It knows no sockets, no clocks and no queues.
@@ -9,6 +9,7 @@ pub mod digest;
 pub mod frame;
 pub mod limits;
 pub mod mqtt;
+pub mod seal;
 
 /// The structs of `thrift/device.thrift`, as the Thrift compiler writes them. Decode them through [`frame`] only:
 /// that is where the limits are set.

@@ -18,6 +18,8 @@ struct Case {
     to: u64,
     tag: [u8; 8],
     jump: Option<idl::JumpReason>,
+    wrapped_keys: Vec<u8>,
+    key_number: Option<u32>,
     entries: Vec<idl::Entry>,
 }
 
@@ -34,6 +36,8 @@ impl Case {
             from: [0, 1, 64, 1 << 20][random.below(4)],
             to: [1, 8_192, 1 << 40, i64::MAX as u64][random.below(4)],
             tag: random.next().to_be_bytes(),
+            wrapped_keys: vec![b'w'; [0, 0, 32, 640][random.below(4)]],
+            key_number: (random.below(2) == 0).then_some(70_000),
             jump: (random.below(2) == 0).then(|| idl::JumpReason(1 + random.below(4) as i32)),
             entries: (0..count).map(|seq| entry(seq, random)).collect(),
         }
@@ -48,6 +52,8 @@ impl Case {
             tag: self.tag.to_vec(),
             entries: self.entries.clone(),
             jump: self.jump,
+            wrapped_keys: Some(self.wrapped_keys.clone()).filter(|keys| !keys.is_empty()),
+            key_number: self.key_number.map(|number| number as i32),
         }
     }
 }
@@ -61,6 +67,7 @@ fn entry(seq: i64, random: &mut Random) -> idl::Entry {
         notification: None,
         follow: None,
         unfollow: None,
+        sealed: (random.below(2) == 0).then(|| vec![b's'; random.below(300)]),
     }
 }
 
@@ -86,6 +93,8 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
                 tag: case.tag,
                 jump: case.jump,
                 entries,
+                wrapped_keys: &case.wrapped_keys,
+                key_number: case.key_number,
             })
             .collect();
 
@@ -101,7 +110,7 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
 
         assert!(by_hand.len() <= deltas_bytes_upper_bound(&regid, &parts), "the bound is a bound");
         assert!(
-            deltas_bytes_upper_bound(&regid, &parts) <= by_hand.len() + 24 + 72 * parts.len(),
+            deltas_bytes_upper_bound(&regid, &parts) <= by_hand.len() + 24 + 84 * parts.len(),
             "and close"
         );
         if is_frame {

@@ -35,6 +35,7 @@ fn deltas() -> idl::Deltas {
         notification: None,
         follow: None,
         unfollow: None,
+        sealed: None,
     };
     let delta = idl::Delta {
         queue: topic("news"),
@@ -44,6 +45,8 @@ fn deltas() -> idl::Deltas {
         tag: vec![1, 2, 3, 4, 5, 6, 7, 8],
         entries: vec![message],
         jump: None,
+        wrapped_keys: None,
+        key_number: None,
     };
     idl::Deltas::new("r1".into(), vec![delta])
 }
@@ -76,7 +79,7 @@ fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
             });
         }),
         down(|down| {
-            down.result = Some(idl::Result::new(1, idl::ResultCode::OK, None, None));
+            down.result = Some(idl::Result::new(1, idl::ResultCode::OK, None, None, None));
         }),
         down(|down| down.ask_positions = Some(idl::AskPositions {})),
         down(|down| down.resumed = Some(idl::Resumed::new(vec!["r1".to_owned()]))),

@@ -30,7 +30,11 @@ fn ups() -> Vec<idl::Up> {
     vec![
         idl::Up { resume: Some(idl::Resume { digest: i64::MIN }), ..up() },
         idl::Up { positions: Some(positions()), ..up() },
-        idl::Up { register_app: Some(idl::Register { app_id, app_key }), request: Some(1), ..up() },
+        idl::Up {
+            register_app: Some(idl::Register { app_id, app_key, seal: None }),
+            request: Some(1),
+            ..up()
+        },
         idl::Up {
             unregister: Some(idl::Unregister { regid: regid.clone() }),
             request: Some(2),
@@ -67,11 +71,12 @@ fn entry(seq: i64) -> idl::Entry {
         notification: Some(idl::Notification::new("t".to_owned(), None, None)),
         follow: Some(idl::Follow::new(queue(idl::QueueKind::ALIAS, Some("alice")), 1, 5)),
         unfollow: Some(idl::Unfollow::new(queue(idl::QueueKind::ALL, None))),
+        sealed: Some(vec![8; 40]),
     }
 }
 
 fn downs() -> Vec<idl::Down> {
-    let result = idl::Result::new(7, idl::ResultCode::INVALID, "too long".to_owned(), None);
+    let result = idl::Result::new(7, idl::ResultCode::INVALID, "too long".to_owned(), None, None);
     let delta = idl::Delta {
         queue: queue(idl::QueueKind::OWN, None),
         epoch: 1,
@@ -80,6 +85,8 @@ fn downs() -> Vec<idl::Down> {
         tag: vec![0; 8],
         entries: (1..=20).map(entry).collect(),
         jump: Some(idl::JumpReason::OVERFLOW),
+        wrapped_keys: Some(vec![7; 640]),
+        key_number: Some(3),
     };
     let deltas = idl::Deltas { regid: "regid-1".into(), deltas: vec![delta] };
     vec![

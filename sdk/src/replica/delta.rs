@@ -4,16 +4,20 @@ use bytes::Bytes;
 use carillon_wire::frame::{epoch_from_idl, seq_from_idl, tag_from_idl};
 use carillon_wire::idl;
 use carillon_wire::limits::TAG_BYTES;
+use carillon_wire::seal::WRAPPED_KEY_BYTES;
 
 use super::Fault;
 use crate::names::{Message, MessageId, Notification, Position, QueueName, RegId};
+use crate::seals::SealedBody;
 use crate::state::Registration;
 
 /// The part `[from..to]` of one queue.
 #[derive(Debug)]
 pub struct Delta {
     pub queue: QueueName,
-    epoch: u32,
+    pub epoch: u32,
+    /// The number of the key that sealed entries have.
+    pub key_number: Option<u32>,
     /// At most `to + 1`.
     from: u64,
     to: u64,
@@ -35,15 +39,26 @@ pub struct Entry {
 #[derive(Debug)]
 pub enum Body {
     Message(MessageBody),
-    Follow { queue: QueueName, at: Position },
-    Unfollow { queue: QueueName },
+    /// Not opened yet.
+    Sealed(MessageBody, SealedBody),
+    /// Passed over: it cannot be opened.
+    Unopened,
+    /// It was opened before.
+    Known,
+    Follow {
+        queue: QueueName,
+        at: Position,
+    },
+    Unfollow {
+        queue: QueueName,
+    },
 }
 
 /// A message without its place.
 #[derive(Debug)]
 pub struct MessageBody {
     pub id: MessageId,
-    time_ms: i64,
+    pub time_ms: i64,
     payload: Bytes,
     notification: Option<Notification>,
 }
@@ -74,6 +89,13 @@ impl Delta {
         if from > to + 1 || from == 0 {
             return Err(Fault("a range that ends before it begins"));
         }
+        let key_number = delta.key_number.and_then(|number| u32::try_from(number).ok());
+        let wrapped = delta.wrapped_keys.unwrap_or_default();
+        let (wrapped, rest) = wrapped.as_chunks::<WRAPPED_KEY_BYTES>();
+        if !rest.is_empty() {
+            return Err(Fault("wrapped keys"));
+        }
+        let mut wrapped = wrapped.iter();
         let mut entries = Vec::with_capacity(delta.entries.len());
         let mut seq_min = from;
         for entry in delta.entries {
@@ -82,11 +104,13 @@ impl Delta {
                 return Err(Fault("an entry out of order or outside of its range"));
             }
             seq_min = seq + 1;
-            if let Some(body) = Body::from_idl(entry)? {
+            let key = if entry.sealed.is_some() { wrapped.next() } else { None };
+            if let Some(body) = Body::from_idl(entry, key)? {
                 entries.push(Entry { seq, body });
             }
         }
-        Ok(Self { queue, epoch, from, to, tag, is_jump: delta.jump.is_some(), entries })
+        let is_jump = delta.jump.is_some();
+        Ok(Self { queue, epoch, key_number, from, to, tag, is_jump, entries })
     }
 
     /// The rule of docs/PROTOCOL.md §4.4.
@@ -116,10 +140,13 @@ impl Delta {
 
 impl Body {
     /// `None` for what we do not know: it is skipped.
-    fn from_idl(entry: idl::Entry) -> Result<Option<Self>, Fault> {
+    fn from_idl(
+        entry: idl::Entry,
+        wrapped: Option<&[u8; WRAPPED_KEY_BYTES]>,
+    ) -> Result<Option<Self>, Fault> {
         if let Some(id) = entry.id {
             let id = MessageId::from_bytes(&id).ok_or(Fault("a message id"))?;
-            return Ok(Some(Self::Message(MessageBody {
+            let message = MessageBody {
                 id,
                 time_ms: entry.time_ms.unwrap_or(0),
                 payload: entry.payload.unwrap_or_default().into(),
@@ -128,7 +155,14 @@ impl Body {
                     body: shown.body,
                     extra: shown.extra,
                 }),
-            })));
+            };
+            return Ok(Some(match entry.sealed {
+                Some(sealed) => {
+                    let body = SealedBody { sealed, wrapped: wrapped.copied() };
+                    Self::Sealed(message, body)
+                }
+                None => Self::Message(message),
+            }));
         }
         if let Some(follow) = entry.follow {
             let epoch = epoch_from_idl(follow.epoch).map_err(|_| Fault("epoch"))?;
@@ -144,6 +178,16 @@ impl Body {
 }
 
 impl MessageBody {
+    /// What was sealed takes the place of what was readable beside it.
+    pub fn opened(&mut self, content: idl::Content) {
+        self.payload = content.payload.unwrap_or_default().into();
+        self.notification = content.notification.map(|shown| Notification {
+            title: shown.title,
+            body: shown.body,
+            extra: shown.extra,
+        });
+    }
+
     /// With the place that it has.
     pub fn into_message(self, regid: &RegId, queue: &QueueName, seq: u64) -> Message {
         Message {

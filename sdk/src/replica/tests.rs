@@ -24,6 +24,7 @@ pub(super) fn entry(seq: u64) -> idl::Entry {
         notification: None,
         follow: None,
         unfollow: None,
+        sealed: None,
     }
 }
 
@@ -60,6 +61,8 @@ pub(super) fn delta(
         tag: tag(epoch, to).to_vec(),
         entries,
         jump: None,
+        wrapped_keys: None,
+        key_number: None,
     }
 }
 
@@ -80,7 +83,10 @@ pub(super) fn frame(deltas: Vec<idl::Delta>) -> idl::Deltas {
 pub(super) fn ids(outcome: &Outcome) -> Vec<String> {
     let messages = outcome.deliver.iter().filter_map(|received| match received {
         Received::Message(message) => Some(message.id.as_bytes().to_vec()),
-        Received::Ended { .. } | Received::Renewed { .. } => None,
+        Received::Ended { .. }
+        | Received::Renewed { .. }
+        | Received::Unopened { .. }
+        | Received::KeyMissing { .. } => None,
     });
     messages.map(|id| String::from_utf8(id).unwrap()).collect()
 }

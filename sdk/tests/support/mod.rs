@@ -169,6 +169,7 @@ impl Peer {
             notification: None,
             follow: None,
             unfollow: None,
+            sealed: None,
         };
         let delta = idl::Delta {
             queue: idl::Queue { kind: idl::QueueKind::OWN, name: None },
@@ -178,6 +179,8 @@ impl Peer {
             tag: vec![0; 8],
             entries: vec![entry],
             jump,
+            wrapped_keys: None,
+            key_number: None,
         };
         let deltas = Some(idl::Deltas { regid: "r1".into(), deltas: vec![delta] });
         self.down(idl::Down { deltas, ..empty() }).await

@@ -7,23 +7,29 @@ use carillon_wire::{
     frame::{self, DeltaParts},
     limits::FRAME_BYTES_MAX,
     mqtt::Qos,
+    seal::Refused,
 };
 
 use super::{
     Context, Mode, Output, Session, Want, down,
+    feeds::Feed,
     feeds::News,
     frames::HEAD_BYTES,
+    seals::{DeltaSealer, Outcome},
     window::{Acked, Cover, InFlight, Note, Stage},
 };
 use crate::{
     base::ids::{Queue, QueueName, RegId},
-    edge::close::Ignored,
+    edge::close::{CloseReason, Ignored},
     queue::{
         entry::{Body, Entry},
         plan::Jump,
         position::{Position, Seq, Tag},
     },
-    service::deliver::{Pulled, Take},
+    service::{
+        deliver::{Pulled, Take},
+        seals::Sealer,
+    },
 };
 
 /// A frame that is being filled.
@@ -31,6 +37,7 @@ use crate::{
 pub struct Draft {
     feed: usize,
     regid: RegId,
+    sealer: Option<Arc<Sealer>>,
     deltas: Vec<DraftDelta>,
     entries: usize,
     bytes: usize,
@@ -46,6 +53,8 @@ struct DraftDelta {
     jump: Option<Jump>,
     entries: Vec<Bytes>,
     at_ms: Vec<u64>,
+    key_number: Option<u32>,
+    wrapped_keys: Vec<u8>,
 }
 
 /// What of a pull fits the frame.
@@ -54,6 +63,15 @@ struct Fitted {
     at_ms: Vec<u64>,
     to: Position,
     is_cut: bool,
+    key_number: Option<u32>,
+    wrapped_keys: Vec<u8>,
+}
+
+impl Fitted {
+    fn up_to(to: Position) -> Self {
+        let (entries, at_ms, wrapped_keys) = (Vec::new(), Vec::new(), Vec::new());
+        Self { entries, at_ms, to, is_cut: false, key_number: None, wrapped_keys }
+    }
 }
 
 impl Session {
@@ -65,8 +83,9 @@ impl Session {
             }
             let Some(draft) = &frames.draft else {
                 let feed = self.feeds.turns().find(|feed| self.has_room(cx, *feed))?;
-                let regid = self.feeds.at(feed).regid;
-                self.set_draft(Box::new(Draft::new(feed, regid)));
+                let Feed { regid, sealer, .. } = self.feeds.at(feed);
+                let draft = Draft::new(feed, *regid, sealer.clone());
+                self.set_draft(Box::new(draft));
                 continue;
             };
             let room = cx.bounds.frame_entries_max.saturating_sub(draft.entries);
@@ -101,16 +120,20 @@ impl Session {
             lane.news = News::None;
             if let Some(jump) = lane.jump.take() {
                 let at = Position { epoch: lane.epoch, seq: want.after };
-                let fitted =
-                    Fitted { entries: Vec::new(), at_ms: Vec::new(), to: at, is_cut: false };
-                draft.add(cx, queue, want.after, fitted, Some(jump));
+                draft.add(cx, queue, want.after, Fitted::up_to(at), Some(jump));
             }
             return self.set_draft(draft);
         };
-        let Some(fitted) = draft.fit(cx, &queue, want.after, &pulled, budget, out) else {
+        let fitted = draft.fit(cx, &queue, want.after, &pulled, budget, out);
+        let Ok(fitted) = fitted else {
+            // It goes out sealed or not at all.
+            return self.close(CloseReason::Unavailable, out);
+        };
+        let Some(fitted) = fitted else {
             draft.is_full = true;
             return self.set_draft(draft);
         };
+        let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         // A device takes a new epoch only where it is told to.
         let turn = (lane.epoch != fitted.to.epoch).then_some(Jump::EpochChanged);
         let jump = lane.jump.take().or(turn);
@@ -188,11 +211,12 @@ impl Session {
 }
 
 impl Draft {
-    fn new(feed: usize, regid: RegId) -> Self {
+    fn new(feed: usize, regid: RegId, sealer: Option<Arc<Sealer>>) -> Self {
         let bytes = frame::frame_overhead_bytes(&regid.to_string());
         Self {
             feed,
             regid,
+            sealer,
             deltas: Vec::new(),
             entries: 0,
             bytes,
@@ -203,6 +227,9 @@ impl Draft {
 
     /// As many entries as the frame still takes. `None` if not even the first one fits
     /// beside what is there already.
+    ///
+    /// # Errors
+    /// An entry cannot be sealed.
     fn fit(
         &mut self,
         cx: &Context<'_>,
@@ -211,28 +238,41 @@ impl Draft {
         pulled: &Pulled,
         budget: usize,
         out: &mut Output,
-    ) -> Option<Fitted> {
+    ) -> Result<Option<Fitted>, Refused> {
         let is_empty = self.deltas.is_empty();
         let fixed = self.bytes + frame::delta_overhead_bytes(down::queue_name(queue.name()));
-        let mut fitted =
-            Fitted { entries: Vec::new(), at_ms: Vec::new(), to: pulled.to, is_cut: false };
+        let mut fitted = Fitted::up_to(pulled.to);
+        let sealer = self.sealer.clone();
+        let sealer = sealer.as_deref();
+        let mut sealing =
+            sealer.map(|by| DeltaSealer::new(by, &self.regid, queue.name(), pulled.to.epoch));
         let mut bytes = fixed;
         for entry in &pulled.entries {
-            let encoded = encode(queue.name(), entry);
-            if bytes + encoded.len() > budget {
+            let before = sealing.as_ref().map_or(0, |sealing| sealing.wrapped.len());
+            let Some(encoded) = ready(queue.name(), entry, sealing.as_mut())? else {
+                out.ignored.push(Ignored::Oversize);
+                continue;
+            };
+            let wrapped = sealing.as_ref().map_or(0, |sealing| sealing.wrapped.len());
+            let encoded_bytes = encoded.len() + wrapped - before;
+            if bytes + encoded_bytes > budget {
                 let is_first = is_empty && fitted.entries.is_empty();
+                if let Some(sealing) = &mut sealing
+                    && (!is_first || is_over(bytes + encoded_bytes, budget))
+                {
+                    sealing.wrapped.truncate(before);
+                }
                 if !is_first {
                     fitted.is_cut = true;
                     fitted.to = Position { epoch: pulled.to.epoch, seq: entry.position.seq.prev() };
                     break;
                 }
-                let is_over = budget < DELTAS_BYTES_MAX || bytes + encoded.len() > FRAME_BYTES_MAX;
-                if is_over {
+                if is_over(bytes + encoded_bytes, budget) {
                     out.ignored.push(Ignored::Oversize);
                     continue;
                 }
             }
-            bytes += encoded.len();
+            bytes += encoded_bytes;
             fitted.entries.push(encoded);
             if let Body::Message(message) = &entry.body {
                 fitted.at_ms.push(entry.at_ms);
@@ -243,9 +283,12 @@ impl Draft {
             }
         }
         if fitted.to.seq <= after {
-            return None;
+            return Ok(None);
         }
-        Some(fitted)
+        if let Some(sealing) = sealing {
+            (fitted.key_number, fitted.wrapped_keys) = (sealing.number(), sealing.wrapped);
+        }
+        Ok(Some(fitted))
     }
 
     fn add(
@@ -256,18 +299,21 @@ impl Draft {
         fitted: Fitted,
         jump: Option<Jump>,
     ) {
-        let Fitted { entries, at_ms, to, is_cut: _ } = fitted;
+        let Fitted { entries, at_ms, to, is_cut: _, key_number, wrapped_keys } = fitted;
         let id = queue.id();
         self.bytes += frame::delta_overhead_bytes(down::queue_name(queue.name()));
-        self.bytes += entries.iter().map(Bytes::len).sum::<usize>();
+        self.bytes += entries.iter().map(Bytes::len).sum::<usize>() + wrapped_keys.len();
         self.entries += entries.len();
         let cover = Cover { queue: id, after, seq: to.seq, to };
-        self.deltas.push(DraftDelta { queue, cover, tag: (cx.tag)(&id, to), jump, entries, at_ms });
+        let tag = (cx.tag)(&id, to);
+        let delta =
+            DraftDelta { queue, cover, tag, jump, entries, at_ms, key_number, wrapped_keys };
+        self.deltas.push(delta);
     }
 
     fn parts<'a>(&'a self) -> Vec<DeltaParts<'a>> {
         let part = |delta: &'a DraftDelta| {
-            let DraftDelta { queue, cover, tag, jump, entries, at_ms: _ } = delta;
+            let DraftDelta { queue, cover, tag, jump, entries, .. } = delta;
             DeltaParts {
                 queue_kind: down::queue_kind(queue.name()),
                 queue_name: down::queue_name(queue.name()),
@@ -277,6 +323,8 @@ impl Draft {
                 tag: *tag,
                 jump: jump.map(down::jump),
                 entries,
+                key_number: delta.key_number,
+                wrapped_keys: &delta.wrapped_keys,
             }
         };
         self.deltas.iter().map(part).collect()
@@ -298,6 +346,25 @@ impl Draft {
             notes: (!self.notes.is_empty()).then(|| Box::new(self.notes)),
         }
     }
+}
+
+/// Whether a single entry of this many bytes cannot go out at all.
+fn is_over(bytes: usize, budget: usize) -> bool {
+    budget < DELTAS_BYTES_MAX || bytes > FRAME_BYTES_MAX
+}
+
+/// An entry as it goes to this registration; `None` if no frame takes it.
+fn ready(
+    queue: &QueueName,
+    entry: &Arc<Entry>,
+    sealing: Option<&mut DeltaSealer<'_>>,
+) -> Result<Option<Bytes>, Refused> {
+    let Some(sealing) = sealing else { return Ok(Some(encode(queue, entry))) };
+    Ok(match sealing.seal(entry)? {
+        Outcome::Sealed(bytes) => Some(bytes),
+        Outcome::Oversize => None,
+        Outcome::Control => Some(encode(queue, entry)),
+    })
 }
 
 /// An entry as it goes into a frame. One that many follow is encoded once for all of them who

@@ -6,12 +6,12 @@ use carillon_wire::{
 };
 
 use crate::{
-    base::{ids::QueueName, ids::RegId, metrics::UpResult},
+    base::{ids::QueueName, metrics::UpResult},
     queue::{
-        entry::{Body, Entry},
+        entry::{Body, Entry, Message},
         plan::Jump,
     },
-    service,
+    service::{self, seals::Registered},
 };
 
 fn empty() -> idl::Down {
@@ -19,18 +19,26 @@ fn empty() -> idl::Down {
 }
 
 /// The answer to an uplink frame.
-pub fn result(request: i64, result: &Result<Option<RegId>, service::Error>) -> idl::Down {
-    let (code, message, regid) = match result {
-        Ok(regid) => (idl::ResultCode::OK, None, regid.map(|regid| regid.to_string())),
+pub fn result(request: i64, result: &Result<Option<Registered>, service::Error>) -> idl::Down {
+    let (code, message, granted) = match result {
+        Ok(granted) => (idl::ResultCode::OK, None, *granted),
         Err(error) => (code_of(error), Some(error.to_string()), None),
     };
-    idl::Down { result: Some(idl::Result { request, code, message, regid }), ..empty() }
+    let regid = granted.map(|granted| granted.regid.to_string());
+    let seal = granted.and_then(|granted| granted.seal).map(|seal| idl::SealAnswer {
+        number: epoch_to_idl(seal.number),
+        confirmation: seal.confirmation.to_vec(),
+    });
+    idl::Down { result: Some(idl::Result { request, code, message, regid, seal }), ..empty() }
 }
 
 /// The answer to what is no frame, or of no known kind.
 pub fn refused(request: i64, code: idl::ResultCode, message: &str) -> idl::Down {
     let message = Some(message.to_owned());
-    idl::Down { result: Some(idl::Result { request, code, message, regid: None }), ..empty() }
+    idl::Down {
+        result: Some(idl::Result { request, code, message, regid: None, seal: None }),
+        ..empty()
+    }
 }
 
 /// Pushing starts now.
@@ -63,7 +71,7 @@ pub fn ended(regid: String, reason: Option<idl::EndReason>) -> idl::Down {
 }
 
 /// Whose fault a failed call is.
-pub fn up_result(result: &Result<Option<RegId>, service::Error>) -> UpResult {
+pub fn up_result(result: &Result<Option<Registered>, service::Error>) -> UpResult {
     match result {
         Ok(_) => UpResult::Ok,
         Err(service::Error::Unavailable(_)) => UpResult::Failed,
@@ -71,6 +79,7 @@ pub fn up_result(result: &Result<Option<RegId>, service::Error>) -> UpResult {
             service::Error::Invalid { .. }
             | service::Error::NotFound { .. }
             | service::Error::Forbidden(_)
+            | service::Error::Sealed(_)
             | service::Error::Limit { .. }
             | service::Error::Conflict(_)
             | service::Error::Allowance { .. }
@@ -118,16 +127,13 @@ pub fn entry(entry: &Entry) -> idl::Entry {
         notification: None,
         follow: None,
         unfollow: None,
+        sealed: None,
     };
     match &entry.body {
         Body::Message(message) => {
             idl.id = Some(message.id.as_bytes().to_vec());
-            idl.payload = Some(message.payload.to_vec());
-            idl.notification = message.notification.clone().map(|n| idl::Notification {
-                title: n.title,
-                body: n.body,
-                extra: n.extra,
-            });
+            let idl::Content { payload, notification } = content(message);
+            (idl.payload, idl.notification) = (payload, notification);
         }
         Body::Follow { queue, since } => {
             let (epoch, since) = (epoch_to_idl(since.epoch.0), seq_to_idl(since.seq.0));
@@ -136,6 +142,16 @@ pub fn entry(entry: &Entry) -> idl::Entry {
         Body::Unfollow { queue } => idl.unfollow = Some(idl::Unfollow { queue: queue_of(queue) }),
     }
     idl
+}
+
+/// What of a message is sealed where anything is.
+pub fn content(message: &Message) -> idl::Content {
+    let notification = message.notification.clone().map(|n| idl::Notification {
+        title: n.title,
+        body: n.body,
+        extra: n.extra,
+    });
+    idl::Content { payload: Some(message.payload.to_vec()), notification }
 }
 
 fn queue_of(queue: &QueueName) -> idl::Queue {
@@ -150,6 +166,7 @@ fn code_of(error: &service::Error) -> idl::ResultCode {
         | service::Error::KeyReused => idl::ResultCode::INVALID,
         service::Error::NotFound { .. } => idl::ResultCode::NOT_FOUND,
         service::Error::Forbidden(_) => idl::ResultCode::FORBIDDEN,
+        service::Error::Sealed(_) => idl::ResultCode::SEALED,
         service::Error::Limit { .. } | service::Error::Allowance { .. } => idl::ResultCode::LIMIT,
         service::Error::Unavailable(_) => idl::ResultCode::UNAVAILABLE,
     }

@@ -4,6 +4,8 @@
 //! turns, so that one slow app does not block the others. In a feed what is urgent goes
 //! first, then the own queue, then the others in rotation.
 
+use std::sync::Arc;
+
 use super::{Effect, Output, window::Window};
 use crate::{
     base::{
@@ -15,7 +17,10 @@ use crate::{
         pointer::Pointer,
         position::{Epoch, Position, Seq},
     },
-    service::deliver::{Following, Start},
+    service::{
+        deliver::{Following, Start},
+        seals::{Sealer, Sealing},
+    },
 };
 
 /// A registration as it was read, and where it stands: plain data for the session.
@@ -35,6 +40,15 @@ pub struct Standing {
     pub is_named: bool,
     /// It has pauses or hours.
     pub is_gated: bool,
+    /// How its messages go out.
+    pub sealing: Sealing,
+}
+
+impl Standing {
+    /// Whether plain use may deliver its messages.
+    pub fn is_open(&self) -> bool {
+        self.sealing == Sealing::Open
+    }
 }
 
 /// What is done with a queue on this connection.
@@ -98,6 +112,8 @@ pub struct Lane {
 pub struct Feed {
     /// Its name.
     pub regid: RegId,
+    /// Set if its messages are sealed.
+    pub sealer: Option<Arc<Sealer>>,
     /// Control entries up to this one are in `followings` already.
     pub control: Seq,
     /// Its own queue first.
@@ -375,13 +391,17 @@ fn merge_one(
     window: &mut Window,
     out: &mut Output,
 ) -> Feed {
-    let Standing { regid, control, followings, starts, heads, is_named: _, is_gated } = standing;
+    let Standing { regid, control, followings, starts, heads, is_named: _, is_gated, sealing } =
+        standing;
     assert_eq!(followings.len(), starts.len(), "a start for each following");
     let is_new = before.is_none();
     let mut lanes = Vec::with_capacity(followings.len());
     for (i, following) in followings.iter().enumerate() {
         let id = following.queue.id();
-        let usage = usage(&regid, following.queue.name());
+        let usage = match sealing {
+            Sealing::Open | Sealing::Sealed(_) => usage(&regid, following.queue.name()),
+            Sealing::Refused => Use::Off,
+        };
         let old = before.as_ref().and_then(|feed| {
             let at = feed.lane_of(&id)?;
             Some((&feed.followings[at], feed.lanes[at]))
@@ -431,7 +451,7 @@ fn merge_one(
             out.effects.push(Effect::Unfollow(id));
         }
     }
-    Feed { regid, control, followings, lanes, is_gated, rotor: 0 }
+    Feed { regid, sealer: sealing.into_sealer(), control, followings, lanes, is_gated, rotor: 0 }
 }
 
 /// A lane that is delivered from now on.

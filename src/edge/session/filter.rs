@@ -103,7 +103,9 @@ pub fn refusal(error: &service::Error) -> u8 {
         | service::Error::Conflict(_)
         | service::Error::KeyInUse
         | service::Error::KeyReused => reason::TOPIC_FILTER_INVALID,
-        service::Error::NotFound { .. } | service::Error::Forbidden(_) => reason::NOT_AUTHORIZED,
+        service::Error::NotFound { .. }
+        | service::Error::Forbidden(_)
+        | service::Error::Sealed(_) => reason::NOT_AUTHORIZED,
         service::Error::Limit { .. } | service::Error::Allowance { .. } => reason::QUOTA_EXCEEDED,
         service::Error::Unavailable(_) => reason::IMPLEMENTATION_SPECIFIC,
     }

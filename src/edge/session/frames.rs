@@ -17,9 +17,9 @@ use super::{
     filter::{Filter, Wanted},
 };
 use crate::{
-    base::{ids::RegId, metrics::UpKind},
+    base::metrics::UpKind,
     edge::close::{CloseReason, Ignored},
-    service,
+    service::{self, seals::Registered},
 };
 
 /// Where answers to an uplink PUBLISH go.
@@ -50,6 +50,8 @@ pub enum Request {
     Subscribe(idl::Subscribe),
     /// Unsubscribe from topics.
     Unsubscribe(idl::Unsubscribe),
+    /// Change a registration's key.
+    Rekey(idl::Rekey),
     /// Something happened to a message.
     Event(idl::Event),
     /// Say when messages are taken.
@@ -317,12 +319,12 @@ impl Session {
     pub(super) fn requested(
         &mut self,
         ticket: Ticket,
-        result: Result<Option<RegId>, service::Error>,
+        result: Result<Option<Registered>, service::Error>,
         out: &mut Output,
     ) {
         self.reply(down::result(ticket.request, &result), Some(ticket), out);
         let is_attached = matches!(&self.mode, Mode::Frames(frames) if frames.is_attached);
-        let changes = matches!(ticket.kind, UpKind::Register | UpKind::Unregister);
+        let changes = matches!(ticket.kind, UpKind::Register | UpKind::Unregister | UpKind::Rekey);
         if result.is_ok() && changes && is_attached && out.close.is_none() {
             out.call = Some(Call::Refresh);
         }
@@ -455,6 +457,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
         up.unsubscribe.map(|r| Kind::Request(UpKind::Unsubscribe, Request::Unsubscribe(r))),
         up.event.map(|r| Kind::Request(UpKind::Event, Request::Event(r))),
         up.accept.map(|r| Kind::Request(UpKind::Accept, Request::Accept(r))),
+        up.rekey.map(|r| Kind::Request(UpKind::Rekey, Request::Rekey(r))),
     ];
     let mut set = kinds.into_iter().flatten();
     let only = set.next()?;

@@ -52,7 +52,7 @@ impl Plain {
     pub fn retain(&mut self, standings: &[Standing]) {
         let count = self.subscriptions.len();
         self.subscriptions
-            .retain(|(s, _)| standings.iter().any(|standing| standing.regid == s.regid));
+            .retain(|(s, _)| standings.iter().any(|one| one.regid == s.regid && one.is_open()));
         if self.subscriptions.len() != count {
             self.subscriptions.iter_mut().for_each(|(_, is_told)| *is_told = false);
         }

@@ -22,6 +22,7 @@ use crate::{
     service::{
         deliver::Start,
         records::{Follow, Registration},
+        seals::Sealing,
     },
 };
 
@@ -63,6 +64,7 @@ fn registration(byte: u8, app_name: &str, topics: &[&str]) -> Registration {
         control: Seq(0),
         follows: std::iter::once(QueueName::All(app(app_name))).chain(topics).map(follow).collect(),
         accept: None,
+        seal: None,
     }
 }
 
@@ -151,6 +153,7 @@ impl Rig {
             followings,
             is_named: true,
             is_gated: registration.accept.is_some(),
+            sealing: Sealing::Open,
         }
     }
 

@@ -28,6 +28,10 @@ pub struct DeltaParts<'a> {
     /// At most [`CONTAINER_ITEMS_MAX`](crate::limits::CONTAINER_ITEMS_MAX), each from
     /// [`encode_entry`](super::encode_entry), by ascending seq.
     pub entries: &'a [Bytes],
+    /// The number of the registration's key; set if any entry is sealed.
+    pub key_number: Option<u32>,
+    /// [`WRAPPED_KEY_BYTES`](crate::seal::WRAPPED_KEY_BYTES) for each sealed entry of a shared queue.
+    pub wrapped_keys: &'a [u8],
 }
 
 /// Appends `Down{deltas}` to `out`. That it fits a frame is the caller's bound: see [`deltas_bytes_upper_bound`].
@@ -54,6 +58,7 @@ pub fn deltas_bytes_upper_bound(regid: &str, deltas: &[DeltaParts<'_>]) -> usize
         .map(|delta| {
             delta_overhead_bytes(delta.queue_name)
                 + delta.entries.iter().map(Bytes::len).sum::<usize>()
+                + delta.wrapped_keys.len()
         })
         .sum();
     frame_overhead_bytes(regid) + deltas_bytes
@@ -72,7 +77,8 @@ pub fn delta_overhead_bytes(queue_name: Option<&str>) -> usize {
     let tag = 1 + 1 + TAG_BYTES;
     let list = 1 + 1 + 5;
     let jump = 1 + 5;
-    queue + numbers + tag + list + jump + 1
+    let seal = (1 + 5) + (2 + 5);
+    queue + numbers + tag + list + jump + seal + 1
 }
 
 fn put_delta(delta: &DeltaParts<'_>, out: &mut Vec<u8>) {
@@ -95,9 +101,20 @@ fn put_delta(delta: &DeltaParts<'_>, out: &mut Vec<u8>) {
     for entry in delta.entries {
         out.extend_from_slice(entry);
     }
+    let mut last = 6;
     if let Some(jump) = delta.jump {
         out.push(field(1, I32)); // Delta.jump
         put_i32(jump.0, out);
+        last = 7;
+    }
+    if !delta.wrapped_keys.is_empty() {
+        out.push(field(8 - last, BINARY)); // Delta.wrapped_keys
+        put_binary(delta.wrapped_keys, out);
+        last = 8;
+    }
+    if let Some(number) = delta.key_number {
+        out.push(field(9 - last, I32)); // Delta.key_number
+        put_i32(epoch_to_idl(number), out);
     }
     out.push(STOP);
 }

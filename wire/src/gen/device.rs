@@ -152,6 +152,8 @@ impl ResultCode {
   pub const LIMIT: ResultCode = ResultCode(6);
   /// Try again later, with jitter.
   pub const UNAVAILABLE: ResultCode = ResultCode(7);
+  /// The app seals its payloads: register with a key.
+  pub const SEALED: ResultCode = ResultCode(8);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::OK,
     Self::MALFORMED,
@@ -161,6 +163,7 @@ impl ResultCode {
     Self::FORBIDDEN,
     Self::LIMIT,
     Self::UNAVAILABLE,
+    Self::SEALED,
   ];
 }
 
@@ -186,6 +189,7 @@ impl From<i32> for ResultCode {
       5 => ResultCode::FORBIDDEN,
       6 => ResultCode::LIMIT,
       7 => ResultCode::UNAVAILABLE,
+      8 => ResultCode::SEALED,
       _ => ResultCode(i)
     }
   }
@@ -709,6 +713,77 @@ impl TSerializable for Positions {
 }
 
 //
+// SealOffer
+//
+
+/// A key pair that the device has made, for an app that seals its payloads.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SealOffer {
+  /// Which of the app's keys it is agreed with.
+  pub app_key: i32,
+  /// The public half, X25519.
+  pub public_key: Vec<u8>,
+}
+
+impl SealOffer {
+  pub fn new(app_key: i32, public_key: Vec<u8>) -> SealOffer {
+    SealOffer {
+      app_key,
+      public_key,
+    }
+  }
+}
+
+impl TSerializable for SealOffer {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SealOffer> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SealOffer.app_key", &f_1)?;
+    verify_required_field_exists("SealOffer.public_key", &f_2)?;
+    let ret = SealOffer {
+      app_key: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      public_key: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SealOffer");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("app_key", TType::I32, 1))?;
+    o_prot.write_i32(self.app_key)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("public_key", TType::String, 2))?;
+    o_prot.write_bytes(&self.public_key)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Register
 //
 
@@ -717,13 +792,16 @@ impl TSerializable for Positions {
 pub struct Register {
   pub app_id: String,
   pub app_key: String,
+  /// For sealed payloads: the same pair again gives the same regID, another one a new regID.
+  pub seal: Option<SealOffer>,
 }
 
 impl Register {
-  pub fn new(app_id: String, app_key: String) -> Register {
+  pub fn new<F3>(app_id: String, app_key: String, seal: F3) -> Register where F3: Into<Option<SealOffer>> {
     Register {
       app_id,
       app_key,
+      seal: seal.into(),
     }
   }
 }
@@ -733,6 +811,7 @@ impl TSerializable for Register {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
     let mut f_2: Option<String> = None;
+    let mut f_3: Option<SealOffer> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -748,6 +827,10 @@ impl TSerializable for Register {
           let val = i_prot.read_string()?;
           f_2 = Some(val);
         },
+        3 => {
+          let val = SealOffer::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -760,6 +843,7 @@ impl TSerializable for Register {
     let ret = Register {
       app_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
       app_key: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      seal: f_3,
     };
     Ok(ret)
   }
@@ -771,6 +855,93 @@ impl TSerializable for Register {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("app_key", TType::String, 2))?;
     o_prot.write_string(&self.app_key)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.seal {
+      o_prot.write_field_begin(&TFieldIdentifier::new("seal", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Rekey
+//
+
+/// Changes the key of a sealed registration. The same again gives the same answer.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Rekey {
+  pub regid: String,
+  pub seal: SealOffer,
+  /// Made with the present key: only who holds it may change it.
+  pub proof: Vec<u8>,
+}
+
+impl Rekey {
+  pub fn new(regid: String, seal: SealOffer, proof: Vec<u8>) -> Rekey {
+    Rekey {
+      regid,
+      seal,
+      proof,
+    }
+  }
+}
+
+impl TSerializable for Rekey {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Rekey> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<SealOffer> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = SealOffer::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Rekey.regid", &f_1)?;
+    verify_required_field_exists("Rekey.seal", &f_2)?;
+    verify_required_field_exists("Rekey.proof", &f_3)?;
+    let ret = Rekey {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      seal: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      proof: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Rekey");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("seal", TType::Struct, 2))?;
+    self.seal.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("proof", TType::String, 3))?;
+    o_prot.write_bytes(&self.proof)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -1440,10 +1611,11 @@ pub struct Up {
   pub heartbeat: Option<HeartbeatReport>,
   pub accept: Option<Accept>,
   pub event: Option<Event>,
+  pub rekey: Option<Rekey>,
 }
 
 impl Up {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F12, F13>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, accept: F12, event: F13) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F12, F13, F14>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, accept: F12, event: F13, rekey: F14) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>>, F14: Into<Option<Rekey>> {
     Up {
       request: request.into(),
       resume: resume.into(),
@@ -1457,6 +1629,7 @@ impl Up {
       heartbeat: heartbeat.into(),
       accept: accept.into(),
       event: event.into(),
+      rekey: rekey.into(),
     }
   }
 }
@@ -1476,6 +1649,7 @@ impl TSerializable for Up {
     let mut f_10: Option<HeartbeatReport> = None;
     let mut f_12: Option<Accept> = None;
     let mut f_13: Option<Event> = None;
+    let mut f_14: Option<Rekey> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1531,6 +1705,10 @@ impl TSerializable for Up {
           let val = Event::read_from_in_protocol(i_prot)?;
           f_13 = Some(val);
         },
+        14 => {
+          let val = Rekey::read_from_in_protocol(i_prot)?;
+          f_14 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1551,6 +1729,7 @@ impl TSerializable for Up {
       heartbeat: f_10,
       accept: f_12,
       event: f_13,
+      rekey: f_14,
     };
     Ok(ret)
   }
@@ -1617,6 +1796,11 @@ impl TSerializable for Up {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.rekey {
+      o_prot.write_field_begin(&TFieldIdentifier::new("rekey", TType::Struct, 14))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -1637,7 +1821,79 @@ impl Default for Up {
       heartbeat: None,
       accept: None,
       event: None,
+      rekey: None,
     }
+  }
+}
+
+//
+// SealAnswer
+//
+
+/// The registration has this key now.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SealAnswer {
+  /// 1 at first, and one more with each change.
+  pub number: i32,
+  /// Made with the key: the gateway has the same one.
+  pub confirmation: Vec<u8>,
+}
+
+impl SealAnswer {
+  pub fn new(number: i32, confirmation: Vec<u8>) -> SealAnswer {
+    SealAnswer {
+      number,
+      confirmation,
+    }
+  }
+}
+
+impl TSerializable for SealAnswer {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SealAnswer> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    let mut f_2: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_bytes()?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SealAnswer.number", &f_1)?;
+    verify_required_field_exists("SealAnswer.confirmation", &f_2)?;
+    let ret = SealAnswer {
+      number: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      confirmation: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SealAnswer");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("number", TType::I32, 1))?;
+    o_prot.write_i32(self.number)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("confirmation", TType::String, 2))?;
+    o_prot.write_bytes(&self.confirmation)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
   }
 }
 
@@ -1654,15 +1910,18 @@ pub struct Result {
   pub message: Option<String>,
   /// Set by Register.
   pub regid: Option<String>,
+  /// Set by Register with a key, and by Rekey.
+  pub seal: Option<SealAnswer>,
 }
 
 impl Result {
-  pub fn new<F3, F4>(request: i64, code: ResultCode, message: F3, regid: F4) -> Result where F3: Into<Option<String>>, F4: Into<Option<String>> {
+  pub fn new<F3, F4, F5>(request: i64, code: ResultCode, message: F3, regid: F4, seal: F5) -> Result where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<SealAnswer>> {
     Result {
       request,
       code,
       message: message.into(),
       regid: regid.into(),
+      seal: seal.into(),
     }
   }
 }
@@ -1674,6 +1933,7 @@ impl TSerializable for Result {
     let mut f_2: Option<ResultCode> = None;
     let mut f_3: Option<String> = None;
     let mut f_4: Option<String> = None;
+    let mut f_5: Option<SealAnswer> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1697,6 +1957,10 @@ impl TSerializable for Result {
           let val = i_prot.read_string()?;
           f_4 = Some(val);
         },
+        5 => {
+          let val = SealAnswer::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1711,6 +1975,7 @@ impl TSerializable for Result {
       code: f_2.expect("auto-generated code should have checked for presence of required fields"),
       message: f_3,
       regid: f_4,
+      seal: f_5,
     };
     Ok(ret)
   }
@@ -1731,6 +1996,11 @@ impl TSerializable for Result {
     if let Some(ref fld_var) = self.regid {
       o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 4))?;
       o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.seal {
+      o_prot.write_field_begin(&TFieldIdentifier::new("seal", TType::Struct, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -2096,6 +2366,87 @@ impl TSerializable for Unfollow {
 }
 
 //
+// Content
+//
+
+/// What is sealed of a message.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Content {
+  /// As in Entry.
+  pub payload: Option<Vec<u8>>,
+  pub notification: Option<Notification>,
+}
+
+impl Content {
+  pub fn new<F1, F2>(payload: F1, notification: F2) -> Content where F1: Into<Option<Vec<u8>>>, F2: Into<Option<Notification>> {
+    Content {
+      payload: payload.into(),
+      notification: notification.into(),
+    }
+  }
+}
+
+impl TSerializable for Content {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Content> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Vec<u8>> = None;
+    let mut f_2: Option<Notification> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_bytes()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Notification::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = Content {
+      payload: f_1,
+      notification: f_2,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Content");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.payload {
+      o_prot.write_field_begin(&TFieldIdentifier::new("payload", TType::String, 1))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.notification {
+      o_prot.write_field_begin(&TFieldIdentifier::new("notification", TType::Struct, 2))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for Content {
+  fn default() -> Self {
+    Content{
+      payload: Some(Vec::new()),
+      notification: None,
+    }
+  }
+}
+
+//
 // Entry
 //
 
@@ -2111,10 +2462,12 @@ pub struct Entry {
   pub notification: Option<Notification>,
   pub follow: Option<Follow>,
   pub unfollow: Option<Unfollow>,
+  /// A sealed Content, in the place of `payload` and `notification`.
+  pub sealed: Option<Vec<u8>>,
 }
 
 impl Entry {
-  pub fn new<F2, F3, F4, F5, F6, F7>(seq: i64, id: F2, time_ms: F3, payload: F4, notification: F5, follow: F6, unfollow: F7) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<Notification>>, F6: Into<Option<Follow>>, F7: Into<Option<Unfollow>> {
+  pub fn new<F2, F3, F4, F5, F6, F7, F9>(seq: i64, id: F2, time_ms: F3, payload: F4, notification: F5, follow: F6, unfollow: F7, sealed: F9) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<Notification>>, F6: Into<Option<Follow>>, F7: Into<Option<Unfollow>>, F9: Into<Option<Vec<u8>>> {
     Entry {
       seq,
       id: id.into(),
@@ -2123,6 +2476,7 @@ impl Entry {
       notification: notification.into(),
       follow: follow.into(),
       unfollow: unfollow.into(),
+      sealed: sealed.into(),
     }
   }
 }
@@ -2137,6 +2491,7 @@ impl TSerializable for Entry {
     let mut f_5: Option<Notification> = None;
     let mut f_6: Option<Follow> = None;
     let mut f_7: Option<Unfollow> = None;
+    let mut f_9: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2172,6 +2527,10 @@ impl TSerializable for Entry {
           let val = Unfollow::read_from_in_protocol(i_prot)?;
           f_7 = Some(val);
         },
+        9 => {
+          let val = i_prot.read_bytes()?;
+          f_9 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2188,6 +2547,7 @@ impl TSerializable for Entry {
       notification: f_5,
       follow: f_6,
       unfollow: f_7,
+      sealed: f_9,
     };
     Ok(ret)
   }
@@ -2227,6 +2587,11 @@ impl TSerializable for Entry {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.sealed {
+      o_prot.write_field_begin(&TFieldIdentifier::new("sealed", TType::String, 9))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2249,10 +2614,14 @@ pub struct Delta {
   pub tag: Vec<u8>,
   pub entries: Vec<Entry>,
   pub jump: Option<JumpReason>,
+  /// Of a shared queue: the key of each sealed entry, wrapped for this registration, 32 bytes each, in their order.
+  pub wrapped_keys: Option<Vec<u8>>,
+  /// Set where an entry is sealed: the number of the registration's key.
+  pub key_number: Option<i32>,
 }
 
 impl Delta {
-  pub fn new<F7>(queue: Queue, epoch: i32, from_seq: i64, to_seq: i64, tag: Vec<u8>, entries: Vec<Entry>, jump: F7) -> Delta where F7: Into<Option<JumpReason>> {
+  pub fn new<F7, F8, F9>(queue: Queue, epoch: i32, from_seq: i64, to_seq: i64, tag: Vec<u8>, entries: Vec<Entry>, jump: F7, wrapped_keys: F8, key_number: F9) -> Delta where F7: Into<Option<JumpReason>>, F8: Into<Option<Vec<u8>>>, F9: Into<Option<i32>> {
     Delta {
       queue,
       epoch,
@@ -2261,6 +2630,8 @@ impl Delta {
       tag,
       entries,
       jump: jump.into(),
+      wrapped_keys: wrapped_keys.into(),
+      key_number: key_number.into(),
     }
   }
 }
@@ -2275,6 +2646,8 @@ impl TSerializable for Delta {
     let mut f_5: Option<Vec<u8>> = None;
     let mut f_6: Option<Vec<Entry>> = None;
     let mut f_7: Option<JumpReason> = None;
+    let mut f_8: Option<Vec<u8>> = None;
+    let mut f_9: Option<i32> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2316,6 +2689,14 @@ impl TSerializable for Delta {
           let val = JumpReason::read_from_in_protocol(i_prot)?;
           f_7 = Some(val);
         },
+        8 => {
+          let val = i_prot.read_bytes()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i32()?;
+          f_9 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2337,6 +2718,8 @@ impl TSerializable for Delta {
       tag: f_5.expect("auto-generated code should have checked for presence of required fields"),
       entries: f_6.expect("auto-generated code should have checked for presence of required fields"),
       jump: f_7,
+      wrapped_keys: f_8,
+      key_number: f_9,
     };
     Ok(ret)
   }
@@ -2368,6 +2751,16 @@ impl TSerializable for Delta {
     if let Some(ref fld_var) = self.jump {
       o_prot.write_field_begin(&TFieldIdentifier::new("jump", TType::I32, 7))?;
       fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.wrapped_keys {
+      o_prot.write_field_begin(&TFieldIdentifier::new("wrapped_keys", TType::String, 8))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.key_number {
+      o_prot.write_field_begin(&TFieldIdentifier::new("key_number", TType::I32, 9))?;
+      o_prot.write_i32(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;

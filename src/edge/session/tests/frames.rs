@@ -3,7 +3,7 @@
 use carillon_wire::{frame, idl, mqtt::Disconnect};
 
 use super::{super::frames::Ticket, *};
-use crate::{base::metrics::UpKind, queue::plan::Jump};
+use crate::{base::metrics::UpKind, queue::plan::Jump, service::seals::Registered};
 
 fn up(rig: &mut Rig, up: &idl::Up, qos: Qos, packet_id: u16) {
     let mut payload = Vec::new();
@@ -186,11 +186,14 @@ fn what_is_no_frame_is_answered_and_acknowledged() {
 }
 
 fn register(rig: &mut Rig, request: i64, packet_id: u16) {
-    let register = idl::Register { app_id: "demo".into(), app_key: "k".into() };
+    let register = idl::Register { app_id: "demo".into(), app_key: "k".into(), seal: None };
     let asked = idl::Up { request: Some(request), register_app: Some(register), ..empty() };
     up(rig, &asked, Qos::AtLeastOnce, packet_id);
     let Some(Call::Request(ticket, _)) = rig.out.call.take() else { panic!("a request is a call") };
-    rig.input(Input::Answer(Answer::Requested(ticket, Ok(Some(RegId([1; 20]))))));
+    rig.input(Input::Answer(Answer::Requested(
+        ticket,
+        Ok(Some(Registered { regid: RegId([1; 20]), seal: None })),
+    )));
 }
 
 #[test]
