@@ -32,7 +32,14 @@ impl Service {
             let count = left.len().min(COMMIT_NOTES);
             let mut writing = Writing::default();
             for note in &left[..count] {
-                self.write_note(note, &mut writing, &mut known)?;
+                match self.write_note(note, &mut writing, &mut known) {
+                    // One damaged record does not keep the pointers from the disk.
+                    Err(error) if error.is_damage() => {
+                        self.metrics.receipts.dropped.increment(1);
+                        tracing::error!(%error, "a receipt cannot be written");
+                    }
+                    written => written?,
+                }
             }
             crash_point!("receipts::before_write");
             self.commit_notes(writing).await?;

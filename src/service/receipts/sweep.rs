@@ -83,9 +83,17 @@ impl Service {
             for (key, cursor) in due {
                 let id = key.get(9..).and_then(MessageId::from_slice);
                 let cursor: Cursor = decode(&cursor).unwrap_or_default();
-                match id {
-                    Some(id) => self.sweep_message(&key, &id, cursor).await?,
-                    None => self.forget(&key).await?,
+                let swept = match id {
+                    Some(id) => self.sweep_message(&key, &id, cursor).await,
+                    None => self.forget(&key).await,
+                };
+                match swept {
+                    // One damaged record does not keep the others waiting.
+                    Err(error) if error.is_damage() => {
+                        tracing::error!(%error, "an expired message cannot be looked at");
+                        self.forget(&key).await?;
+                    }
+                    swept => swept?,
                 }
             }
         }
