@@ -16,8 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 #[tokio::test]
 async fn whatever_the_document_allows_or_forbids_is_answered_as_documented() {
-    // The devices of strangers are bounded by a minute: documented, and seen elsewhere.
-    let config = "[api]\ndevices_per_address_per_minute = 1000000\n";
+    // The devices of strangers are bounded by a minute: documented, and seen elsewhere. The
+    // connection may rest while examples are made.
+    let config = "[api]\ndevices_per_address_per_minute = 1000000\nhead_timeout_ms = 120000\n";
     let options = Options { config: Some(config.to_owned()), ..Options::default() };
     let node = Node::start_with(options).await;
     let device = node.create_device().await;
@@ -32,7 +33,16 @@ async fn whatever_the_document_allows_or_forbids_is_answered_as_documented() {
         .args(["--checks", CHECKS, "--phases", "examples,coverage,fuzzing"])
         .args(["--generation-deterministic", "--max-examples", "20"])
         .args(["--no-color", "--continue-on-failure"])
-        .args(["--workers", "1", "--request-timeout", "20", "--warnings", "off"])
+        .args([
+            "--workers",
+            "1",
+            "--request-timeout",
+            "20",
+            "--request-retries",
+            "2",
+            "--warnings",
+            "off",
+        ])
         .args(["--suppress-health-check", "all"])
         .current_dir(node.data());
     let output = script::output(command, PATIENCE).await;
