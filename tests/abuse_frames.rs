@@ -182,10 +182,10 @@ async fn unknown_fields_are_skipped_and_unknown_kinds_are_named() {
     for (kind, content) in unknown {
         // Behind the last known field, and alone.
         let mut longer = known[..known.len() - 1].to_vec();
-        longer.push(field(6, kind));
+        longer.push(field(12, kind));
         longer.extend(content);
         longer.push(0);
-        for bytes in [longer, up(14, kind, content)] {
+        for bytes in [longer, up(15, kind, content)] {
             framed.say_bytes(&bytes).await;
             codes.push(framed.result().await.code);
         }

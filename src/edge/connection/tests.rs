@@ -15,7 +15,7 @@ fn an_idle_connection_is_as_small_as_documented() {
     let sizes = [
         ("connection", size_of::<Connection<tokio::net::TcpStream>>(), 320),
         ("connection over TLS", size_of::<Connection<TlsStream<tokio::net::TcpStream>>>(), 320),
-        ("feed", size_of::<Feed>(), 80),
+        ("feed", size_of::<Feed>(), 88),
         ("following", size_of::<Following>(), 32),
         ("lane", size_of::<Lane>(), 24),
         ("nudge", size_of::<Nudge>(), 48),
