@@ -211,40 +211,6 @@ async fn batch(api: &mut Api, regid: &str) {
     assert_eq!((codes.as_slice(), &fared["accepted"]), (&wanted[..], &json!(3)), "{fared}");
 }
 
-/// A call with a key: one at a time, answered again, not for another body.
-async fn once(api: &mut Api) {
-    let message = json!({"target": {"topic": "once"}, "payload": 1});
-    let batch = json!({"messages": [message]});
-    for (operation, path, body) in
-        [(SEND, "/v1/apps/demo/messages", message), (BATCH, "/v1/apps/demo/messages:batch", batch)]
-    {
-        let mut statuses = Vec::new();
-        for turn in 0..200 {
-            let ask = Ask::post(path, body.clone())
-                .keyed(&format!("{operation} {turn}").replace(' ', "_"));
-            let both =
-                futures_util::future::join(api.request(ask.clone()), api.request(ask.clone()));
-            let (one, other) = both.await;
-            statuses = vec![one.status().as_u16(), other.status().as_u16()];
-            for answer in [one, other] {
-                api.check_response(operation, &ask.to_string(), answer).await;
-            }
-            if statuses.contains(&409) {
-                let other = Ask::post(path, json!({"target": {"all": true}, "payload": 2}));
-                let other = if operation == BATCH {
-                    Ask { body: Some(b"{\"messages\":[1]}".to_vec()), ..other }
-                } else {
-                    other
-                };
-                let other = Ask { key: ask.key, ..other };
-                api.problem(operation, other, 422, "idempotency_key_reused", "").await;
-                break;
-            }
-        }
-        api.want(statuses.contains(&409), || format!("{operation}: no call waited for another"));
-    }
-}
-
 async fn unreadable(api: &mut Api) {
     let bodies: [(&[u8], &str); 12] = [
         (b"{", "line 1"),
