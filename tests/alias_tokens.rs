@@ -17,7 +17,7 @@ use carillon::{
         apps::{NewApp, alias_token},
         bind::By,
         records::AliasPolicy,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target},
     },
 };
 
@@ -101,15 +101,7 @@ async fn an_open_alias_needs_none_and_a_servers_alias_is_the_servers() {
 async fn binding_again_keeps_what_is_waiting() {
     let scene = scene(AliasPolicy::Open).await;
     scene.bind("alice", None).await.unwrap();
-    let send = Send {
-        target: Target::Aliases(vec!["alice".into()]),
-        payload: "1".into(),
-        notification: None,
-        ttl_s: None,
-        asks: Asks::default(),
-        timing: Timing::default(),
-        priority: None,
-    };
+    let send = Send::new(Target::Aliases(vec!["alice".into()]), "1");
     scene.service.send(&scene.app.app_id, send).await.unwrap();
     scene.bind("alice", None).await.unwrap();
     let registrations = scene.service.registrations(&scene.device).unwrap();

@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use carillon::{
     base::{
         clock::Clock,
@@ -22,7 +21,7 @@ use carillon::{
         Error, Service,
         deliver::{Following, Take},
         records::AliasPolicy,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target},
     },
 };
 
@@ -39,16 +38,7 @@ async fn service(store: &Arc<MemoryStore>) -> Arc<Service> {
 }
 
 fn send(target: Target, payload: usize) -> Send {
-    let payload = Bytes::from(payload.to_string());
-    Send {
-        target,
-        payload,
-        notification: None,
-        ttl_s: None,
-        priority: None,
-        asks: Asks::default(),
-        timing: Timing::default(),
-    }
+    Send::new(target, payload.to_string())
 }
 
 fn to(regid: &RegId) -> Target {

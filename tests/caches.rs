@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use carillon::{
     base::{
         clock::Clock,
@@ -27,7 +26,7 @@ use carillon::{
         bind::By,
         records::AliasPolicy,
         register::FirstRegistration,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target},
     },
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -50,15 +49,7 @@ fn paced() -> Pace {
 
 fn to(regid: &RegId) -> Send {
     let target = Target::Regids(vec![regid.to_string()]);
-    Send {
-        target,
-        payload: Bytes::from_static(b"1"),
-        notification: None,
-        ttl_s: None,
-        asks: Asks::default(),
-        timing: Timing::default(),
-        priority: None,
-    }
+    Send::new(target, "1")
 }
 
 async fn is_known(service: &Arc<Service>, app: &AppId, regid: &RegId) -> bool {

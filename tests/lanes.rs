@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use carillon::{
     base::{
         clock::Clock,
@@ -17,7 +16,7 @@ use carillon::{
     service::{
         Service,
         records::AliasPolicy,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target},
     },
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -60,16 +59,7 @@ impl Scene {
     }
 
     async fn send(&self, target: Target, priority: Option<Priority>) {
-        let payload = Bytes::from_static(b"1");
-        let send = Send {
-            target,
-            payload,
-            notification: None,
-            ttl_s: None,
-            priority,
-            asks: Asks::default(),
-            timing: Timing::default(),
-        };
+        let send = Send { priority, ..Send::new(target, "1") };
         self.service.send(&self.app, send).await.unwrap();
     }
 

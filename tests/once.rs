@@ -32,7 +32,7 @@ use carillon::{
         deliver::{Following, Take},
         once::{Answer, Once},
         records::AliasPolicy,
-        send::{Asks, Send, Sent, Target, Timing},
+        send::{Send, Sent, Target},
     },
 };
 use futures_util::future::join_all;
@@ -137,15 +137,7 @@ impl Scene {
 
     fn send(&self, targets: &[usize], payload: usize) -> Send {
         let regids = targets.iter().map(|at| self.regids[*at].to_string()).collect();
-        Send {
-            target: Target::Regids(regids),
-            payload: Bytes::from(payload.to_string()),
-            notification: None,
-            ttl_s: None,
-            priority: None,
-            asks: Asks::default(),
-            timing: Timing::default(),
-        }
+        Send::new(Target::Regids(regids), payload.to_string())
     }
 
     async fn once(&self, targets: &[usize], key: &str, asked: &str) -> Result<Answer, Error> {

@@ -20,7 +20,7 @@ use carillon::{
         tasks::Alarm,
     },
     queue::{
-        entry::{Body, Message, Priority},
+        entry::{Body, Message},
         epochs::Epochs,
         position::{Epoch, Position, Seq},
         reader::{Reader, Take},
@@ -114,16 +114,8 @@ fn queue(n: usize) -> QueueId {
 }
 
 fn message(value: u64) -> Body {
-    Body::Message(Message {
-        id: MessageId([0; 15]),
-        payload: Bytes::copy_from_slice(&value.to_be_bytes()),
-        notification: None,
-        expires_ms: None,
-        is_shared: false,
-        wants_receipt: false,
-        spread_ms: 0,
-        priority: Priority::Normal,
-    })
+    let payload = Bytes::copy_from_slice(&value.to_be_bytes());
+    Body::Message(Message::new(MessageId([0; 15]), payload))
 }
 
 fn value(body: &Body) -> u64 {

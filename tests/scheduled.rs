@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use carillon::{
     base::{
         clock::{Clock, DAY_MS},
@@ -24,7 +23,7 @@ use carillon::{
         deliver::{Following, Take},
         records::AliasPolicy,
         schedule::Cancelled,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target, Timing},
     },
 };
 use tokio::time::{Instant, sleep};
@@ -64,15 +63,10 @@ async fn scene(devices: usize) -> Scene {
 impl Scene {
     /// A message to these registrations in so many milliseconds.
     fn later(&self, to: &[RegId], payload: usize, in_ms: u64) -> Send {
-        Send {
-            priority: None,
-            target: Target::Regids(to.iter().map(RegId::to_string).collect()),
-            payload: Bytes::from(payload.to_string()),
-            notification: None,
-            ttl_s: Some(3_600),
-            asks: Asks::default(),
-            timing: Timing { send_at_ms: Some(self.service.now_ms() + in_ms), ..Timing::default() },
-        }
+        let target = Target::Regids(to.iter().map(RegId::to_string).collect());
+        let timing =
+            Timing { send_at_ms: Some(self.service.now_ms() + in_ms), ..Timing::default() };
+        Send { ttl_s: Some(3_600), timing, ..Send::new(target, payload.to_string()) }
     }
 
     async fn send(&self, send: Send) -> Result<String, Error> {

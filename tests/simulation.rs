@@ -37,7 +37,7 @@ use carillon::{
         Service,
         bind::By,
         records::AliasPolicy,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target},
     },
 };
 use carillon_wire::mqtt::Version;
@@ -284,16 +284,7 @@ impl Server {
             let mut world = self.universe.world.lock().unwrap();
             (world.number(&queues), world.followers(&queues))
         };
-        let payload = number.to_string().into();
-        let send = Send {
-            target,
-            payload,
-            notification: None,
-            ttl_s: None,
-            priority: None,
-            asks: Asks::default(),
-            timing: Timing::default(),
-        };
+        let send = Send::new(target, number.to_string());
         if let Ok(sent) = self.service.send(&app(), send).await {
             self.universe.world.lock().unwrap().accepted(number, followers, sent.id);
         }

@@ -62,12 +62,28 @@ struct SealOffer {
   2: required binary public_key,
 }
 
+/**
+ * What filters of messages look at: see Describe. Each at most 64 bytes without control
+ * characters; a message that asks for one that is absent is not delivered.
+ */
+struct Attributes {
+  /** Numbers with dots: `2.10.3`. What follows the first other character does not count. */
+  1: optional string app_version,
+  /** A language tag: `de-AT`. */
+  2: optional string locale,
+  3: optional string model,
+  /** The kind of network, in the app's words: `wifi`. */
+  4: optional string network,
+}
+
 /** Registers one app on this device. Idempotent: the same app gives the same regID. */
 struct Register {
   1: required string app_id,
   2: required string app_key,
   /** For sealed payloads: the same pair again gives the same regID, another one a new regID. */
   3: optional SealOffer seal,
+  /** As by Describe; absent: what was described before stays. */
+  4: optional Attributes attributes,
 }
 
 /** Changes the key of a sealed registration. The same again gives the same answer. */
@@ -76,6 +92,12 @@ struct Rekey {
   2: required SealOffer seal,
   /** Made with the present key: only who holds it may change it. */
   3: required binary proof,
+}
+
+/** From now on the registration has these attributes and no others. */
+struct Describe {
+  1: required string regid,
+  2: required Attributes attributes,
 }
 
 struct Unregister {
@@ -158,6 +180,7 @@ struct Up {
   8: optional Subscribe subscribe,
   9: optional Unsubscribe unsubscribe,
   10: optional HeartbeatReport heartbeat,
+  11: optional Describe describe,
   12: optional Accept accept,
   13: optional Event event,
   14: optional Rekey rekey,
@@ -252,7 +275,10 @@ struct Content {
   2: optional Notification notification,
 }
 
-/** One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`. */
+/**
+ * One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`; one
+ * with `recall` alone takes a message back.
+ */
 struct Entry {
   1: required i64 seq,
   2: optional binary id,
@@ -263,6 +289,8 @@ struct Entry {
   5: optional Notification notification,
   6: optional Follow follow,
   7: optional Unfollow unfollow,
+  /** The id of a message that its sender takes back. The device may never have had it. */
+  8: optional binary recall,
   /** A sealed Content, in the place of `payload` and `notification`. */
   9: optional binary sealed,
 }

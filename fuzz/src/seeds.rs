@@ -97,7 +97,12 @@ fn frames() -> Seeds {
     let registration = idl::RegistrationPositions { regid: "r".into(), positions };
     let positions = idl::Positions { registrations: vec![registration; 2], more: Some(true) };
     let subscribe = idl::Subscribe { regid: "r".into(), topics: vec!["a".into(), "b".into()] };
-    let register = idl::Register { app_id: "demo".into(), app_key: "key".into(), seal: None };
+    let register = idl::Register {
+        app_id: "demo".into(),
+        app_key: "key".into(),
+        seal: None,
+        attributes: None,
+    };
     let mut down = Vec::new();
     let advice = idl::Advice { reconnect_after_ms: Some(5), ..idl::Advice::default() };
     let advice = idl::Down { advice: Some(advice), ..idl::Down::default() };

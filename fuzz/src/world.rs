@@ -15,6 +15,7 @@ use carillon::{
     edge::session::{Effect, Want, feeds::Standing},
     queue::{
         entry::{Body, Entry, Message},
+        filter::Attributes,
         position::{Epoch, Position, Seq},
     },
     service::{
@@ -74,6 +75,7 @@ impl World {
             follows: vec![Follow { queue, since: at(0), control: Seq(0) }],
             accept: None,
             seal: None,
+            attributes: Attributes::default(),
         });
     }
 
@@ -117,16 +119,7 @@ impl World {
         }
         let followings = followings(&self.registrations[which % count]);
         let queue = followings[queue % followings.len()].queue.name().clone();
-        let message = Message {
-            id: MessageId([7; 15]),
-            payload: Bytes::from(vec![b'x'; length]),
-            notification: None,
-            expires_ms: None,
-            is_shared: false,
-            wants_receipt: false,
-            spread_ms: 0,
-            priority: carillon::queue::entry::Priority::Normal,
-        };
+        let message = Message::new(MessageId([7; 15]), Bytes::from(vec![b'x'; length]));
         self.append(&queue, Body::Message(message));
     }
 

@@ -56,6 +56,7 @@ fn print(received: &Received) {
             println!("{regid}: {seq} of {queue} cannot be opened")
         }
         Received::KeyMissing { regid } => println!("{regid} needs a key: register again"),
+        Received::Recalled { id, .. } => println!("{id} is taken back"),
         Received::Ended { regid } => println!("{regid} has ended"),
         Received::Renewed { expired, regid, .. } => println!("{expired} is {regid} now"),
     }

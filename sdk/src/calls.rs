@@ -105,6 +105,7 @@ pub enum Request {
     Unsubscribe(idl::Unsubscribe),
     Event(idl::Event),
     Accept(idl::Accept),
+    Describe(idl::Describe),
 }
 
 /// What the device's own state owes to a call that succeeded.
@@ -164,7 +165,8 @@ impl Request {
             | Self::Subscribe(_)
             | Self::Unsubscribe(_)
             | Self::Event(_)
-            | Self::Accept(_) => Effect::None,
+            | Self::Accept(_)
+            | Self::Describe(_) => Effect::None,
         }
     }
 
@@ -184,6 +186,7 @@ impl Request {
             Self::Unsubscribe(unsubscribe) => up.unsubscribe = Some(unsubscribe),
             Self::Event(event) => up.event = Some(event),
             Self::Accept(accept) => up.accept = Some(accept),
+            Self::Describe(describe) => up.describe = Some(describe),
         }
         up
     }

@@ -17,7 +17,7 @@ use crate::close::StopReason;
 use crate::connection::{Command, IN_HAND_MAX};
 use crate::driver::{Driver, Status};
 use crate::heartbeat::{AppState, Heartbeat, Learner, NetworkLabel, Parameters};
-use crate::names::{MessageId, Received, RegId};
+use crate::names::{Attributes, MessageId, Received, RegId};
 use crate::random::Random;
 use crate::replica::Replica;
 use crate::restore::Restorer;
@@ -111,8 +111,12 @@ impl Device {
     /// # Errors
     /// See [`CallError`].
     pub async fn register(&self, app_id: &str, app_key: &str) -> Result<RegId, CallError> {
-        let register =
-            idl::Register { app_id: app_id.to_owned(), app_key: app_key.to_owned(), seal: None };
+        let register = idl::Register {
+            app_id: app_id.to_owned(),
+            app_key: app_key.to_owned(),
+            seal: None,
+            attributes: None,
+        };
         let answer = self.call(Request::Register(register, None)).await?;
         answer.ok_or(CallError::Incomplete)
     }
@@ -134,6 +138,7 @@ impl Device {
             app_id: app_id.to_owned(),
             app_key: app_key.to_owned(),
             seal: Some(offered.to_idl()),
+            attributes: None,
         };
         let answer = self.call(Request::Register(register, Some(Box::new(offered)))).await?;
         answer.ok_or(CallError::Incomplete)
@@ -186,6 +191,17 @@ impl Device {
     pub async fn unbind(&self, regid: &RegId, alias: &str) -> Result<(), CallError> {
         let unbind = idl::Unbind { regid: regid.to_string(), alias_name: alias.to_owned() };
         self.call(Request::Unbind(unbind)).await.map(drop)
+    }
+
+    /// Says what filters of messages look at, in place of what was said before.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn describe(&self, regid: &RegId, attributes: Attributes) -> Result<(), CallError> {
+        let Attributes { app_version, locale, model, network } = attributes;
+        let attributes = idl::Attributes { app_version, locale, model, network };
+        let describe = idl::Describe { regid: regid.to_string(), attributes };
+        self.call(Request::Describe(describe)).await.map(drop)
     }
 
     /// Subscribes a registration to topics.

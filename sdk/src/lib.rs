@@ -68,7 +68,9 @@ pub use close::StopReason;
 pub use device::{Credentials, Device, DeviceBuilder, StartError};
 pub use driver::Status;
 pub use heartbeat::{AppState, NetworkLabel};
-pub use names::{Message, MessageId, NotAName, Notification, Position, QueueName, Received, RegId};
+pub use names::{
+    Attributes, Message, MessageId, NotAName, Notification, Position, QueueName, Received, RegId,
+};
 pub use state::{RECENT_IDS_MAX, StateError};
 pub use store::{BoxFuture, FileStore, MemoryStore, PositionStore};
 pub use transport::{BoxStream, Connector, Endpoint, EndpointError, Stream};

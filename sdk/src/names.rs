@@ -190,6 +190,20 @@ pub struct Position {
     pub tag: Option<[u8; TAG_BYTES]>,
 }
 
+/// What a device says of itself: messages with a filter are for those whom it matches. Each at
+/// most 64 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Numbers with dots: `2.10.3`.
+    pub app_version: Option<String>,
+    /// A language tag: `de-AT`.
+    pub locale: Option<String>,
+    /// The device's model.
+    pub model: Option<String>,
+    /// The kind of network, in the app's words: `wifi`.
+    pub network: Option<String>,
+}
+
 /// What the app's handler is called with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
@@ -209,6 +223,13 @@ pub enum Received {
     KeyMissing {
         /// The registration that they are for.
         regid: RegId,
+    },
+    /// The sender takes a message back: stop showing it. It may be one that never came.
+    Recalled {
+        /// The registration that it was for.
+        regid: RegId,
+        /// Which.
+        id: MessageId,
     },
     /// A registration is no more: register again if the app still wants it.
     Ended {

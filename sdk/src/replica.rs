@@ -365,6 +365,11 @@ fn apply(
                 let message = body.into_message(regid, &delta.queue, entry.seq);
                 outcome.deliver.push(Received::Message(message));
             }
+            delta::Body::Recall(id) => {
+                // A copy that a crash of the gateway brings again is not shown any more.
+                registration.recent.insert(&id);
+                outcome.deliver.push(Received::Recalled { regid: regid.clone(), id });
+            }
             delta::Body::Follow { queue, at } if is_own => {
                 link.unfollowed.remove(&(regid.clone(), queue.clone()));
                 registration.positions.insert(queue, at);

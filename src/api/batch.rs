@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::{
     Api, Shared,
     auth::Caller,
-    messages::{Matched, Request as Message, state_of},
+    messages::{DRY_RUN, Matched, Request as Message, state_of},
     once,
 };
 use crate::{
@@ -65,7 +65,11 @@ enum Fared {
 
 impl Fared {
     fn is_accepted(&self) -> bool {
-        !matches!(self, Self::Refused { .. })
+        match self {
+            Self::Accepted { state, .. } => *state != DRY_RUN,
+            Self::Kept(_) => true,
+            Self::Refused { .. } => false,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{Api, Shared, auth::Caller, once};
+use super::{Api, Shared, audience::StatedFilter, auth::Caller, once};
 use crate::{
     base::{
         civil::rfc3339_ms,
@@ -51,6 +51,10 @@ pub(super) struct Request {
     callback: Option<StatedCallback>,
     send_at: Option<String>,
     max_rate_per_s: Option<i64>,
+    filter: Option<StatedFilter>,
+    collapse_key: Option<String>,
+    #[serde(default)]
+    dry_run: bool,
 }
 
 #[derive(Deserialize)]
@@ -66,6 +70,7 @@ struct StatedTarget {
     regids: Option<Vec<String>>,
     aliases: Option<Vec<String>>,
     topic: Option<String>,
+    condition: Option<String>,
     all: Option<bool>,
 }
 
@@ -156,7 +161,7 @@ pub(super) async fn show(
     Ok(Json(api.service.message(&app, &id)?))
 }
 
-pub(super) async fn cancel(
+pub(super) async fn take_back(
     State(api): State<Shared>,
     Caller(app): Caller,
     InPath((_, id)): InPath<(String, String)>,
@@ -164,7 +169,10 @@ pub(super) async fn cancel(
     let _room = api.busy.take()?;
     match api.service.cancel(&app, &id).await? {
         Cancelled::Yes => Ok(Json(TakenBack { id, state: "cancelled" })),
-        Cancelled::TooLate => Err(Problem::new(Code::AlreadySent, "it was sent already")),
+        Cancelled::TooLate => {
+            api.service.recall(&app, &id).await?;
+            Ok(Json(TakenBack { id, state: "recalled" }))
+        }
     }
 }
 
@@ -205,6 +213,9 @@ impl TryFrom<Request> for Send {
                 callback: request.callback.map(Callback::from),
             },
             timing: timing(request.send_at.as_deref(), request.max_rate_per_s)?,
+            filter: request.filter.map(TryInto::try_into).transpose()?,
+            collapse_key: request.collapse_key,
+            is_dry_run: request.dry_run,
         })
     }
 }
@@ -220,24 +231,24 @@ impl TryFrom<StatedTarget> for Target {
     type Error = Problem;
 
     fn try_from(stated: StatedTarget) -> Result<Self, Problem> {
-        match stated {
-            StatedTarget { regids: Some(regids), aliases: None, topic: None, all: None } => {
-                Ok(Self::Regids(regids))
-            }
-            StatedTarget { regids: None, aliases: Some(aliases), topic: None, all: None } => {
-                Ok(Self::Aliases(aliases))
-            }
-            StatedTarget { regids: None, aliases: None, topic: Some(topic), all: None } => {
-                Ok(Self::Topic(topic))
-            }
-            StatedTarget { regids: None, aliases: None, topic: None, all: Some(true) } => {
-                Ok(Self::All)
-            }
-            StatedTarget { regids: None, aliases: None, topic: None, all: Some(false) } => {
-                Err(Problem::out_of_bounds("target.all", "only `true`"))
-            }
-            StatedTarget { .. } => Err(invalid(
-                "target: exactly one of `regids`, `aliases`, `topic` and `all` is required",
+        let StatedTarget { regids, aliases, topic, condition, all } = stated;
+        let all = match all {
+            Some(false) => return Err(Problem::out_of_bounds("target.all", "only `true`")),
+            Some(true) => Some(Self::All),
+            None => None,
+        };
+        let stated = [
+            regids.map(Self::Regids),
+            aliases.map(Self::Aliases),
+            topic.map(Self::Topic),
+            condition.map(Self::Condition),
+            all,
+        ];
+        let mut stated = stated.into_iter().flatten();
+        match (stated.next(), stated.next()) {
+            (Some(target), None) => Ok(target),
+            (None, _) | (Some(_), Some(_)) => Err(invalid(
+                "target: exactly one of `regids`, `aliases`, `topic`, `condition` and `all` is required",
             )),
         }
     }
@@ -270,8 +281,15 @@ fn notification(mut fields: Map<String, Value>) -> Result<Notification, Problem>
 }
 
 /// In the API's words.
+/// The state of what was only checked.
+pub(super) const DRY_RUN: &str = "dry_run";
+
 pub(super) fn state_of(sent: &Sent) -> &'static str {
-    if sent.is_scheduled { "scheduled" } else { "accepted" }
+    match (sent.is_dry_run, sent.is_scheduled) {
+        (true, _) => DRY_RUN,
+        (false, true) => "scheduled",
+        (false, false) => "accepted",
+    }
 }
 
 fn invalid(detail: &str) -> Problem {
@@ -349,7 +367,7 @@ mod tests {
         for wrong in [
             r#"{"target":{},"payload":1}"#,
             r#"{"target":{"topic":"a","all":true},"payload":1}"#,
-            r#"{"target":{"topic":"a","all":false},"payload":1}"#,
+            r#"{"target":{"topic":"a","condition":"'a' in topics"},"payload":1}"#,
             r#"{"target":{"all":true}}"#,
             r#"{"target":{"all":true},"payload":1,"payload_b64":"AP8="}"#,
             r#"{"target":{"all":true},"payload":1,"notification":{"title":5}}"#,

@@ -5,6 +5,7 @@
 //! refusals look like in `error`. Knows no MQTT, and no queue but through the service.
 
 mod allowance;
+mod audience;
 mod auth;
 mod batch;
 mod busy;
@@ -86,7 +87,7 @@ pub const ROUTES: &[Route] = &[
             ("delete", "/v1/apps/{app}/messages/{id}"),
         ],
         path: "/v1/apps/{app}/messages/{id}",
-        methods: || get(messages::show).merge(delete(messages::cancel)),
+        methods: || get(messages::show).merge(delete(messages::take_back)),
         door: Door::Both,
     },
     Route {
@@ -108,6 +109,12 @@ pub const ROUTES: &[Route] = &[
         ],
         path: "/v1/apps/{app}/registrations/{regid}",
         methods: || get(registrations::show).merge(delete(registrations::unregister)),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[("put", "/v1/apps/{app}/registrations/{regid}/attributes")],
+        path: "/v1/apps/{app}/registrations/{regid}/attributes",
+        methods: || put(registrations::describe),
         door: Door::Both,
     },
     Route {
@@ -139,11 +146,18 @@ pub const ROUTES: &[Route] = &[
     },
     Route {
         operations: &[
+            ("get", "/v1/apps/{app}/topics/{topic}"),
             ("post", "/v1/apps/{app}/topics/{topic}:subscribe"),
             ("post", "/v1/apps/{app}/topics/{topic}:unsubscribe"),
         ],
-        path: "/v1/apps/{app}/topics/{topic_and_verb}",
-        methods: || post(topics::change),
+        path: "/v1/apps/{app}/topics/{topic}",
+        methods: || get(topics::show).merge(post(topics::change)),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[("get", "/v1/apps/{app}/topics/{topic}/members")],
+        path: "/v1/apps/{app}/topics/{topic}/members",
+        methods: || get(topics::members),
         door: Door::Both,
     },
     Route {

@@ -3,7 +3,7 @@
 use axum::{Json, extract::State, http::StatusCode};
 use serde::Deserialize;
 
-use super::{Shared, auth::Caller};
+use super::{Shared, audience::StatedAttributes, auth::Caller};
 use crate::{
     base::http::{
         Problem,
@@ -27,6 +27,17 @@ pub(super) async fn show(
     InPath((_, regid)): One,
 ) -> Result<Json<RegistrationView>, Problem> {
     Ok(Json(api.service.registration(&app, &regid)?))
+}
+
+pub(super) async fn describe(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, regid)): One,
+    JsonBody(attributes): JsonBody<StatedAttributes>,
+) -> Result<StatusCode, Problem> {
+    let _room = api.busy.take()?;
+    api.service.describe(&regid, attributes.into(), By::App(&app)).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn unregister(

@@ -1,9 +1,8 @@
-//! Many registrations of one topic at once.
+//! Topics: who follows, and many registrations changed at once.
 //!
 //! A regID that cannot be changed does not stop the others: it is listed with its code.
 
 use axum::{Json, extract::State};
-use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use super::{Shared, auth::Caller};
@@ -11,11 +10,11 @@ use crate::{
     base::{
         http::{
             Code, Problem,
-            body::{InPath, JsonBody},
+            body::{InPath, InQuery, JsonBody},
         },
-        ids::{AppId, Topic},
+        ids::Topic,
     },
-    service::{Error, bind::By},
+    service::{Error, topics::Verb},
 };
 
 #[derive(Deserialize)]
@@ -36,10 +35,26 @@ struct Failed {
     code: &'static str,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
-    Subscribe,
-    Unsubscribe,
+/// How many follow a topic.
+#[derive(Serialize)]
+pub(super) struct Count {
+    topic: String,
+    members: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Some followers of a topic.
+#[derive(Serialize)]
+pub(super) struct Members {
+    members: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 pub(super) async fn change(
@@ -53,31 +68,42 @@ pub(super) async fn change(
         return Err(Problem::out_of_bounds("regids", "1 to 1000 of them"));
     }
     let _room = api.busy.take()?;
-    let topics = [topic];
-    let total = regids.len();
-    let failed: Vec<Failed> = stream::iter(regids)
-        .map(|regid| one(&api, &app, regid, &topics, verb))
-        .buffered(AT_ONCE)
-        .filter_map(async |failed| failed)
-        .collect()
-        .await;
-    Ok(Json(Changed { done: total - failed.len(), failed }))
+    let results = api.service.change_topic(&app, &topic, &regids, verb).await?;
+    let (mut done, mut failed) = (0, Vec::new());
+    for (regid, result) in regids.into_iter().zip(results) {
+        match result {
+            Ok(()) => done += 1,
+            Err(error) => {
+                let code = Problem::from(error).code.row().text;
+                failed.push(Failed { regid, code });
+            }
+        }
+    }
+    Ok(Json(Changed { done, failed }))
 }
 
-async fn one(
-    api: &Shared,
-    app: &AppId,
-    regid: String,
-    topics: &[String],
-    verb: Verb,
-) -> Option<Failed> {
-    let by = By::App(app);
-    let result: Result<(), Error> = match verb {
-        Verb::Subscribe => api.service.subscribe(&regid, topics, by).await,
-        Verb::Unsubscribe => api.service.unsubscribe(&regid, topics, by).await,
-    };
-    let code = Problem::from(result.err()?).code.row().text;
-    Some(Failed { regid, code })
+pub(super) async fn show(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, topic)): InPath<(String, String)>,
+) -> Result<Json<Count>, Problem> {
+    let members = api.service.topic_count(&app, &topic)?;
+    Ok(Json(Count { topic, members }))
+}
+
+pub(super) async fn members(
+    State(api): State<Shared>,
+    Caller(app): Caller,
+    InPath((_, topic)): InPath<(String, String)>,
+    InQuery(Page { after, limit }): InQuery<Page>,
+) -> Result<Json<Members>, Problem> {
+    let limit = limit.unwrap_or(MEMBERS_DEFAULT);
+    if !(1..=MEMBERS_MAX).contains(&limit) {
+        return Err(Problem::out_of_bounds("limit", "1 to 1000"));
+    }
+    let page = api.service.topic_members(&app, &topic, after.as_deref(), limit)?;
+    let members = page.members.iter().map(ToString::to_string).collect();
+    Ok(Json(Members { members, next: page.next.map(|next| next.to_string()) }))
 }
 
 /// `{topic}:subscribe` or `{topic}:unsubscribe`; the topic may have colons of its own.
@@ -92,8 +118,8 @@ fn parse(topic_and_verb: &str) -> Result<(String, Verb), Problem> {
 }
 
 const REGIDS_MAX: usize = 1_000;
-/// Enough to share group commits, few enough to leave room for others.
-const AT_ONCE: usize = 64;
+const MEMBERS_MAX: usize = 1_000;
+const MEMBERS_DEFAULT: usize = 100;
 
 #[cfg(test)]
 mod tests {

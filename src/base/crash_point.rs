@@ -23,6 +23,7 @@ pub const ALL: &[&str] = &[
     "schedule::after_accept",
     "schedule::before_due",
     "schedule::after_due",
+    "recall::after_record",
     "pointers::before_flush",
     "receipts::before_write",
     "callbacks::before_pass",

@@ -13,11 +13,14 @@ use std::{collections::HashMap, hash::Hash, time::Duration};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+mod skips;
+
 use self::engine::EngineMetrics;
 pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
 };
-pub use self::sends::{SendMetrics, Unsent};
+pub use self::sends::{SendMetrics, TargetKind, Unsent};
+pub use self::skips::Skip;
 
 /// A closed set of label values.
 pub trait Label: Copy + Eq + Hash + 'static {
@@ -125,6 +128,8 @@ labels! {
         Heartbeat = "heartbeat",
         /// `Event`.
         Event = "event",
+        /// `Describe`.
+        Describe = "describe",
         /// Not a frame, or of no known kind.
         Unknown = "unknown",
     }
@@ -187,20 +192,6 @@ labels! {
         Frame = "frame",
         /// As Server Keep Alive.
         KeepAlive = "keep_alive",
-    }
-}
-
-labels! {
-    /// The target of a send.
-    TargetKind {
-        /// regIDs.
-        Regids = "regids",
-        /// Aliases.
-        Aliases = "aliases",
-        /// A topic.
-        Topic = "topic",
-        /// Everybody.
-        All = "all",
     }
 }
 
@@ -284,6 +275,8 @@ pub struct QueueMetrics {
     pub commit_failures: Counter,
     /// Entries appended.
     pub entries: Counter,
+    /// Entries that were skipped when a registration looked at them, by reason; each look counts.
+    pub skips: CounterBy<Skip>,
     /// Pointer records flushed.
     pub pointer_flushes: Counter,
     /// Losses that a device proved or the commit mark showed.
@@ -455,6 +448,7 @@ fn queue() -> QueueMetrics {
         commit_seconds: histogram!("carillon_commit_seconds"),
         commit_failures: counter!("carillon_commit_failures_total"),
         entries: counter!("carillon_entries_total"),
+        skips: skips::counters(),
         pointer_flushes: counter!("carillon_pointer_flushes_total"),
         losses: counter!("carillon_losses_total"),
         days_dropped: counter!("carillon_days_dropped_total"),

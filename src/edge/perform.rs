@@ -24,7 +24,10 @@ use crate::{
         ids::{DeviceId, RegId},
         metrics::ResumeReason,
     },
-    queue::position::{Epoch, Position, Seq},
+    queue::{
+        filter::Attributes,
+        position::{Epoch, Position, Seq},
+    },
     service::{
         Error, Service,
         accept::{Accept, Hours},
@@ -316,11 +319,20 @@ async fn perform(
     match request {
         Request::Register(r) => {
             let offer = r.seal.as_ref().map(SealOffer::from_idl).transpose()?;
-            service.register(device, &r.app_id, &r.app_key, offer).await.map(Some)
+            let done = service.register(device, &r.app_id, &r.app_key, offer).await?;
+            if let Some(stated) = r.attributes {
+                let regid = done.regid.to_string();
+                service.describe(&regid, attributes(stated), by(None)).await?;
+            }
+            Ok(Some(done))
         }
         Request::Rekey(r) => {
             let offer = SealOffer::from_idl(&r.seal)?;
             service.rekey(device, &r.regid, offer, r.proof).await.map(Some)
+        }
+        Request::Describe(r) => {
+            let attributes = attributes(r.attributes);
+            service.describe(&r.regid, attributes, by(None)).await.map(|()| None)
         }
         Request::Unregister(r) => service.unregister(&r.regid, by(None)).await.map(|()| None),
         Request::Bind(r) => {
@@ -345,6 +357,11 @@ async fn perform(
         // A kind that is yet to come: the device need not know how old we are.
         Request::Event(_) => Ok(None),
     }
+}
+
+fn attributes(idl: idl::Attributes) -> Attributes {
+    let idl::Attributes { app_version, locale, model, network } = idl;
+    Attributes { app_version, locale, model, network }
 }
 
 /// What a device says of when it wants messages.

@@ -115,7 +115,7 @@ impl Core {
         if completed > 0 {
             tracing::info!(completed, "appends that the last run left undone are done");
         }
-        service.open_receipts().await.map_err(only_store)?;
+        service.load_asks().await.map_err(only_store)?;
         let ended = service.complete_revocations().await.map_err(only_store)?;
         if ended > 0 {
             tracing::info!(ended, "registrations of revoked apps are ended");

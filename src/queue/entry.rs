@@ -3,7 +3,11 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::position::{Epoch, Position, Seq};
+use super::{
+    condition::Condition,
+    filter::Filter,
+    position::{Epoch, Position, Seq},
+};
 use crate::base::ids::{MessageId, QueueName};
 
 /// One immutable entry, shared by all who deliver it.
@@ -34,6 +38,21 @@ pub enum Body {
         /// The queue that it followed.
         queue: QueueName,
     },
+    /// A message that was in this queue is taken back.
+    Recall(Recall),
+}
+
+/// A message is taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recall {
+    /// Which.
+    pub id: MessageId,
+    /// Where it is in this queue: who follows it since then never had it from here.
+    pub seq: Option<Seq>,
+    /// As [`Message::is_shared`].
+    pub is_shared: bool,
+    /// As [`Message::audience`].
+    pub audience: Option<Box<Audience>>,
 }
 
 /// Something an app server sent.
@@ -57,6 +76,10 @@ pub struct Message {
     pub spread_ms: u64,
     /// How urgent it is.
     pub priority: Priority,
+    /// Whom of the followers it is for; all of them without one.
+    pub audience: Option<Box<Audience>>,
+    /// A newer entry of the queue with the same key takes its place.
+    pub collapse_key: Option<Box<str>>,
 }
 
 /// How urgent a message is: it chooses whose followers are woken first, and between queues on
@@ -73,6 +96,40 @@ pub enum Priority {
     Normal,
     /// Broadcasts, unless they say otherwise.
     Low,
+}
+
+/// Whom of a queue's followers a message is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audience {
+    /// Over the topics that a registration follows when it is delivered.
+    pub condition: Option<Condition>,
+    /// Over what its device says of itself then.
+    pub filter: Option<Filter>,
+}
+
+impl Message {
+    /// A message without any option.
+    pub fn new(id: MessageId, payload: Bytes) -> Self {
+        Self {
+            id,
+            payload,
+            notification: None,
+            expires_ms: None,
+            is_shared: false,
+            priority: Priority::Normal,
+            wants_receipt: false,
+            spread_ms: 0,
+            audience: None,
+            collapse_key: None,
+        }
+    }
+}
+
+impl Audience {
+    fn bytes(&self) -> usize {
+        let condition = self.condition.as_ref().map_or(0, Condition::bytes);
+        condition + self.filter.as_ref().map_or(0, Filter::bytes)
+    }
 }
 
 /// What the device may show by itself.
@@ -97,8 +154,10 @@ impl Body {
                     .notification
                     .as_ref()
                     .map_or(0, |n| text(&n.title) + text(&n.body) + text(&n.extra));
-                message.payload.len() + notification
+                let audience = message.audience.as_ref().map_or(0, |audience| audience.bytes());
+                message.payload.len() + notification + audience
             }
+            Self::Recall(recall) => recall.audience.as_ref().map_or(0, |a| a.bytes()),
             Self::Follow { queue, .. } | Self::Unfollow { queue } => queue.wire_name().len(),
         };
         FIXED + variable
@@ -108,7 +167,7 @@ impl Body {
     pub fn priority(&self) -> Priority {
         match self {
             Self::Message(message) => message.priority,
-            Self::Follow { .. } | Self::Unfollow { .. } => Priority::Normal,
+            Self::Follow { .. } | Self::Unfollow { .. } | Self::Recall(_) => Priority::Normal,
         }
     }
 
@@ -116,7 +175,7 @@ impl Body {
     pub fn is_live(&self, now_ms: u64) -> bool {
         match self {
             Self::Message(message) => message.expires_ms.is_none_or(|at| now_ms < at),
-            Self::Follow { .. } | Self::Unfollow { .. } => true,
+            Self::Follow { .. } | Self::Unfollow { .. } | Self::Recall(_) => true,
         }
     }
 }

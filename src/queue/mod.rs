@@ -7,7 +7,9 @@
 
 pub mod position;
 
+pub mod condition;
 pub mod entry;
+pub mod filter;
 pub mod log;
 pub mod plan;
 pub mod pointer;

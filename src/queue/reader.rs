@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    entry::Entry,
+    entry::{Body, Entry},
     epochs::Epochs,
     log::Log,
     position::{Epoch, Position, Seq},
@@ -105,6 +105,40 @@ impl Reader {
         self.read_stored(queue, &log, after, take)
     }
 
+    /// Whether a newer visible entry of the queue has the collapse key of the one at `seq`.
+    ///
+    /// # Errors
+    /// [`Error`] if the store cannot be read.
+    pub fn is_collapsed(&self, queue: &QueueId, key: &str, seq: Seq) -> Result<bool, Error> {
+        if self.head(queue)?.seq <= seq {
+            return Ok(false);
+        }
+        let log = self.log(queue)?;
+        let stored = collapse_key(queue, key);
+        // Newest day first: what it names is the newest of all.
+        for (day, _) in log.days_from(seq, self.views.oldest_day()).into_iter().rev() {
+            let Some(newest) = self.store.get(Space::Collapse(day), &stored)? else { continue };
+            let newest = <[u8; 8]>::try_from(newest.as_ref()).map(u64::from_be_bytes);
+            let newest = newest.map_err(|_| Error::Damaged("a collapse index".into()))?;
+            return match Seq(newest) {
+                newest if newest <= seq => Ok(false),
+                newest if newest <= log.head() => Ok(true),
+                // It names one that is on its way; others may have come before that.
+                _ => self.is_collapsed_within(queue, key, seq),
+            };
+        }
+        Ok(false)
+    }
+
+    fn is_collapsed_within(&self, queue: &QueueId, key: &str, seq: Seq) -> Result<bool, Error> {
+        let take = Take { entries: COLLAPSE_LOOK, bytes: usize::MAX };
+        let has_key = |entry: &Arc<Entry>| match &entry.body {
+            Body::Message(message) => message.collapse_key.as_deref() == Some(key),
+            Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => false,
+        };
+        Ok(self.read(queue, seq, take)?.iter().any(has_key))
+    }
+
     fn read_stored(
         &self,
         queue: &QueueId,
@@ -158,6 +192,16 @@ fn taken(entries: impl Iterator<Item = Arc<Entry>>, take: Take) -> Vec<Arc<Entry
         taken.push(entry);
     }
     taken
+}
+
+/// Entries that are looked at for a collapse key whose newest one is still on its way.
+const COLLAPSE_LOOK: usize = 256;
+
+/// The key of a collapse key of a queue.
+pub(super) fn collapse_key(queue: &QueueId, key: &str) -> Key {
+    let mut whole = Key::from_slice(queue.as_bytes());
+    whole.extend_from_slice(key.as_bytes());
+    whole
 }
 
 /// The key of an entry.

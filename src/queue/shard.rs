@@ -321,8 +321,9 @@ pub(super) fn is_read_back(space: Space) -> bool {
     match space {
         Space::Apps | Space::Devices | Space::Registrations => true,
         Space::Pending | Space::Scheduled => true,
-        Space::Messages(_) => true,
-        Space::Meta | Space::Members | Space::Pointers | Space::Heads | Space::Entries(_) => false,
+        Space::Messages(_) | Space::Recalls => true,
+        Space::Meta | Space::Members | Space::Pointers | Space::Heads => false,
+        Space::Entries(_) | Space::Collapse(_) => false,
         Space::Callbacks | Space::Feedback => false,
         // Only one call with a key runs at a time.
         Space::Once(_) => false,

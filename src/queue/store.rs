@@ -36,6 +36,8 @@ pub enum Space {
     Feedback,
     /// Messages that are not due yet, in the order of their times; and which are an app's.
     Scheduled,
+    /// Message id → how it was recalled, for messages of days that are held.
+    Recalls,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
     /// Message id → where it went; and (message id, queue) → position. One day's.
@@ -43,11 +45,13 @@ pub enum Space {
     /// (app and idempotency key, place in the call) → the answer of then; and what each app
     /// has used. One day's.
     Once(u32),
+    /// (queue, collapse key) → the newest seq with it, among entries of one day.
+    Collapse(u32),
 }
 
 impl Space {
     /// The spaces that are not a day's.
-    pub const FIXED: [Self; 11] = [
+    pub const FIXED: [Self; 12] = [
         Self::Meta,
         Self::Apps,
         Self::Devices,
@@ -59,7 +63,34 @@ impl Space {
         Self::Callbacks,
         Self::Feedback,
         Self::Scheduled,
+        Self::Recalls,
     ];
+
+    /// The spaces of a day.
+    pub const fn of_day(day: u32) -> [Self; 4] {
+        [Self::Entries(day), Self::Messages(day), Self::Once(day), Self::Collapse(day)]
+    }
+
+    /// Whose it is, if it is a day's.
+    pub const fn day(self) -> Option<u32> {
+        match self {
+            Self::Entries(day) | Self::Messages(day) | Self::Once(day) | Self::Collapse(day) => {
+                Some(day)
+            }
+            Self::Meta
+            | Self::Apps
+            | Self::Devices
+            | Self::Registrations
+            | Self::Members
+            | Self::Pointers
+            | Self::Heads
+            | Self::Pending
+            | Self::Callbacks
+            | Self::Feedback
+            | Self::Scheduled
+            | Self::Recalls => None,
+        }
+    }
 }
 
 /// Writes that become visible and durable together.

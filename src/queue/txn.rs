@@ -8,7 +8,7 @@ use super::{
     entry::{Body, Entry},
     log::Log,
     position::{Epoch, Position},
-    reader::entry_key,
+    reader::{collapse_key, entry_key},
     shard::{Owner, is_read_back},
     store::{Batch, Error, Key, Space, Write},
 };
@@ -120,6 +120,12 @@ impl<'a> Txn<'a> {
         let day = day_of(now_ms).max(log.newest_day().unwrap_or(0)).max(oldest_day);
         log.trim(oldest_day);
         let position = log.append(day, epoch);
+        if let Body::Message(message) = &body
+            && let Some(key) = &message.collapse_key
+        {
+            let (key, seq) = (collapse_key(&queue, key), position.seq.0.to_be_bytes());
+            self.scratch.batch.put(Space::Collapse(day), key, seq.to_vec());
+        }
         let entry = Arc::new(Entry { position, at_ms: now_ms, body });
         let key = entry_key(&queue, position.seq);
         self.scratch.batch.put(Space::Entries(day), key, entry.to_stored());

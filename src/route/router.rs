@@ -157,6 +157,14 @@ impl Router {
         self.reader.read(queue, after, take)
     }
 
+    /// Whether a newer visible entry of the queue has the collapse key of the one at `seq`.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub fn is_collapsed(&self, queue: &QueueId, key: &str, seq: Seq) -> Result<bool, store::Error> {
+        self.reader.is_collapsed(queue, key, seq)
+    }
+
     /// The oldest day that is held.
     pub fn oldest_day(&self) -> u32 {
         self.reader.oldest_day()

@@ -52,7 +52,7 @@ enum Kind {
 fn price(target: &Target) -> (Kind, u64) {
     match target {
         Target::Regids(all) | Target::Aliases(all) => (Kind::Targets, all.len() as u64),
-        Target::Topic(_) | Target::All => (Kind::Broadcasts, 1),
+        Target::Topic(_) | Target::Condition(_) | Target::All => (Kind::Broadcasts, 1),
     }
 }
 

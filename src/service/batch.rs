@@ -45,11 +45,16 @@ impl Service {
         let mut alongs = Vec::new();
         let mut results: Vec<Result<Sent, Error>> = Vec::with_capacity(sends.len());
         for (at, send) in sends.into_iter().enumerate() {
-            self.metrics.queue.sends.of(send.target.kind()).increment(1);
+            if !send.is_dry_run {
+                self.metrics.queue.sends.of(send.target.kind()).increment(1);
+            }
             results.push(self.prepare(app, send).map(|mut prepared| {
-                prepared.with.extend(with(at, &prepared.sent));
-                alongs.extend(prepared.along.take().map(|along| (at, along)));
                 let sent = prepared.sent.clone();
+                if sent.is_dry_run {
+                    return sent;
+                }
+                prepared.with.extend(with(at, &sent));
+                alongs.extend(prepared.along.take().map(|along| (at, along)));
                 let is_alone = prepared.record.queues.len() == 1 && !sent.is_scheduled;
                 (if is_alone { &mut alone } else { &mut several }).push((at, prepared));
                 sent
@@ -73,7 +78,8 @@ impl Service {
                 along.became_durable(self);
             }
         }
-        for result in &results {
+        let is_dry = |sent: &Sent| sent.is_dry_run;
+        for result in results.iter().filter(|result| !result.as_ref().is_ok_and(is_dry)) {
             self.note_send(app, result, since);
         }
         results

@@ -163,33 +163,37 @@ impl Service {
                 Ok::<_, Error>(done)
             })
             .await?;
-        for outcome in done {
-            match outcome {
-                Outcome::Followed(queue) => self.member_added(&queue.id()),
-                Outcome::Unfollowed(queue) => {
-                    self.member_removed(&queue.id());
-                    self.forget_position(&regid, &queue.id());
-                }
+        done.into_iter().for_each(|outcome| self.settled(&regid, outcome));
+        Ok(())
+    }
+
+    /// A change is durable: what is kept beside the records follows.
+    pub(super) fn settled(&self, regid: &RegId, outcome: Outcome) {
+        match outcome {
+            Outcome::Followed(queue) => self.member_added(&queue.id()),
+            Outcome::Unfollowed(queue) => {
+                self.member_removed(&queue.id());
+                self.forget_position(regid, &queue.id());
             }
         }
-        Ok(())
     }
 }
 
 /// One change of what a registration follows.
-enum Change {
+#[derive(Clone)]
+pub(super) enum Change {
     Follow { queue: QueueName, since: Position, max: usize },
     Unfollow { queue: QueueName },
 }
 
 /// What changed for the member count.
-enum Outcome {
+pub(super) enum Outcome {
     Followed(QueueName),
     Unfollowed(QueueName),
 }
 
 impl Change {
-    fn perform(
+    pub(super) fn perform(
         self,
         txn: &mut Txn<'_>,
         registration: &mut Registration,

@@ -4,23 +4,22 @@ use std::sync::Arc;
 
 use super::{
     Error, Service,
-    records::{MessageRecord, Positions, Registration, place_key},
+    judge::Verdict,
+    records::{Positions, Registration},
     spread,
 };
 pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
-        clock::day_of,
-        ids::{MessageId, Queue, QueueId, QueueName, RegId},
+        ids::{Queue, QueueId, QueueName, RegId},
         metrics::ResumeReason,
         tasks,
     },
     queue::{
-        entry::{Body, Entry},
+        entry::Entry,
         log::Log,
         plan::{Jump, Stand, plan},
         position::{self, Epoch, Position, Seq, Tag},
-        store::{Space, decode},
     },
     route::Nudge,
 };
@@ -230,42 +229,22 @@ impl Service {
         };
         let to = last.position;
         let mut failure = None;
-        entries.retain(|entry| match &entry.body {
-            body if !body.is_live(now_ms) => false,
-            Body::Message(message) if message.is_shared => {
-                self.is_taken_here(&message.id, all, at).unwrap_or_else(|error| {
-                    failure = Some(error);
-                    true
-                })
+        entries.retain(|entry| match self.judge(entry, all, at, now_ms) {
+            Ok(Verdict::Deliver) => true,
+            Ok(Verdict::Elsewhere) => false,
+            Ok(Verdict::Skip(why)) => {
+                self.metrics.queue.skips.of(why).increment(1);
+                false
             }
-            Body::Message(_) | Body::Follow { .. } | Body::Unfollow { .. } => true,
+            Err(error) => {
+                failure = Some(error);
+                true
+            }
         });
         match failure {
             Some(error) => Err(error),
             None => Ok(Next::Pulled(Pulled { entries, to })),
         }
-    }
-
-    /// Whether a message that was sent to several queues is delivered from
-    /// `all[at]`: it is not if an earlier one of its queues brings it.
-    fn is_taken_here(&self, id: &MessageId, all: &[Following], at: usize) -> Result<bool, Error> {
-        let space = Space::Messages(day_of(id.unix_ms()));
-        let Some(record) = self.router.get(space, id.as_bytes())? else {
-            return Ok(true);
-        };
-        let record: MessageRecord = decode(&record)?;
-        for queue in record.queues.iter().take_while(|queue| *queue != all[at].queue.name()) {
-            let Some(earlier) = all.iter().find(|following| following.queue.name() == queue) else {
-                continue;
-            };
-            let place = self.router.get(space, &place_key(id, &earlier.queue.id()))?;
-            let place: Option<Position> = place.map(|bytes| decode(&bytes)).transpose()?;
-            // Without a place the append is still to come, behind any `since`.
-            if place.is_none_or(|place| place.seq > earlier.since.seq) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// The tag of a position, for deltas in frames.

@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod allowance;
 pub mod apps;
+pub mod attributes;
 mod batch;
 pub mod bind;
 pub mod caches;
@@ -14,13 +15,16 @@ pub mod deliver;
 pub mod error;
 pub mod feedback;
 pub mod identify;
+mod judge;
 pub mod members;
 pub mod once;
 pub mod pointers;
 pub mod presence;
+pub mod recall;
 pub mod receipts;
 pub mod records;
 pub mod register;
+mod resolve;
 pub mod revoke;
 pub mod schedule;
 pub mod seals;
@@ -28,6 +32,7 @@ pub mod seen;
 pub mod send;
 pub mod slow;
 pub mod spread;
+pub mod topics;
 pub mod trace;
 
 use std::sync::Arc;
@@ -62,6 +67,7 @@ pub struct Service {
     schedule: schedule::Schedule,
     feedback: feedback::Feedback,
     seen: seen::Seen,
+    recalls: recall::Recalls,
     in_flight: Arc<Semaphore>,
     running: once::Running,
     allowances: allowance::Allowances,
@@ -93,6 +99,7 @@ impl Service {
             schedule: schedule::Schedule::default(),
             feedback: feedback::Feedback::default(),
             seen: seen::Seen::default(),
+            recalls: recall::Recalls::default(),
             in_flight: Arc::new(Semaphore::new(SENDS_IN_FLIGHT)),
             running: once::Running::default(),
             allowances: allowance::Allowances::default(),

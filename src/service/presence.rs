@@ -54,6 +54,7 @@ impl Service {
         self.router.followers().shrink();
         self.pointers.sweep();
         self.slow.sweep(self.now_ms());
+        self.recalls.sweep(self.router.oldest_day());
     }
 
     /// Whether the device is connected to this node.

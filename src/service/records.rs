@@ -13,7 +13,8 @@ use crate::{
         keys::SecretHash,
     },
     queue::{
-        entry::Message,
+        entry::{Audience, Message},
+        filter::Attributes,
         position::{Position, Seq},
     },
 };
@@ -89,6 +90,8 @@ pub struct Registration {
     pub accept: Option<Box<Accept>>,
     /// Its key, if its payloads are sealed.
     pub seal: Option<RegistrationSeal>,
+    /// What its device says of itself.
+    pub attributes: Attributes,
 }
 
 /// One queue that a registration follows.
@@ -140,6 +143,15 @@ pub struct MessageRecord {
     pub due_ms: Option<u64>,
     /// When its sender took it back before it was due, in milliseconds since 1970.
     pub cancelled_ms: Option<u64>,
+    /// Whom of the followers it is for.
+    pub audience: Option<Box<Audience>>,
+}
+
+impl MessageRecord {
+    /// Whether a registration may follow several of its queues, and then takes it from the first.
+    pub fn is_shared(&self) -> bool {
+        self.queues.len() > 1 && !matches!(self.queues[0], QueueName::Own(_))
+    }
 }
 
 /// A message that is not due yet.

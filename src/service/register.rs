@@ -17,6 +17,7 @@ use crate::{
         keys::{Secret, SecretHash},
     },
     queue::{
+        filter::Attributes,
         position::{Position, Seq},
         store::{Batch, Space, decode, encode},
         txn::Txn,
@@ -305,6 +306,7 @@ fn new_registration(
         follows: vec![Follow { queue: all, since, control: Seq(0) }],
         accept: None,
         seal: None,
+        attributes: Attributes::default(),
     })
 }
 

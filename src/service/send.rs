@@ -4,7 +4,7 @@
 //! durable with its record; the appends follow in the order of the sends, are
 //! idempotent by (message, queue), and are completed after a crash.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -13,18 +13,20 @@ use super::{
     Error, Service,
     receipts::{Along, Events},
     records::{MessageRecord, PendingMessage, place_key},
+    resolve::Resolved,
     spread,
 };
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
-        ids::{Alias, AppId, MessageId, QueueName, RegId, Topic},
+        ids::{AppId, MessageId, QueueName},
         metrics::TargetKind,
         tasks,
     },
     crash_point,
     queue::{
-        entry::{Body, Message, Notification, Priority},
+        entry::{Audience, Body, Message, Notification, Priority},
+        filter::Filter,
         shard,
         store::{self, Batch, Range, Space, decode, encode},
         txn::Txn,
@@ -33,6 +35,8 @@ use crate::{
 
 /// All texts of a notification; with the largest payload it still fits one frame.
 const NOTIFICATION_BYTES_MAX: usize = 4 << 10;
+/// Bytes of a collapse key.
+const COLLAPSE_KEY_BYTES_MAX: usize = 64;
 /// Pending messages of one page when a node starts.
 const PAGE: usize = 1_024;
 
@@ -53,10 +57,16 @@ pub struct Send {
     pub asks: Asks,
     /// When and how fast it goes out.
     pub timing: Timing,
+    /// Whom of those that the target names it is for.
+    pub filter: Option<Filter>,
+    /// A newer message with the same key to the same queue takes its place.
+    pub collapse_key: Option<String>,
+    /// It is only checked: nothing is stored, counted or delivered.
+    pub is_dry_run: bool,
 }
 
 impl Send {
-    /// A message without options.
+    /// A message without any option.
     pub fn new(target: Target, payload: impl Into<Bytes>) -> Self {
         Self {
             target,
@@ -66,6 +76,9 @@ impl Send {
             priority: None,
             asks: Asks::default(),
             timing: Timing::default(),
+            filter: None,
+            collapse_key: None,
+            is_dry_run: false,
         }
     }
 }
@@ -106,6 +119,8 @@ pub enum Target {
     Aliases(Vec<String>),
     /// Everybody who follows a topic.
     Topic(String),
+    /// Everybody who follows topics as a condition says.
+    Condition(String),
     /// Every registration of the app.
     All,
 }
@@ -117,6 +132,7 @@ impl Target {
             Self::Regids(_) => TargetKind::Regids,
             Self::Aliases(_) => TargetKind::Aliases,
             Self::Topic(_) => TargetKind::Topic,
+            Self::Condition(_) => TargetKind::Condition,
             Self::All => TargetKind::All,
         }
     }
@@ -135,6 +151,8 @@ pub struct Sent {
     pub invalid: Vec<String>,
     /// It waits for its time.
     pub is_scheduled: bool,
+    /// It was only checked: its id means nothing.
+    pub is_dry_run: bool,
 }
 
 /// A message that may be appended.
@@ -148,13 +166,6 @@ pub(super) struct Prepared {
     pub(super) max_rate_per_s: Option<u32>,
     /// What is answered once it is durable.
     pub(super) sent: Sent,
-}
-
-/// A target as queues.
-struct Resolved {
-    queues: Vec<QueueName>,
-    matched: usize,
-    invalid: Vec<String>,
 }
 
 impl Service {
@@ -174,6 +185,9 @@ impl Service {
         send: Send,
         with: impl FnOnce(&Sent) -> Batch + std::marker::Send,
     ) -> Result<Sent, Error> {
+        if send.is_dry_run {
+            return self.prepare(app, send).map(|prepared| prepared.sent);
+        }
         let (since, kind) = (Instant::now(), send.target.kind());
         self.metrics.queue.sends.of(kind).increment(1);
         let sent = self.send_checked(app, send, with).await;
@@ -205,7 +219,7 @@ impl Service {
         let ttl_s = self.check(&send)?;
         let now_ms = self.now_ms();
         let due_ms = send.timing.due_ms(now_ms)?;
-        let Resolved { queues, matched, invalid } = self.resolve(app, &send.target)?;
+        let Resolved { queues, matched, invalid, condition } = self.resolve(app, &send.target)?;
         let from_ms = due_ms.unwrap_or(now_ms);
         // The id names the day of the message's records, which must be one that is held.
         let id = MessageId::random(from_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
@@ -213,28 +227,37 @@ impl Service {
         let max_rate_per_s = send.timing.max_rate_per_s;
         let spread_ms = spread::checked(kind, matched, max_rate_per_s, ttl_s)?;
         let (asked, with, along) = self.ask(app, &send.asks, (id, expires_ms), &invalid)?;
-        let message = Message {
-            id,
-            payload: send.payload,
-            notification: send.notification,
-            expires_ms,
-            is_shared: kind == TargetKind::Aliases && queues.len() > 1,
-            priority: send.priority.unwrap_or(usual_priority(kind)),
-            wants_receipt: asked.wants_rows(),
-            spread_ms,
-        };
+        let filter = send.filter.filter(|filter| !filter.is_empty());
+        let audience = Audience { condition, filter };
+        let audience = (audience != Audience::default()).then(|| Box::new(audience));
+        let wants_receipt = asked.wants_rows();
         let record = MessageRecord {
             app: app.clone(),
             at_ms: now_ms,
             expires_ms,
             queues,
             place: None,
+            audience: audience.clone(),
             asked,
             due_ms,
             cancelled_ms: None,
         };
-        self.count(app, &send.target)?;
-        let sent = Sent { id, kind, matched, invalid, is_scheduled: due_ms.is_some() };
+        if !send.is_dry_run {
+            self.count(app, &send.target)?;
+        }
+        let message = Message {
+            notification: send.notification,
+            expires_ms,
+            is_shared: record.is_shared(),
+            priority: send.priority.unwrap_or(usual_priority(kind)),
+            wants_receipt,
+            spread_ms,
+            audience,
+            collapse_key: send.collapse_key.map(String::into_boxed_str),
+            ..Message::new(id, send.payload)
+        };
+        let (is_scheduled, is_dry_run) = (due_ms.is_some(), send.is_dry_run);
+        let sent = Sent { id, kind, matched, invalid, is_scheduled, is_dry_run };
         Ok(Prepared { record, message, max_rate_per_s, with, along, sent })
     }
 
@@ -250,6 +273,7 @@ impl Service {
             let rule = format!("at most {NOTIFICATION_BYTES_MAX} bytes in all");
             return Err(Error::Invalid { field: "notification", rule });
         }
+        check_collapse_key(send.collapse_key.as_deref())?;
         let max = u64::from(self.retention_days) * 86_400;
         match send.ttl_s {
             None => Ok(self.limits.load().ttl_default_s),
@@ -259,65 +283,6 @@ impl Service {
                 Err(Error::Invalid { field: "ttl_s", rule })
             }
         }
-    }
-
-    fn resolve(&self, app: &AppId, target: &Target) -> Result<Resolved, Error> {
-        match target {
-            Target::Regids(regids) => self.resolve_regids(app, regids),
-            Target::Aliases(aliases) => {
-                self.check_targets("target.aliases", aliases)?;
-                let queue = |a: &String| Ok(QueueName::Alias(app.clone(), a.parse::<Alias>()?));
-                let queues = distinct(aliases.iter().map(queue))?;
-                self.shared(queues)
-            }
-            Target::Topic(topic) => {
-                self.shared(vec![QueueName::Topic(app.clone(), topic.parse::<Topic>()?)])
-            }
-            Target::All => self.shared(vec![QueueName::All(app.clone())]),
-        }
-    }
-
-    fn shared(&self, queues: Vec<QueueName>) -> Result<Resolved, Error> {
-        let mut matched = 0;
-        for queue in &queues {
-            matched += self.members(&queue.id())?;
-        }
-        Ok(Resolved { queues, matched, invalid: Vec::new() })
-    }
-
-    fn resolve_regids(&self, app: &AppId, regids: &[String]) -> Result<Resolved, Error> {
-        self.check_targets("target.regids", regids)?;
-        let (mut queues, mut invalid) = (Vec::with_capacity(regids.len()), Vec::new());
-        let mut seen = HashSet::with_capacity(regids.len());
-        for text in regids {
-            match text.parse::<RegId>() {
-                Ok(regid) if self.is_registered(app, &regid)? => {
-                    if seen.insert(regid) {
-                        queues.push(QueueName::Own(regid));
-                    }
-                }
-                _ => invalid.push(text.clone()),
-            }
-        }
-        if !invalid.is_empty() {
-            self.named_unknown(app, &invalid);
-        }
-        if queues.is_empty() {
-            return Err(Error::NotFound { what: "registration of this app among the regids" });
-        }
-        Ok(Resolved { matched: queues.len(), queues, invalid })
-    }
-
-    fn is_registered(&self, app: &AppId, regid: &RegId) -> Result<bool, Error> {
-        Ok(self.registered(regid)?.is_some_and(|one| one.app == *app))
-    }
-
-    fn check_targets(&self, field: &'static str, targets: &[String]) -> Result<(), Error> {
-        let max = self.limits.load().targets_per_send;
-        if targets.is_empty() || targets.len() > max {
-            return Err(Error::Invalid { field, rule: format!("1 to {max} of them") });
-        }
-        Ok(())
     }
 
     async fn append_one(
@@ -449,8 +414,17 @@ impl Service {
 fn usual_priority(kind: TargetKind) -> Priority {
     match kind {
         TargetKind::Regids | TargetKind::Aliases => Priority::Normal,
-        TargetKind::Topic | TargetKind::All => Priority::Low,
+        TargetKind::Topic | TargetKind::Condition | TargetKind::All => Priority::Low,
     }
+}
+
+fn check_collapse_key(key: Option<&str>) -> Result<(), Error> {
+    let is_good = |key: &str| (1..=COLLAPSE_KEY_BYTES_MAX).contains(&key.len());
+    if key.is_none_or(is_good) {
+        return Ok(());
+    }
+    let rule = format!("1 to {COLLAPSE_KEY_BYTES_MAX} bytes");
+    Err(Error::Invalid { field: "collapse_key", rule })
 }
 
 /// Appends a message to its one queue; its record goes with it.
@@ -470,13 +444,4 @@ pub(super) fn append_to_one(
 /// Where a message's records are: with the day of its id.
 pub(super) fn messages_of(id: &MessageId) -> Space {
     Space::Messages(day_of(id.unix_ms()))
-}
-
-/// Each queue once, in the order of its first mention.
-fn distinct(
-    queues: impl Iterator<Item = Result<QueueName, Error>>,
-) -> Result<Vec<QueueName>, Error> {
-    let mut seen = HashSet::new();
-    let queues: Result<Vec<QueueName>, Error> = queues.collect();
-    Ok(queues?.into_iter().filter(|queue| seen.insert(queue.id())).collect())
 }

@@ -36,7 +36,7 @@ pub(super) fn checked(
         TargetKind::Regids | TargetKind::Aliases => {
             return wrong("only for a topic, a condition or all".into());
         }
-        TargetKind::Topic | TargetKind::All => {}
+        TargetKind::Topic | TargetKind::Condition | TargetKind::All => {}
     }
     let spread_ms = over_ms(members, rate);
     if spread_ms >= ttl_s.saturating_mul(1_000) {
@@ -52,7 +52,7 @@ pub(super) fn checked(
 pub(super) fn cut(entries: &mut Vec<Arc<Entry>>, all: &[Following], now_ms: u64) -> Option<u64> {
     let is_spread = |entry: &Entry| match &entry.body {
         Body::Message(message) => message.spread_ms > 0,
-        Body::Follow { .. } | Body::Unfollow { .. } => false,
+        Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => false,
     };
     if !entries.iter().any(|entry| is_spread(entry)) {
         return None;
@@ -72,7 +72,9 @@ pub fn visible_ms(entry: &Entry, regid: &RegId) -> u64 {
         Body::Message(message) if message.spread_ms > 0 => {
             entry.at_ms + share_of(message.spread_ms, regid)
         }
-        Body::Message(_) | Body::Follow { .. } | Body::Unfollow { .. } => entry.at_ms,
+        Body::Message(_) | Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => {
+            entry.at_ms
+        }
     }
 }
 

@@ -12,8 +12,12 @@ use super::{
     send::messages_of,
 };
 use crate::{
-    base::ids::{AppId, MessageId, QueueName, RegId},
+    base::{
+        ids::{AppId, MessageId, QueueName, RegId},
+        metrics::Skip,
+    },
     queue::{
+        filter::Attributes,
         position::{Position, Seq},
         store::{Range, decode},
     },
@@ -31,7 +35,7 @@ pub struct MessageState {
     /// Its id.
     pub id: String,
     /// `scheduled` before its time or `cancelled`; `accepted` while appends are pending, then
-    /// `queued`, at its time `expired`.
+    /// `queued`, at its time `expired`; `recalled`.
     pub state: &'static str,
     /// When it was accepted, in milliseconds since 1970.
     pub accepted_ms: u64,
@@ -126,6 +130,14 @@ pub enum Step {
     Passed,
     /// Its time was over before the registration came to it.
     Expired,
+    /// A newer message in its queue has its collapse key.
+    Collapsed,
+    /// Its filter does not match the registration's attributes, as they are now.
+    Filtered,
+    /// Its condition does not hold for what the registration follows now.
+    Condition,
+    /// Its sender took it back.
+    Recalled,
     /// The registration does not follow a queue that it was sent to, or did not then.
     NotFollowed,
 }
@@ -144,8 +156,29 @@ pub struct RegistrationView {
     /// When it takes messages, if not always.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accept: Option<AcceptView>,
+    /// What its device says of itself.
+    pub attributes: AttributesView,
     /// How far it is in each queue that it follows.
     pub pointers: Vec<PointerView>,
+}
+
+/// What a device says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttributesView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_version: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locale: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
+}
+
+impl From<Attributes> for AttributesView {
+    fn from(Attributes { app_version, locale, model, network }: Attributes) -> Self {
+        Self { app_version, locale, model, network }
+    }
 }
 
 /// How far a registration is in one queue.
@@ -188,6 +221,7 @@ impl Service {
         let is_expired = record.expires_ms.is_some_and(|at| at <= self.now_ms());
         let state = match (is_expired, counts.appended == counts.queues) {
             _ if record.cancelled_ms.is_some() => "cancelled",
+            _ if self.recalls.has(&id) => "recalled",
             _ if is_waiting => "scheduled",
             (true, _) => "expired",
             (false, true) => "queued",
@@ -221,9 +255,10 @@ impl Service {
             return Ok(Trace { id: id.to_string(), regid: regid.to_owned(), milestones });
         }
         let follows = self.followings(&registration);
-        let concerned = follows.iter().filter(|follow| record.queues.contains(follow.queue.name()));
+        let concerned =
+            |(_, follow): &(usize, &Following)| record.queues.contains(follow.queue.name());
         let mut is_followed = false;
-        for follow in concerned {
+        for (at, follow) in follows.iter().enumerate().filter(concerned) {
             is_followed = true;
             let milestone = |name, position: Option<Position>| Milestone {
                 name,
@@ -249,15 +284,25 @@ impl Service {
                 receipts(row)
                     .map(|(step, at)| Milestone { at_ms: Some(at), ..milestone(step, None) }),
             );
-            let is_passed = pointer.seq >= place.seq;
+            let is_acked = row.acked_ms.is_some();
             // Where receipts are kept, what was passed without one was skipped.
-            let is_skipped = record.asked.wants_rows() && row.acked_ms.is_none();
-            milestones.push(match (is_passed, is_over) {
-                (true, Some(at)) if is_skipped => passed(Step::Expired, Some(at)),
-                (true, _) => passed(Step::Passed, row.acked_ms),
-                (false, Some(at)) => passed(Step::Expired, Some(at)),
-                (false, None) => passed(Step::Pending, None),
+            let is_skipped = record.asked.wants_rows() && !is_acked;
+            let skip = self.skip_of(&follows, at, place)?.filter(|_| !is_acked);
+            milestones.push(match (pointer.seq >= place.seq, is_over, skip) {
+                // These are final whether it was passed or not.
+                (_, _, Some(Skip::Filtered)) => passed(Step::Filtered, None),
+                (_, _, Some(Skip::Condition)) => passed(Step::Condition, None),
+                (true, Some(at), _) if is_skipped => passed(Step::Expired, Some(at)),
+                (true, _, _) => passed(Step::Passed, row.acked_ms),
+                (false, Some(at), _) => passed(Step::Expired, Some(at)),
+                (false, None, Some(Skip::Collapsed)) => passed(Step::Collapsed, None),
+                (false, None, _) => passed(Step::Pending, None),
             });
+        }
+        if let Some(at_ms) = self.recalls.at_ms(&id) {
+            let at_ms = Some(at_ms);
+            let name = Step::Recalled;
+            milestones.push(Milestone { name, at_ms, queue: None, position: None });
         }
         if !is_followed {
             let name = Step::NotFollowed;
@@ -287,11 +332,12 @@ impl Service {
             topics: names(&registration, |queue| matches!(queue, QueueName::Topic(..))),
             accept: registration.accept.as_ref().map(|accept| accept.view(self.now_ms())),
             pointers: pointers?,
+            attributes: registration.attributes.into(),
         })
     }
 
     /// A message's record, and whether it waits for its time.
-    fn message_record(
+    pub(super) fn message_record(
         &self,
         app: &AppId,
         id: &str,

@@ -22,7 +22,7 @@ use carillon::{
         apps::NewApp,
         records::AliasPolicy,
         register::FirstRegistration,
-        send::{Asks, Send, Target, Timing},
+        send::{Send, Target, Timing},
     },
 };
 use carillon_wire::{
@@ -118,7 +118,7 @@ impl Node {
 
     pub fn register(&self) -> idl::Register {
         let app_key = self.new_app.app_key.reveal().to_owned();
-        idl::Register { app_id: "demo".into(), app_key, seal: None }
+        idl::Register { app_id: "demo".into(), app_key, seal: None, attributes: None }
     }
 
     /// A stream to the edge.
@@ -166,7 +166,8 @@ impl Node {
 
     /// With a life and a time of its own.
     pub async fn send_timed(&self, target: Target, text: &str, ttl_s: Option<u64>, timing: Timing) {
-        let send = Send { ttl_s, timing, ..message(target, text) };
+        let payload = Bytes::copy_from_slice(text.as_bytes());
+        let send = Send { ttl_s, timing, ..Send::new(target, payload) };
         self.service.send(&self.app, send).await.unwrap();
     }
 
@@ -192,15 +193,7 @@ impl Node {
 /// A message without any options.
 pub fn message(target: Target, text: &str) -> Send {
     let payload = Bytes::copy_from_slice(text.as_bytes());
-    Send {
-        target,
-        payload,
-        notification: None,
-        ttl_s: None,
-        priority: None,
-        asks: Asks::default(),
-        timing: Timing::default(),
-    }
+    Send::new(target, Bytes::copy_from_slice(text.as_bytes()))
 }
 
 /// The device's end of a stream.

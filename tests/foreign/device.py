@@ -341,6 +341,8 @@ class Device:
             positions.pop(unfollowed, None)
             self.unfollowed.add((regid, unfollowed))
             say("unfollow", regid=regid, queue=name_of(unfollowed))
+        elif entry.recall is not None:
+            say("recall", regid=regid, id=entry.recall.hex())
         elif entry.id is not None:
             message_id = entry.id.hex()
             new = message_id not in self.store.shown

@@ -37,6 +37,9 @@ pub const TAKE_BACK: &str = "delete /v1/apps/{app}/messages/{id}";
 pub const SCHEDULED: &str = "get /v1/apps/{app}/scheduled";
 pub const ACCEPT: &str = "put /v1/apps/{app}/registrations/{regid}/accept";
 pub const ACCEPT_ALWAYS: &str = "delete /v1/apps/{app}/registrations/{regid}/accept";
+pub const DESCRIBE: &str = "put /v1/apps/{app}/registrations/{regid}/attributes";
+pub const TOPIC: &str = "get /v1/apps/{app}/topics/{topic}";
+pub const MEMBERS: &str = "get /v1/apps/{app}/topics/{topic}/members";
 pub const TRACE: &str = "get /v1/apps/{app}/messages/{id}/trace";
 pub const REGISTRATION: &str = "get /v1/apps/{app}/registrations/{regid}";
 pub const UNREGISTER: &str = "delete /v1/apps/{app}/registrations/{regid}";
@@ -83,6 +86,10 @@ impl Ask {
 
     pub fn post(path: &str, body: Value) -> Self {
         Self::post_bytes(path, body.to_string().as_bytes())
+    }
+
+    pub fn put(path: &str, body: Value) -> Self {
+        Self { method: Method::PUT, ..Self::post(path, body) }
     }
 
     pub fn post_bytes(path: &str, body: &[u8]) -> Self {
@@ -256,6 +263,9 @@ impl Api {
             (REGISTRATION, Ask::get(&registration)),
             (ACCEPT, Ask { method: Method::PUT, ..Ask::post(&accept, json!({"paused": false})) }),
             (ACCEPT_ALWAYS, Ask::new(Method::DELETE, &accept)),
+            (DESCRIBE, Ask::put(&format!("{registration}/attributes"), json!({"locale": "de"}))),
+            (TOPIC, Ask::get("/v1/apps/demo/topics/t")),
+            (MEMBERS, Ask::get("/v1/apps/demo/topics/t/members")),
             (UNREGISTER, Ask::new(Method::DELETE, &registration)),
             (BIND, Ask::new(Method::PUT, &alias)),
             (UNBIND, Ask::new(Method::DELETE, &alias)),

@@ -165,7 +165,10 @@ pub fn positions(registrations: Vec<idl::RegistrationPositions>) -> Up {
 
 pub fn register(app_id: &str, app_key: &str) -> Up {
     let (app_id, app_key) = (app_id.to_owned(), app_key.to_owned());
-    Up { register_app: Some(idl::Register { app_id, app_key, seal: None }), ..nothing() }
+    Up {
+        register_app: Some(idl::Register { app_id, app_key, seal: None, attributes: None }),
+        ..nothing()
+    }
 }
 
 pub fn unregister(regid: &str) -> Up {

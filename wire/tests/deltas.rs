@@ -68,6 +68,7 @@ fn entry(seq: i64, random: &mut Random) -> idl::Entry {
         follow: None,
         unfollow: None,
         sealed: (random.below(2) == 0).then(|| vec![b's'; random.below(300)]),
+        recall: None,
     }
 }
 

@@ -36,6 +36,7 @@ fn deltas() -> idl::Deltas {
         follow: None,
         unfollow: None,
         sealed: None,
+        recall: None,
     };
     let delta = idl::Delta {
         queue: topic("news"),

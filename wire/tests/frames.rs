@@ -31,7 +31,7 @@ fn ups() -> Vec<idl::Up> {
         idl::Up { resume: Some(idl::Resume { digest: i64::MIN }), ..up() },
         idl::Up { positions: Some(positions()), ..up() },
         idl::Up {
-            register_app: Some(idl::Register { app_id, app_key, seal: None }),
+            register_app: Some(idl::Register { app_id, app_key, seal: None, attributes: None }),
             request: Some(1),
             ..up()
         },
@@ -72,6 +72,7 @@ fn entry(seq: i64) -> idl::Entry {
         follow: Some(idl::Follow::new(queue(idl::QueueKind::ALIAS, Some("alice")), 1, 5)),
         unfollow: Some(idl::Unfollow::new(queue(idl::QueueKind::ALL, None))),
         sealed: Some(vec![8; 40]),
+        recall: Some(vec![8; 15]),
     }
 }
 

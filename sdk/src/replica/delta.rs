@@ -52,6 +52,7 @@ pub enum Body {
     Unfollow {
         queue: QueueName,
     },
+    Recall(MessageId),
 }
 
 /// A message without its place.
@@ -163,6 +164,10 @@ impl Body {
                 }
                 None => Self::Message(message),
             }));
+        }
+        if let Some(id) = entry.recall {
+            let id = MessageId::from_bytes(&id).ok_or(Fault("a message id"))?;
+            return Ok(Some(Self::Recall(id)));
         }
         if let Some(follow) = entry.follow {
             let epoch = epoch_from_idl(follow.epoch).map_err(|_| Fault("epoch"))?;

@@ -25,6 +25,7 @@ pub(super) fn entry(seq: u64) -> idl::Entry {
         follow: None,
         unfollow: None,
         sealed: None,
+        recall: None,
     }
 }
 
@@ -85,6 +86,7 @@ pub(super) fn ids(outcome: &Outcome) -> Vec<String> {
         Received::Message(message) => Some(message.id.as_bytes().to_vec()),
         Received::Ended { .. }
         | Received::Renewed { .. }
+        | Received::Recalled { .. }
         | Received::Unopened { .. }
         | Received::KeyMissing { .. } => None,
     });
@@ -359,4 +361,15 @@ fn damaged_state_is_an_error() {
     for end in 0..bytes.len() {
         assert!(State::from_bytes("d", &bytes[..end]).is_err());
     }
+}
+
+#[test]
+fn a_recalled_message_is_not_shown_again() {
+    let mut replica = replica();
+    let recall = idl::Entry { recall: Some(b"a".to_vec()), ..entry(6) };
+    let next = delta(&QueueName::Own, 1, (6, 7), vec![recall, message(7, "a")]);
+    let outcome = replica.deltas(frame(vec![next])).unwrap();
+    let id = crate::MessageId::from_bytes(b"a").unwrap();
+    assert_eq!(outcome.deliver, [Received::Recalled { regid: RegId::from(R), id }]);
+    assert_eq!(at(&replica, &QueueName::Own), Some((1, 7)));
 }

@@ -170,6 +170,7 @@ impl Peer {
             follow: None,
             unfollow: None,
             sealed: None,
+            recall: None,
         };
         let delta = idl::Delta {
             queue: idl::Queue { kind: idl::QueueKind::OWN, name: None },

@@ -5,6 +5,22 @@ use metrics::{Counter, counter};
 use super::CounterBy;
 
 crate::labels! {
+    /// The target of a send.
+    TargetKind {
+        /// regIDs.
+        Regids = "regids",
+        /// Aliases.
+        Aliases = "aliases",
+        /// A topic.
+        Topic = "topic",
+        /// Everybody.
+        All = "all",
+        /// Whoever follows topics as a condition says.
+        Condition = "condition",
+    }
+}
+
+crate::labels! {
     /// Why a message was not accepted.
     Unsent {
         /// A value is out of its bounds.

@@ -128,6 +128,7 @@ pub fn entry(entry: &Entry) -> idl::Entry {
         follow: None,
         unfollow: None,
         sealed: None,
+        recall: None,
     };
     match &entry.body {
         Body::Message(message) => {
@@ -140,6 +141,7 @@ pub fn entry(entry: &Entry) -> idl::Entry {
             idl.follow = Some(idl::Follow { queue: queue_of(queue), epoch, since });
         }
         Body::Unfollow { queue } => idl.unfollow = Some(idl::Unfollow { queue: queue_of(queue) }),
+        Body::Recall(recall) => idl.recall = Some(recall.id.as_bytes().to_vec()),
     }
     idl
 }

@@ -52,6 +52,8 @@ pub enum Request {
     Unsubscribe(idl::Unsubscribe),
     /// Change a registration's key.
     Rekey(idl::Rekey),
+    /// Say what filters look at.
+    Describe(idl::Describe),
     /// Something happened to a message.
     Event(idl::Event),
     /// Say when messages are taken.
@@ -458,6 +460,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
         up.event.map(|r| Kind::Request(UpKind::Event, Request::Event(r))),
         up.accept.map(|r| Kind::Request(UpKind::Accept, Request::Accept(r))),
         up.rekey.map(|r| Kind::Request(UpKind::Rekey, Request::Rekey(r))),
+        up.describe.map(|r| Kind::Request(UpKind::Describe, Request::Describe(r))),
     ];
     let mut set = kinds.into_iter().flatten();
     let only = set.next()?;

@@ -16,7 +16,8 @@ use crate::{
         metrics::ResumeReason,
     },
     queue::{
-        entry::{Body, Entry, Message, Priority},
+        entry::{Body, Entry, Message},
+        filter::Attributes,
         position::Epoch,
     },
     service::{
@@ -65,20 +66,12 @@ fn registration(byte: u8, app_name: &str, topics: &[&str]) -> Registration {
         follows: std::iter::once(QueueName::All(app(app_name))).chain(topics).map(follow).collect(),
         accept: None,
         seal: None,
+        attributes: Attributes::default(),
     }
 }
 
 fn message(text: &str) -> Body {
-    Body::Message(Message {
-        id: MessageId([3; 15]),
-        payload: Bytes::copy_from_slice(text.as_bytes()),
-        notification: None,
-        expires_ms: None,
-        is_shared: false,
-        wants_receipt: false,
-        spread_ms: 0,
-        priority: Priority::Normal,
-    })
+    Body::Message(Message::new(MessageId([3; 15]), Bytes::copy_from_slice(text.as_bytes())))
 }
 
 impl Rig {

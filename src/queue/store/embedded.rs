@@ -127,9 +127,11 @@ fn name_of(space: Space) -> String {
         Space::Callbacks => "callbacks".into(),
         Space::Feedback => "feedback".into(),
         Space::Scheduled => "scheduled".into(),
+        Space::Recalls => "recalls".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
         Space::Once(day) => format!("once.{day}"),
+        Space::Collapse(day) => format!("collapse.{day}"),
     }
 }
 
@@ -140,6 +142,7 @@ fn day_space(name: &str) -> Option<Space> {
         "entries" => Some(Space::Entries(day)),
         "messages" => Some(Space::Messages(day)),
         "once" => Some(Space::Once(day)),
+        "collapse" => Some(Space::Collapse(day)),
         _ => None,
     }
 }
@@ -209,20 +212,12 @@ impl Store for EmbeddedStore {
 
     fn days(&self) -> Vec<u32> {
         let keyspaces = self.keyspaces.read().unwrap_or_else(PoisonError::into_inner);
-        let days: BTreeSet<u32> = keyspaces
-            .keys()
-            .filter_map(|space| match space {
-                Space::Entries(day) | Space::Messages(day) | Space::Once(day) => Some(*day),
-                _ => None,
-            })
-            .collect();
+        let days: BTreeSet<u32> = keyspaces.keys().filter_map(|space| space.day()).collect();
         days.into_iter().collect()
     }
 
     fn drop_day(&self, day: u32) -> Result<(), Error> {
-        [Space::Entries(day), Space::Messages(day), Space::Once(day)]
-            .into_iter()
-            .try_for_each(|space| self.drop_space(space))
+        Space::of_day(day).into_iter().try_for_each(|space| self.drop_space(space))
     }
 
     fn drop_space(&self, space: Space) -> Result<(), Error> {

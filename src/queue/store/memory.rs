@@ -111,23 +111,15 @@ impl Store for MemoryStore {
 
     fn days(&self) -> Vec<u32> {
         let state = self.state();
-        let mut days: Vec<u32> = state
-            .visible
-            .keys()
-            .filter_map(|(space, _)| match space {
-                Space::Entries(day) | Space::Messages(day) | Space::Once(day) => Some(*day),
-                _ => None,
-            })
-            .collect();
+        let mut days: Vec<u32> =
+            state.visible.keys().filter_map(|(space, _)| space.day()).collect();
         days.sort_unstable();
         days.dedup();
         days
     }
 
     fn drop_day(&self, day: u32) -> Result<(), Error> {
-        [Space::Entries(day), Space::Messages(day), Space::Once(day)]
-            .into_iter()
-            .try_for_each(|space| self.drop_space(space))
+        Space::of_day(day).into_iter().try_for_each(|space| self.drop_space(space))
     }
 
     fn drop_space(&self, space: Space) -> Result<(), Error> {

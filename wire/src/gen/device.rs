@@ -784,6 +784,118 @@ impl TSerializable for SealOffer {
 }
 
 //
+// Attributes
+//
+
+/// What filters of messages look at: see Describe. Each at most 64 bytes without control
+/// characters; a message that asks for one that is absent is not delivered.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Attributes {
+  /// Numbers with dots: `2.10.3`. What follows the first other character does not count.
+  pub app_version: Option<String>,
+  /// A language tag: `de-AT`.
+  pub locale: Option<String>,
+  pub model: Option<String>,
+  /// The kind of network, in the app's words: `wifi`.
+  pub network: Option<String>,
+}
+
+impl Attributes {
+  pub fn new<F1, F2, F3, F4>(app_version: F1, locale: F2, model: F3, network: F4) -> Attributes where F1: Into<Option<String>>, F2: Into<Option<String>>, F3: Into<Option<String>>, F4: Into<Option<String>> {
+    Attributes {
+      app_version: app_version.into(),
+      locale: locale.into(),
+      model: model.into(),
+      network: network.into(),
+    }
+  }
+}
+
+impl TSerializable for Attributes {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Attributes> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    let ret = Attributes {
+      app_version: f_1,
+      locale: f_2,
+      model: f_3,
+      network: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Attributes");
+    o_prot.write_struct_begin(&struct_ident)?;
+    if let Some(ref fld_var) = self.app_version {
+      o_prot.write_field_begin(&TFieldIdentifier::new("app_version", TType::String, 1))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.locale {
+      o_prot.write_field_begin(&TFieldIdentifier::new("locale", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.model {
+      o_prot.write_field_begin(&TFieldIdentifier::new("model", TType::String, 3))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.network {
+      o_prot.write_field_begin(&TFieldIdentifier::new("network", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+impl Default for Attributes {
+  fn default() -> Self {
+    Attributes{
+      app_version: Some("".to_owned()),
+      locale: Some("".to_owned()),
+      model: Some("".to_owned()),
+      network: Some("".to_owned()),
+    }
+  }
+}
+
+//
 // Register
 //
 
@@ -794,14 +906,17 @@ pub struct Register {
   pub app_key: String,
   /// For sealed payloads: the same pair again gives the same regID, another one a new regID.
   pub seal: Option<SealOffer>,
+  /// As by Describe; absent: what was described before stays.
+  pub attributes: Option<Attributes>,
 }
 
 impl Register {
-  pub fn new<F3>(app_id: String, app_key: String, seal: F3) -> Register where F3: Into<Option<SealOffer>> {
+  pub fn new<F3, F4>(app_id: String, app_key: String, seal: F3, attributes: F4) -> Register where F3: Into<Option<SealOffer>>, F4: Into<Option<Attributes>> {
     Register {
       app_id,
       app_key,
       seal: seal.into(),
+      attributes: attributes.into(),
     }
   }
 }
@@ -812,6 +927,7 @@ impl TSerializable for Register {
     let mut f_1: Option<String> = None;
     let mut f_2: Option<String> = None;
     let mut f_3: Option<SealOffer> = None;
+    let mut f_4: Option<Attributes> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -831,6 +947,10 @@ impl TSerializable for Register {
           let val = SealOffer::read_from_in_protocol(i_prot)?;
           f_3 = Some(val);
         },
+        4 => {
+          let val = Attributes::read_from_in_protocol(i_prot)?;
+          f_4 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -844,6 +964,7 @@ impl TSerializable for Register {
       app_id: f_1.expect("auto-generated code should have checked for presence of required fields"),
       app_key: f_2.expect("auto-generated code should have checked for presence of required fields"),
       seal: f_3,
+      attributes: f_4,
     };
     Ok(ret)
   }
@@ -858,6 +979,11 @@ impl TSerializable for Register {
     o_prot.write_field_end()?;
     if let Some(ref fld_var) = self.seal {
       o_prot.write_field_begin(&TFieldIdentifier::new("seal", TType::Struct, 3))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.attributes {
+      o_prot.write_field_begin(&TFieldIdentifier::new("attributes", TType::Struct, 4))?;
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
@@ -942,6 +1068,75 @@ impl TSerializable for Rekey {
     o_prot.write_field_end()?;
     o_prot.write_field_begin(&TFieldIdentifier::new("proof", TType::String, 3))?;
     o_prot.write_bytes(&self.proof)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Describe
+//
+
+/// From now on the registration has these attributes and no others.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Describe {
+  pub regid: String,
+  pub attributes: Attributes,
+}
+
+impl Describe {
+  pub fn new(regid: String, attributes: Attributes) -> Describe {
+    Describe {
+      regid,
+      attributes,
+    }
+  }
+}
+
+impl TSerializable for Describe {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Describe> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Attributes> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Attributes::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Describe.regid", &f_1)?;
+    verify_required_field_exists("Describe.attributes", &f_2)?;
+    let ret = Describe {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      attributes: f_2.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Describe");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("attributes", TType::Struct, 2))?;
+    self.attributes.write_to_out_protocol(o_prot)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -1609,13 +1804,14 @@ pub struct Up {
   pub subscribe: Option<Subscribe>,
   pub unsubscribe: Option<Unsubscribe>,
   pub heartbeat: Option<HeartbeatReport>,
+  pub describe: Option<Describe>,
   pub accept: Option<Accept>,
   pub event: Option<Event>,
   pub rekey: Option<Rekey>,
 }
 
 impl Up {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F12, F13, F14>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, accept: F12, event: F13, rekey: F14) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>>, F14: Into<Option<Rekey>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, describe: F11, accept: F12, event: F13, rekey: F14) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F11: Into<Option<Describe>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>>, F14: Into<Option<Rekey>> {
     Up {
       request: request.into(),
       resume: resume.into(),
@@ -1627,6 +1823,7 @@ impl Up {
       subscribe: subscribe.into(),
       unsubscribe: unsubscribe.into(),
       heartbeat: heartbeat.into(),
+      describe: describe.into(),
       accept: accept.into(),
       event: event.into(),
       rekey: rekey.into(),
@@ -1647,6 +1844,7 @@ impl TSerializable for Up {
     let mut f_8: Option<Subscribe> = None;
     let mut f_9: Option<Unsubscribe> = None;
     let mut f_10: Option<HeartbeatReport> = None;
+    let mut f_11: Option<Describe> = None;
     let mut f_12: Option<Accept> = None;
     let mut f_13: Option<Event> = None;
     let mut f_14: Option<Rekey> = None;
@@ -1697,6 +1895,10 @@ impl TSerializable for Up {
           let val = HeartbeatReport::read_from_in_protocol(i_prot)?;
           f_10 = Some(val);
         },
+        11 => {
+          let val = Describe::read_from_in_protocol(i_prot)?;
+          f_11 = Some(val);
+        },
         12 => {
           let val = Accept::read_from_in_protocol(i_prot)?;
           f_12 = Some(val);
@@ -1727,6 +1929,7 @@ impl TSerializable for Up {
       subscribe: f_8,
       unsubscribe: f_9,
       heartbeat: f_10,
+      describe: f_11,
       accept: f_12,
       event: f_13,
       rekey: f_14,
@@ -1786,6 +1989,11 @@ impl TSerializable for Up {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.describe {
+      o_prot.write_field_begin(&TFieldIdentifier::new("describe", TType::Struct, 11))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     if let Some(ref fld_var) = self.accept {
       o_prot.write_field_begin(&TFieldIdentifier::new("accept", TType::Struct, 12))?;
       fld_var.write_to_out_protocol(o_prot)?;
@@ -1819,6 +2027,7 @@ impl Default for Up {
       subscribe: None,
       unsubscribe: None,
       heartbeat: None,
+      describe: None,
       accept: None,
       event: None,
       rekey: None,
@@ -2450,7 +2659,8 @@ impl Default for Content {
 // Entry
 //
 
-/// One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`.
+/// One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`; one
+/// with `recall` alone takes a message back.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Entry {
   pub seq: i64,
@@ -2462,12 +2672,14 @@ pub struct Entry {
   pub notification: Option<Notification>,
   pub follow: Option<Follow>,
   pub unfollow: Option<Unfollow>,
+  /// The id of a message that its sender takes back. The device may never have had it.
+  pub recall: Option<Vec<u8>>,
   /// A sealed Content, in the place of `payload` and `notification`.
   pub sealed: Option<Vec<u8>>,
 }
 
 impl Entry {
-  pub fn new<F2, F3, F4, F5, F6, F7, F9>(seq: i64, id: F2, time_ms: F3, payload: F4, notification: F5, follow: F6, unfollow: F7, sealed: F9) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<Notification>>, F6: Into<Option<Follow>>, F7: Into<Option<Unfollow>>, F9: Into<Option<Vec<u8>>> {
+  pub fn new<F2, F3, F4, F5, F6, F7, F8, F9>(seq: i64, id: F2, time_ms: F3, payload: F4, notification: F5, follow: F6, unfollow: F7, recall: F8, sealed: F9) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<Notification>>, F6: Into<Option<Follow>>, F7: Into<Option<Unfollow>>, F8: Into<Option<Vec<u8>>>, F9: Into<Option<Vec<u8>>> {
     Entry {
       seq,
       id: id.into(),
@@ -2476,6 +2688,7 @@ impl Entry {
       notification: notification.into(),
       follow: follow.into(),
       unfollow: unfollow.into(),
+      recall: recall.into(),
       sealed: sealed.into(),
     }
   }
@@ -2491,6 +2704,7 @@ impl TSerializable for Entry {
     let mut f_5: Option<Notification> = None;
     let mut f_6: Option<Follow> = None;
     let mut f_7: Option<Unfollow> = None;
+    let mut f_8: Option<Vec<u8>> = None;
     let mut f_9: Option<Vec<u8>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
@@ -2527,6 +2741,10 @@ impl TSerializable for Entry {
           let val = Unfollow::read_from_in_protocol(i_prot)?;
           f_7 = Some(val);
         },
+        8 => {
+          let val = i_prot.read_bytes()?;
+          f_8 = Some(val);
+        },
         9 => {
           let val = i_prot.read_bytes()?;
           f_9 = Some(val);
@@ -2547,6 +2765,7 @@ impl TSerializable for Entry {
       notification: f_5,
       follow: f_6,
       unfollow: f_7,
+      recall: f_8,
       sealed: f_9,
     };
     Ok(ret)
@@ -2585,6 +2804,11 @@ impl TSerializable for Entry {
     if let Some(ref fld_var) = self.unfollow {
       o_prot.write_field_begin(&TFieldIdentifier::new("unfollow", TType::Struct, 7))?;
       fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.recall {
+      o_prot.write_field_begin(&TFieldIdentifier::new("recall", TType::String, 8))?;
+      o_prot.write_bytes(fld_var)?;
       o_prot.write_field_end()?
     }
     if let Some(ref fld_var) = self.sealed {

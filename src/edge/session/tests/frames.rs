@@ -186,7 +186,8 @@ fn what_is_no_frame_is_answered_and_acknowledged() {
 }
 
 fn register(rig: &mut Rig, request: i64, packet_id: u16) {
-    let register = idl::Register { app_id: "demo".into(), app_key: "k".into(), seal: None };
+    let register =
+        idl::Register { app_id: "demo".into(), app_key: "k".into(), seal: None, attributes: None };
     let asked = idl::Up { request: Some(request), register_app: Some(register), ..empty() };
     up(rig, &asked, Qos::AtLeastOnce, packet_id);
     let Some(Call::Request(ticket, _)) = rig.out.call.take() else { panic!("a request is a call") };

@@ -1,0 +1,196 @@
+//! What of a queue a registration is given: everything that is still due and meant for it.
+//!
+//! Judged when it is delivered, by what the registration follows and what its device says of
+//! itself then. What is not given is skipped for good: the range that is delivered covers it.
+
+use super::{
+    Error, Service,
+    deliver::{Following, Take},
+    records::{MessageRecord, place_key},
+    send::messages_of,
+};
+use crate::{
+    base::{
+        ids::{AppId, MessageId, QueueName},
+        metrics::Skip,
+    },
+    queue::{
+        entry::{Audience, Body, Entry, Message},
+        position::Position,
+        store::decode,
+    },
+};
+
+/// What becomes of one entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is given.
+    Deliver,
+    /// Another queue that the registration follows brings it.
+    Elsewhere,
+    /// It is not given.
+    Skip(Skip),
+}
+
+impl Service {
+    /// Judges an entry of `all[at]` for who follows `all`, its own queue first.
+    pub(super) fn judge(
+        &self,
+        entry: &Entry,
+        all: &[Following],
+        at: usize,
+        now_ms: u64,
+    ) -> Result<Verdict, Error> {
+        match &entry.body {
+            Body::Message(message) if message.expires_ms.is_some_and(|at_ms| at_ms <= now_ms) => {
+                Ok(Verdict::Skip(Skip::Expired))
+            }
+            Body::Message(message) if self.recalls.has(&message.id) => {
+                Ok(Verdict::Skip(Skip::Recalled))
+            }
+            Body::Message(message) => {
+                let meant = self.is_meant(
+                    &message.id,
+                    message.is_shared,
+                    message.audience.as_deref(),
+                    all,
+                    at,
+                )?;
+                match meant {
+                    Verdict::Deliver => self.not_collapsed(message, entry.position, &all[at]),
+                    Verdict::Elsewhere | Verdict::Skip(_) => Ok(meant),
+                }
+            }
+            // Who could have got the message is told that it is taken back.
+            Body::Recall(recall) if recall.seq.is_some_and(|seq| seq <= all[at].since.seq) => {
+                Ok(Verdict::Elsewhere)
+            }
+            Body::Recall(recall) => {
+                let audience = recall.audience.as_deref();
+                let meant = self.is_meant(&recall.id, recall.is_shared, audience, all, at)?;
+                Ok(if meant == Verdict::Deliver { meant } else { Verdict::Elsewhere })
+            }
+            Body::Follow { .. } | Body::Unfollow { .. } => Ok(Verdict::Deliver),
+        }
+    }
+
+    /// Why the entry at `place` of `all[at]` is not given to who follows `all` now, if that is so.
+    pub(super) fn skip_of(
+        &self,
+        all: &[Following],
+        at: usize,
+        place: Position,
+    ) -> Result<Option<Skip>, Error> {
+        let take = Take { entries: 1, bytes: 0 };
+        let read = self.router.read(&all[at].queue.id(), place.seq.prev(), take)?;
+        let Some(entry) = read.first().filter(|entry| entry.position == place) else {
+            return Ok(None);
+        };
+        match self.judge(entry, all, at, self.now_ms())? {
+            Verdict::Skip(why) => Ok(Some(why)),
+            Verdict::Deliver | Verdict::Elsewhere => Ok(None),
+        }
+    }
+
+    fn is_meant(
+        &self,
+        id: &MessageId,
+        is_shared: bool,
+        audience: Option<&Audience>,
+        all: &[Following],
+        at: usize,
+    ) -> Result<Verdict, Error> {
+        let condition = audience.and_then(|audience| audience.condition.as_ref());
+        if is_shared {
+            let is_earlier = match (condition, all[at].queue.name()) {
+                (Some(condition), QueueName::Topic(app, topic)) => {
+                    let before = condition.unnegated().take_while(|one| *one != topic);
+                    let queues = before.map(|one| QueueName::Topic(app.clone(), one.clone()));
+                    self.is_brought_by(id, queues, all)?
+                }
+                (Some(_) | None, _) => self.is_brought_earlier(id, all, at)?,
+            };
+            if is_earlier {
+                return Ok(Verdict::Elsewhere);
+            }
+        }
+        if let Some(condition) = condition
+            && let Some(app) = app_of(all[at].queue.name())
+        {
+            let follows = |topic: &_| {
+                all.iter().any(|following| match following.queue.name() {
+                    QueueName::Topic(of, name) => of == app && name == topic,
+                    QueueName::Own(_) | QueueName::Alias(..) | QueueName::All(_) => false,
+                })
+            };
+            if !condition.holds(follows) {
+                return Ok(Verdict::Skip(Skip::Condition));
+            }
+        }
+        if let Some(filter) = audience.and_then(|audience| audience.filter.as_ref())
+            && let QueueName::Own(regid) = all[0].queue.name()
+            && !self.is_matched(filter, regid)?
+        {
+            return Ok(Verdict::Skip(Skip::Filtered));
+        }
+        Ok(Verdict::Deliver)
+    }
+
+    fn not_collapsed(
+        &self,
+        message: &Message,
+        position: Position,
+        of: &Following,
+    ) -> Result<Verdict, Error> {
+        let Some(key) = &message.collapse_key else {
+            return Ok(Verdict::Deliver);
+        };
+        let is_collapsed = self.router.is_collapsed(&of.queue.id(), key, position.seq)?;
+        Ok(if is_collapsed { Verdict::Skip(Skip::Collapsed) } else { Verdict::Deliver })
+    }
+
+    /// Whether an earlier one of a message's queues brings it.
+    fn is_brought_earlier(
+        &self,
+        id: &MessageId,
+        all: &[Following],
+        at: usize,
+    ) -> Result<bool, Error> {
+        let Some(record) = self.router.get(messages_of(id), id.as_bytes())? else {
+            return Ok(false);
+        };
+        let record: MessageRecord = decode(&record)?;
+        let here = all[at].queue.name();
+        let queues = record.queues.into_iter().take_while(|queue| queue != here);
+        self.is_brought_by(id, queues, all)
+    }
+
+    /// Whether one of these queues brings a message to who follows `all`.
+    fn is_brought_by(
+        &self,
+        id: &MessageId,
+        queues: impl Iterator<Item = QueueName>,
+        all: &[Following],
+    ) -> Result<bool, Error> {
+        for queue in queues {
+            let Some(earlier) = all.iter().find(|following| *following.queue.name() == queue)
+            else {
+                continue;
+            };
+            let place = self.router.get(messages_of(id), &place_key(id, &earlier.queue.id()))?;
+            let place: Option<Position> = place.map(|bytes| decode(&bytes)).transpose()?;
+            // Without a place the append is still to come, behind any `since`.
+            if place.is_none_or(|place| place.seq > earlier.since.seq) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn app_of(queue: &QueueName) -> Option<&AppId> {
+    match queue {
+        QueueName::Alias(app, _) | QueueName::Topic(app, _) | QueueName::All(app) => Some(app),
+        QueueName::Own(_) => None,
+    }
+}
