@@ -192,7 +192,6 @@ impl Node {
 
 /// A message without any options.
 pub fn message(target: Target, text: &str) -> Send {
-    let payload = Bytes::copy_from_slice(text.as_bytes());
     Send::new(target, Bytes::copy_from_slice(text.as_bytes()))
 }
 
