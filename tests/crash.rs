@@ -25,7 +25,14 @@ async fn a_node_that_is_killed_again_and_again_loses_nothing() {
     let mut dice = Dice::of_this_run("crash");
     let mut node = Node::start().await;
     let senders = (sends_per_s as usize / 50).clamp(6, 40);
-    let plan = Plan { sends_per_s, senders, scheduled_percent: 10, ..Plan::default() };
+    let plan = Plan {
+        sends_per_s,
+        senders,
+        scheduled_percent: 10,
+        collapsed_percent: 10,
+        recalled_percent: 5,
+        ..Plan::default()
+    };
     let mut fleet = Fleet::set_up(&node, plan, dice.fork()).await;
     fleet.start_load();
     let (mut longest, mut done) = (Duration::ZERO, 0);

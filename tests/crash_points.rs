@@ -41,6 +41,8 @@ async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
         aliases: 8,
         topics: 4,
         scheduled_percent: 15,
+        collapsed_percent: 20,
+        recalled_percent: 10,
         callback: Some(hook.url()),
         ..Plan::default()
     };
@@ -77,6 +79,7 @@ fn chances(point: &str) -> Range<u64> {
         "retention::before_drop" => 0..u64::from(OLD_DAYS),
         "send::after_record" | "send::before_done" => 0..80,
         "schedule::after_accept" | "schedule::before_due" | "schedule::after_due" => 0..25,
+        "recall::after_record" => 0..15,
         _ => 0..250,
     }
 }

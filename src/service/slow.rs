@@ -172,6 +172,7 @@ mod tests {
         (1..=1_000).for_each(|us| took(&log, start, us * 3 % 1_001));
         let wanted: Vec<u64> = (969..=1_000).rev().collect();
         assert_eq!(held(&log, start + 1), wanted);
+        log.sweep(start + WINDOW_MS);
         took(&log, start + WINDOW_MS, 5);
         took(&log, start + WINDOW_MS, 2_000);
         assert_eq!(held(&log, start + WINDOW_MS)[..2], [2_000, 1_000]);

@@ -153,6 +153,7 @@ struct Message {
     accepted: Option<Duration>,
     refused: bool,
     is_scheduled: bool,
+    may_skip: bool,
     id: Option<String>,
 }
 
@@ -184,6 +185,7 @@ impl Checker {
             Event::Scheduled { message } => {
                 self.messages.entry(*message).and_modify(|m| m.is_scheduled = true);
             }
+            Event::MaySkip { message } => self.may_skip(*message),
             Event::Refused { message } => {
                 self.report.refused += 1;
                 self.messages.entry(*message).and_modify(|m| m.refused = true);
@@ -216,6 +218,17 @@ impl Checker {
         }
     }
 
+    /// A message need not arrive any more, nor come again.
+    fn may_skip(&mut self, message: u64) {
+        let Some(known) = self.messages.get_mut(&message) else { return };
+        known.may_skip = true;
+        for queue in &known.to {
+            let Some(position) = self.places.get(&(*queue, message)) else { continue };
+            let lines = self.devices.values_mut().filter_map(|device| device.lines.get_mut(queue));
+            lines.for_each(|line| line.acknowledge(*position));
+        }
+    }
+
     fn device(&mut self, device: usize) -> &mut Device {
         self.devices.entry(device).or_default()
     }
@@ -226,9 +239,15 @@ impl Checker {
 
     fn attempted(&mut self, attempted: Duration, message: u64, to: &[Queue]) {
         self.report.attempts += 1;
-        let (to, is_scheduled) = (to.to_vec(), false);
-        let fresh =
-            Message { to, attempted, accepted: None, refused: false, is_scheduled, id: None };
+        let fresh = Message {
+            to: to.to_vec(),
+            attempted,
+            accepted: None,
+            refused: false,
+            is_scheduled: false,
+            may_skip: false,
+            id: None,
+        };
         assert!(self.messages.insert(message, fresh).is_none(), "{message} is attempted twice");
     }
 
@@ -332,6 +351,9 @@ impl Checker {
             line.survived(position, *dead);
         }
         let arrival = line.arrive(at, position, &self.kills, self.forgiven);
+        if self.messages.get(&delivery.message).is_some_and(|message| message.may_skip) {
+            line.acknowledge(position);
+        }
         let told = || format!("device {device}: {position} of {queue:?} at {at:?}");
         if let Some(before) = before.filter(|before| *before >= position) {
             let text = format!("{} behind {before} of the same connection", told());
@@ -392,7 +414,7 @@ impl Checker {
             }
         }
         for (number, message) in &self.messages {
-            if message.accepted.is_none() {
+            if message.accepted.is_none() || message.may_skip {
                 continue;
             }
             let followers = message.to.iter().filter_map(|queue| followers.get(queue)).flatten();

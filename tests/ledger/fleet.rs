@@ -5,11 +5,9 @@
 //! that was accepted is acknowledged.
 
 use std::{
-    collections::BTreeSet,
-    fs,
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     ops::Range,
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -28,11 +26,12 @@ use tokio::{
 
 use super::{
     Dice, Event, Ledger, Queue,
+    api::Api,
     check::Report,
     device::{Account, Device, Habit},
     frames::FramesDevice,
 };
-use crate::support::{APP, Admin, DEADLINE, Node, poll_until};
+use crate::support::{APP, DEADLINE, Node, poll_until};
 
 /// How much of everything.
 #[derive(Clone, Debug)]
@@ -53,6 +52,10 @@ pub struct Plan {
     pub changes_per_s: u64,
     /// Sends of a hundred that have a time, a moment ahead; not to restless topics.
     pub scheduled_percent: u64,
+    /// Sends of a hundred, to one queue, of which only their sender's newest there must arrive.
+    pub collapsed_percent: u64,
+    /// Accepted messages of a hundred that are taken back at once.
+    pub recalled_percent: u64,
     /// Whether some sends go to everybody.
     pub broadcasts: bool,
     pub door: Door,
@@ -84,6 +87,8 @@ impl Default for Plan {
             payload_bytes: 0..200,
             changes_per_s: 10,
             scheduled_percent: 0,
+            collapsed_percent: 0,
+            recalled_percent: 0,
             broadcasts: true,
             door: Door::Https,
             callback: None,
@@ -152,10 +157,10 @@ impl Fleet {
         self.stop_load.send_replace(false);
         let plan = &self.shared.plan;
         let sender_period = Duration::from_secs(1) * plan.senders as u32 / plan.sends_per_s as u32;
-        for _ in 0..plan.senders {
+        for sender in 0..plan.senders {
             let (shared, dice) = (self.shared.clone(), self.dice.fork());
             let stop = self.stop_load.subscribe();
-            self.load.spawn(shared.send_on_and_on(dice, sender_period, stop));
+            self.load.spawn(shared.send_on_and_on(sender, dice, sender_period, stop));
         }
         if plan.restless_topics > 0 && plan.changes_per_s > 0 {
             let period = Duration::from_secs(1) / plan.changes_per_s as u32;
@@ -180,8 +185,9 @@ impl Fleet {
             Queue::Topic(_) => json!({"topic": queue.name()}),
             Queue::All => json!({"all": true}),
         };
-        let message = self.shared.send(vec![queue], target, 0).await;
-        message.expect("the node is there");
+        let number = self.shared.next_number();
+        let id = self.shared.send(number, vec![queue], target, json!({})).await;
+        id.expect("the node is there");
     }
 
     /// Waits until everything that was accepted is acknowledged, and judges the history.
@@ -215,6 +221,8 @@ impl Fleet {
     }
 }
 
+/// Of a sender whose node is away.
+const PAUSE: Duration = Duration::from_millis(10);
 const MESSAGES: &str = "/v1/apps/demo/messages";
 /// Devices that are set up at the same time.
 const FOLLOWS_AT_ONCE: usize = 64;
@@ -294,12 +302,14 @@ impl Shared {
 
     async fn send_on_and_on(
         self: Arc<Self>,
+        sender: usize,
         mut dice: Dice,
         period: Duration,
         stop: watch::Receiver<bool>,
     ) {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut collapsible = HashMap::new();
         while !*stop.borrow() {
             ticks.tick().await;
             let (to, target) = self.target(&mut dice);
@@ -308,14 +318,28 @@ impl Shared {
                 Queue::Topic(topic) => *topic < self.plan.topics,
                 Queue::Own(_) | Queue::Alias(_) | Queue::All => true,
             });
+            let number = self.next_number();
+            let mut options = json!({"payload": {"m": number, "x": "x".repeat(padding)}});
             let in_ms = dice.of(20..400);
-            let is_later = dice.percent(self.plan.scheduled_percent) && is_stable;
-            let sent = match is_later {
-                true => self.send_in(in_ms, to, target, padding).await,
-                false => self.send(to, target, padding).await,
-            };
-            if sent.is_none() {
-                sleep(Duration::from_millis(10)).await;
+            if dice.percent(self.plan.scheduled_percent) && is_stable {
+                let sent = self.send_in(in_ms, number, to, target, options).await;
+                if sent.is_none() {
+                    sleep(PAUSE).await;
+                }
+                continue;
+            }
+            if let ([queue], true) = (to.as_slice(), dice.percent(self.plan.collapsed_percent)) {
+                options["collapse_key"] = json!(format!("of sender {sender}"));
+                if let Some(earlier) = collapsible.insert(*queue, number) {
+                    self.ledger.note(Event::MaySkip { message: earlier });
+                }
+            }
+            match self.send(number, to, target, options).await {
+                Some(id) if dice.percent(self.plan.recalled_percent) => {
+                    self.recall(number, &id).await;
+                }
+                Some(_) => {}
+                None => sleep(PAUSE).await,
             }
         }
     }
@@ -378,15 +402,15 @@ impl Shared {
     async fn send_in(
         &self,
         in_ms: u64,
+        message: u64,
         to: Vec<Queue>,
         target: Value,
-        padding: usize,
-    ) -> Option<u64> {
-        let message = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let payload = json!({"m": message, "x": "x".repeat(padding)});
+        mut body: Value,
+    ) -> Option<()> {
         let send_at = jiff::Timestamp::now() + Duration::from_millis(in_ms);
-        let send_at = send_at.to_string();
-        let body = json!({"target": target, "payload": payload, "ttl_s": 3600, "send_at": send_at});
+        body["target"] = target;
+        body["ttl_s"] = json!(3600);
+        body["send_at"] = json!(send_at.to_string());
         self.ledger.note(Event::Attempted { message, to });
         self.ledger.note(Event::Scheduled { message });
         let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
@@ -394,25 +418,35 @@ impl Shared {
             let id = answer["id"].as_str().expect("an id").to_owned();
             self.scheduled.lock().unwrap().push(id.clone());
             self.ledger.note(Event::Accepted { message, id });
-            return Some(message);
+            return Some(());
         }
         if status.is_client_error() {
             self.ledger.note(Event::Refused { message });
-            assert_eq!(answer["field"], "send_at", "message {message} to {target}: {answer}");
+            assert_eq!(answer["field"], "send_at", "message {message}: {answer}");
         }
         None
     }
 
-    /// Sends one message and gives its number, unless a crash leaves its end open.
-    async fn send(&self, to: Vec<Queue>, target: Value, padding: usize) -> Option<u64> {
-        let message = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let payload = json!({"m": message, "x": "x".repeat(padding)});
-        let mut body = json!({"target": target, "payload": payload, "ttl_s": 3600});
-        let asks = message.is_multiple_of(3) && target["regids"].is_array();
+    /// Sends one message and gives its id, unless a crash leaves its end open.
+    async fn send(
+        &self,
+        message: u64,
+        to: Vec<Queue>,
+        target: Value,
+        mut body: Value,
+    ) -> Option<String> {
+        if body["payload"].is_null() {
+            body["payload"] = json!({"m": message});
+        }
+        let asks = self.asks(message) && target["regids"].is_array();
         let callback = self.plan.callback.as_ref().filter(|_| asks);
-        if let Some(url) = callback {
+        if let (Some(url), Some(fields)) = (callback, body.as_object_mut()) {
+            // What is told of must arrive.
+            fields.remove("collapse_key");
             body["callback"] = json!({"url": url, "events": ["acked"]});
         }
+        body["target"] = target.clone();
+        body["ttl_s"] = json!(3600);
         self.ledger.note(Event::Attempted { message, to });
         let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
         if status.is_success() {
@@ -422,14 +456,35 @@ impl Shared {
                 let event = |regid: &Value| format!("acked.{id}.{}", regid.as_str().unwrap());
                 self.owed.lock().unwrap().extend(regids.map(event));
             }
-            self.ledger.note(Event::Accepted { message, id });
-            return Some(message);
+            self.ledger.note(Event::Accepted { message, id: id.clone() });
+            return Some(id);
         }
         if status.is_client_error() {
             self.ledger.note(Event::Refused { message });
             panic!("message {message} to {target}: {status} {answer}");
         }
         None
+    }
+
+    /// Takes a message back, unless its sender is to be told of it.
+    async fn recall(&self, message: u64, id: &str) {
+        if self.asks(message) {
+            return;
+        }
+        self.ledger.note(Event::MaySkip { message });
+        let path = format!("{MESSAGES}/{id}");
+        if let Some((status, answer)) = self.api.call(Method::DELETE, &path, None).await {
+            assert!(!status.is_client_error(), "recall of {message}: {status} {answer}");
+        }
+    }
+
+    /// Whether the sender of a message to regIDs is told of its acknowledgements.
+    fn asks(&self, message: u64) -> bool {
+        self.plan.callback.is_some() && message.is_multiple_of(3)
+    }
+
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -442,59 +497,4 @@ async fn wait_until_sent(node: &Node, id: &str) {
         (last["state"] == "queued").then_some(())
     });
     assert!(sent.await.is_some(), "never sent: {last}");
-}
-
-/// The API.
-struct Api {
-    client: reqwest::Client,
-    access: Access,
-}
-
-enum Access {
-    /// Credentials and port outlive a restart.
-    Https { url: String, secret: String },
-    /// The token is new after each start, and in a file.
-    Admin { file: PathBuf },
-}
-
-impl Api {
-    fn of(node: &Node, door: Door) -> Self {
-        let access = match door {
-            Door::Https => {
-                Access::Https { url: node.https_url(), secret: node.app().app_secret.clone() }
-            }
-            Door::Admin => Access::Admin { file: node.data().join("admin.json") },
-        };
-        Self { client: node.https_client(), access }
-    }
-
-    /// Where the API is now and the bearer that it takes; none while the node is away.
-    fn address(&self) -> Option<(String, String)> {
-        match &self.access {
-            Access::Https { url, secret } => Some((url.clone(), secret.clone())),
-            Access::Admin { file } => {
-                let admin: Admin = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
-                Some((admin.url, admin.token))
-            }
-        }
-    }
-
-    /// An answer, or none if the connection failed before its end.
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> Option<(StatusCode, Value)> {
-        let (url, bearer) = self.address()?;
-        let request = self.client.request(method, format!("{url}{path}")).bearer_auth(bearer);
-        let request = match body {
-            Some(body) => request.json(&body),
-            None => request,
-        };
-        let response = request.send().await.ok()?;
-        let status = response.status();
-        let text = response.text().await.ok()?;
-        Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
-    }
 }

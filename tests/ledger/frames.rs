@@ -61,8 +61,10 @@ impl FramesDevice {
 }
 
 fn note(device: usize, ledger: &Ledger, received: Received) {
-    let Received::Message(Message { queue, seq, id, payload, .. }) = received else {
-        panic!("device {device}: {received:?}");
+    let Message { queue, seq, id, payload, .. } = match received {
+        Received::Message(message) => message,
+        Received::Recalled { .. } => return,
+        other => panic!("device {device}: {other:?}"),
     };
     let number = |name: &str| name[1..].parse().expect("a name of ours");
     let queue = match queue {

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "every test crate uses its own part of it")]
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+mod api;
 pub mod check;
 pub mod device;
 pub mod dice;
@@ -54,6 +55,8 @@ pub enum Event {
     Attempted { message: u64, to: Vec<Queue> },
     /// That message has a time, so that its place is not in the order of the sends.
     Scheduled { message: u64 },
+    /// It is taken back from now on, or a newer one takes its place: it may arrive or not.
+    MaySkip { message: u64 },
     /// It was answered with 2xx and this id.
     Accepted { message: u64, id: String },
     /// It was answered with 4xx: it must never arrive.

@@ -1,0 +1,64 @@
+//! The gateway's API as the fleet's senders call it, through crashes and restarts.
+
+use std::{fs, path::PathBuf};
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use super::fleet::Door;
+use crate::support::{Admin, Node};
+
+/// The API.
+pub(super) struct Api {
+    client: reqwest::Client,
+    access: Access,
+}
+
+enum Access {
+    /// Credentials and port outlive a restart.
+    Https { url: String, secret: String },
+    /// The token is new after each start, and in a file.
+    Admin { file: PathBuf },
+}
+
+impl Api {
+    pub(super) fn of(node: &Node, door: Door) -> Self {
+        let access = match door {
+            Door::Https => {
+                Access::Https { url: node.https_url(), secret: node.app().app_secret.clone() }
+            }
+            Door::Admin => Access::Admin { file: node.data().join("admin.json") },
+        };
+        Self { client: node.https_client(), access }
+    }
+
+    /// Where the API is now and the bearer that it takes; none while the node is away.
+    fn address(&self) -> Option<(String, String)> {
+        match &self.access {
+            Access::Https { url, secret } => Some((url.clone(), secret.clone())),
+            Access::Admin { file } => {
+                let admin: Admin = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+                Some((admin.url, admin.token))
+            }
+        }
+    }
+
+    /// An answer, or none if the connection failed before its end.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Option<(StatusCode, Value)> {
+        let (url, bearer) = self.address()?;
+        let request = self.client.request(method, format!("{url}{path}")).bearer_auth(bearer);
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        let response = request.send().await.ok()?;
+        let status = response.status();
+        let text = response.text().await.ok()?;
+        Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+}
