@@ -6,7 +6,7 @@ use aws_lc_rs::{digest, hmac};
 
 use crate::service::records::App;
 
-/// The header that carries [`header`].
+/// The HTTP header of a callback with the time and the signatures over it.
 pub const HEADER: &str = "carillon-signature";
 
 /// The key under which callbacks are signed: it follows from the app secret, and the secret
