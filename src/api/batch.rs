@@ -155,7 +155,8 @@ async fn answer(
     };
     // A replay is one in which nothing was sent now, and something was before.
     let is_kept = |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Kept(_)));
-    let is_sent = |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Sent(_)));
+    let is_sent =
+        |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Sent(sent)) if !sent.is_dry_run);
     let is_replay = answered.iter().any(is_kept) && !answered.iter().any(is_sent);
     let mut answered = answered.into_iter().map(Fared::from);
     // There is an answer for each that could be read.

@@ -25,7 +25,7 @@ use super::{
     Error, Service,
     deliver::{Following, Start, Take},
     records::{MessageRecord, Positions},
-    send::{Asks, messages_of},
+    send::{Send, messages_of},
 };
 use crate::{
     base::{
@@ -260,10 +260,11 @@ impl Service {
     pub(super) fn ask(
         &self,
         app: &AppId,
-        asks: &Asks,
+        send: &Send,
         (id, expires_ms): (MessageId, Option<u64>),
         invalid: &[String],
     ) -> Result<(Asked, Batch, Option<Along>), Error> {
+        let asks = &send.asks;
         let mut asked = Asked { receipts: asks.receipts, callback: None };
         let (mut with, mut along) = (Batch::default(), None);
         if let Some(callback) = &asks.callback {
@@ -272,6 +273,9 @@ impl Service {
                 .map_err(|rule| invalid_field("callback.url", rule))?;
             if callback.events.is_empty() {
                 return Err(invalid_field("callback.events", "at least one of them"));
+            }
+            if send.is_dry_run {
+                return Ok((asked, with, along));
             }
             let now_ms = self.now_ms();
             let used = self.receipts.log.endpoint(app, &callback.url, id.unix_ms())?;
@@ -292,7 +296,7 @@ impl Service {
             }
             along = Some(Along { claim, used });
         }
-        if asked.wants_rows() {
+        if asked.wants_rows() && !send.is_dry_run {
             self.receipts.is_used.store(true, Ordering::Relaxed);
             sweep::put(&mut with, expires_ms.unwrap_or(u64::MAX), &id);
         }

@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::{Error, Service, send::Target};
+use super::{
+    Error, Service,
+    send::{Send, Target},
+};
 use crate::{
     base::ids::{Alias, AppId, QueueName, RegId, Topic},
     queue::condition::Condition,
@@ -17,9 +20,19 @@ pub(super) struct Resolved {
 }
 
 impl Service {
-    pub(super) fn resolve(&self, app: &AppId, target: &Target) -> Result<Resolved, Error> {
-        match target {
-            Target::Regids(regids) => self.resolve_regids(app, regids),
+    pub(super) fn resolve(&self, app: &AppId, send: &Send) -> Result<Resolved, Error> {
+        match &send.target {
+            Target::Regids(regids) => {
+                let (queues, invalid) = self.registered_of(app, regids)?;
+                if !send.is_dry_run && !invalid.is_empty() {
+                    self.named_unknown(app, &invalid);
+                }
+                if queues.is_empty() {
+                    let what = "registration of this app among the regids";
+                    return Err(Error::NotFound { what });
+                }
+                Ok(Resolved { matched: queues.len(), queues, invalid, condition: None })
+            }
             Target::Aliases(aliases) => {
                 self.check_targets("target.aliases", aliases)?;
                 let queue = |a: &String| Ok(QueueName::Alias(app.clone(), a.parse::<Alias>()?));
@@ -49,7 +62,12 @@ impl Service {
         Ok(Resolved { queues, matched, invalid: Vec::new(), condition: None })
     }
 
-    fn resolve_regids(&self, app: &AppId, regids: &[String]) -> Result<Resolved, Error> {
+    /// The own queues of those that are the app's, each once, and those that are not.
+    fn registered_of(
+        &self,
+        app: &AppId,
+        regids: &[String],
+    ) -> Result<(Vec<QueueName>, Vec<String>), Error> {
         self.check_targets("target.regids", regids)?;
         let (mut queues, mut invalid) = (Vec::with_capacity(regids.len()), Vec::new());
         let mut seen = HashSet::with_capacity(regids.len());
@@ -63,13 +81,7 @@ impl Service {
                 _ => invalid.push(text.clone()),
             }
         }
-        if !invalid.is_empty() {
-            self.named_unknown(app, &invalid);
-        }
-        if queues.is_empty() {
-            return Err(Error::NotFound { what: "registration of this app among the regids" });
-        }
-        Ok(Resolved { matched: queues.len(), queues, invalid, condition: None })
+        Ok((queues, invalid))
     }
 
     fn is_registered(&self, app: &AppId, regid: &RegId) -> Result<bool, Error> {

@@ -219,14 +219,14 @@ impl Service {
         let ttl_s = self.check(&send)?;
         let now_ms = self.now_ms();
         let due_ms = send.timing.due_ms(now_ms)?;
-        let Resolved { queues, matched, invalid, condition } = self.resolve(app, &send.target)?;
+        let Resolved { queues, matched, invalid, condition } = self.resolve(app, &send)?;
         let from_ms = due_ms.unwrap_or(now_ms);
         // The id names the day of the message's records, which must be one that is held.
         let id = MessageId::random(from_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
         let expires_ms = Some(from_ms + ttl_s * 1_000);
         let max_rate_per_s = send.timing.max_rate_per_s;
         let spread_ms = spread::checked(kind, matched, max_rate_per_s, ttl_s)?;
-        let (asked, with, along) = self.ask(app, &send.asks, (id, expires_ms), &invalid)?;
+        let (asked, with, along) = self.ask(app, &send, (id, expires_ms), &invalid)?;
         let filter = send.filter.filter(|filter| !filter.is_empty());
         let audience = Audience { condition, filter };
         let audience = (audience != Audience::default()).then(|| Box::new(audience));
