@@ -38,6 +38,8 @@ pub struct Connection<'a> {
     pub applier: &'a mpsc::Sender<Work>,
     /// Told once, when the first `Resumed` comes.
     pub on_online: Box<dyn FnOnce() + Send + 'a>,
+    /// The app wants the end: however this connection ends, it is the last one.
+    pub is_closing: bool,
 }
 
 /// What happened next.
@@ -59,6 +61,7 @@ impl Connection<'_> {
     pub async fn run(mut self) -> (End, Parting) {
         let end = match self.drive().await {
             Ok(never) => match never {},
+            Err(end) if self.is_closing && end.stop().is_none() => End::Shutdown,
             Err(end) => end,
         };
         if let Some(reason) = end.goodbye() {
@@ -78,10 +81,10 @@ impl Connection<'_> {
             decoder: Decoder::client(Version::V5, FRAME_PACKET_BYTES_MAX),
         };
         let mut online = Some(std::mem::replace(&mut self.on_online, Box::new(|| ())));
-        let (mut in_hand, mut is_closing) = (0usize, false);
+        let mut in_hand = 0usize;
         loop {
             self.flush().await?;
-            if is_closing && in_hand == 0 {
+            if self.is_closing && in_hand == 0 {
                 return Err(End::Shutdown);
             }
             let has_room = self.session.has_room();
@@ -89,10 +92,10 @@ impl Connection<'_> {
             let event = tokio::select! {
                 biased;
                 Some(done) = done.recv(), if has_room => Event::Done(done),
-                command = self.commands.recv(), if has_room && !is_closing =>
+                command = self.commands.recv(), if has_room && !self.is_closing =>
                     Event::Command(command.unwrap_or(Command::Shutdown)),
-                packet = reader.next(&mut self.stream), if !is_closing => Event::Packet(packet?),
-                () = sleep_until(self.session.wake_at()), if !is_closing => Event::Time,
+                packet = reader.next(&mut self.stream), if !self.is_closing => Event::Packet(packet?),
+                () = sleep_until(self.session.wake_at()), if !self.is_closing => Event::Time,
                 () = self.applier.closed() => return Err(End::HandlerPanicked),
             };
             let now = Instant::now();
@@ -104,7 +107,7 @@ impl Connection<'_> {
                 Event::Command(Command::Call(call)) => self.session.call(call, now),
                 Event::Command(Command::App(app)) => self.session.app_became(app),
                 Event::Command(Command::Network(label)) => self.session.network_changed(label)?,
-                Event::Command(Command::Shutdown) => is_closing = true,
+                Event::Command(Command::Shutdown) => self.is_closing = true,
                 Event::Packet(packet) => {
                     let given = self.session.packet(packet, now)?;
                     in_hand += self.give(given, &done_to)?;

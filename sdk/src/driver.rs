@@ -114,6 +114,7 @@ impl<C: Connector> Driver<C> {
                 *online_at = Some(Instant::now());
                 status.send_replace(Status::Online);
             }),
+            is_closing: false,
         };
         Ok(connection.run().await)
     }

@@ -265,6 +265,23 @@ async fn shutdown_waits_for_a_slow_handler_and_its_acknowledgement() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gateway_that_dies_meanwhile_does_not_undo_a_shutdown() {
+    let (connector, mut gateway) = gateway();
+    let device = Device::builder_with_store(connector, credentials(), MemoryStore::default())
+        .connect_with(|_| tokio::time::sleep(Duration::from_secs(3600)))
+        .await
+        .unwrap();
+    let mut peer = gateway.online(&["r1"]).await;
+    peer.message(1, NEW).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let goodbye = tokio::spawn(async move { device.shutdown().await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The handler is still busy; its acknowledgement finds nobody.
+    drop(peer);
+    assert_eq!(goodbye.await.unwrap(), StopReason::Shutdown);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_frame_without_puback_ends_the_connection() {
     let (device, mut gateway, _) = device(&MemoryStore::default()).await;
     let mut peer = gateway.online(&[]).await;
