@@ -232,3 +232,99 @@ async fn what_is_no_callback_is_refused_and_leaves_nothing() {
     let registration = node.registration(&device.regid).await;
     assert_eq!(registration["pointers"][0]["head"], registration["pointers"][0]["acked"]);
 }
+
+/// The names of what happened to a message on its way to a registration.
+async fn steps(node: &Node, message: &str, regid: &str) -> Vec<String> {
+    let path = format!("/v1/apps/{APP}/messages/{message}/trace?regid={regid}");
+    let trace = node.call(Method::GET, &path, None).await.body;
+    let milestones = trace["milestones"].as_array().unwrap_or_else(|| panic!("{trace}"));
+    milestones.iter().map(|one| one["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_was_filtered_collapsed_or_recalled_did_not_expire() {
+    let node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    let (german, english) = (node.create_device().await, node.create_device().await);
+    for (device, locale) in [(&german, "de-AT"), (&english, "en")] {
+        node.subscribe(&device.regid, "news").await;
+        let path = format!("/v1/apps/{APP}/registrations/{}/attributes", device.regid);
+        let said = node.call(Method::PUT, &path, Some(json!({"locale": locale}))).await;
+        assert_eq!(said.status, 204, "{}", said.body);
+    }
+    let callback = json!({"url": hook.url(), "events": ["expired"]});
+    let to_news = async |more: Value| {
+        let mut message =
+            json!({"target": {"topic": "news"}, "ttl_s": 1, "callback": callback.clone()});
+        message.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap());
+        post(&node, message).await["id"].as_str().expect("an id").to_owned()
+    };
+    let filtered = to_news(json!({"filter": {"locale": ["de"]}})).await;
+    let recalled = to_news(json!({})).await;
+    let path = format!("/v1/apps/{APP}/messages/{recalled}");
+    assert_eq!(node.call(Method::DELETE, &path, None).await.status, 200);
+    let collapsed = to_news(json!({"collapse_key": "k"})).await;
+    to_news(json!({"collapse_key": "k", "ttl_s": 3_600})).await;
+    let condition = json!({"condition": "'news' in topics && 'sport' in topics"});
+    let unmet = to_news(json!({"target": condition})).await;
+    // It expires last: all that comes before it is told of by then.
+    let last = to_news(json!({"ttl_s": 3})).await;
+    let mut wanted = ids("expired", &[filtered.clone(), last.clone()], &german);
+    wanted.extend(ids("expired", std::slice::from_ref(&last), &english));
+    hook.wait_for(&wanted).await;
+    assert_eq!(hook.taken(), wanted);
+
+    let (german, english) = (german.regid.as_str(), english.regid.as_str());
+    for (message, regid, fate) in [
+        (&filtered, german, "expired"),
+        (&filtered, english, "filtered"),
+        (&recalled, german, "recalled"),
+        (&collapsed, english, "collapsed"),
+        (&unmet, german, "condition"),
+        (&last, german, "expired"),
+    ] {
+        assert_eq!(steps(&node, message, regid).await, ["accepted", "durable", fate]);
+    }
+}
+
+#[tokio::test]
+async fn messages_to_a_registration_that_ends_before_it_has_them_are_invalid() {
+    let node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    let (away, revoked, here) =
+        (node.create_device().await, node.create_device().await, node.create_device().await);
+    let all = [away.regid.as_str(), &revoked.regid, &here.regid];
+    let mut client = rumqtt::connect_v5(&node, &here, &["push"]);
+    client.ready().await;
+    let mut sent = vec![send(&node, &hook, &all, &["invalid"]).await];
+    sent.push(send(&node, &hook, &all, &["acked", "invalid"]).await);
+    let recalled = send(&node, &hook, &all, &["invalid"]).await;
+    let path = format!("/v1/apps/{APP}/messages/{recalled}");
+    assert_eq!(node.call(Method::DELETE, &path, None).await.status, 200);
+    client.messages(2).await;
+    node.wait_until_acknowledged(&here.regid).await;
+    for device in [&away, &here] {
+        let path = format!("/v1/apps/{APP}/registrations/{}", device.regid);
+        assert_eq!(node.call(Method::DELETE, &path, None).await.status, 204);
+    }
+    node.cli(&["device", "revoke", &revoked.device_id]).await;
+    let mut wanted = ids("acked", &sent[1..], &here);
+    for device in [&away, &revoked] {
+        wanted.extend(ids("invalid", &sent, device));
+    }
+    hook.wait_for(&wanted).await;
+    shows(&node, "carillon_callback_events_total{outcome=\"delivered\"} 5").await;
+    assert_eq!(hook.taken(), wanted, "and nothing of what arrived or was recalled");
+
+    let got = ["accepted", "durable", "pushed", "acked", "passed"];
+    for device in [&away, &revoked] {
+        for message in &sent {
+            let steps = steps(&node, message, &device.regid).await;
+            assert_eq!(steps, ["accepted", "durable", "invalid"]);
+        }
+    }
+    assert_eq!(steps(&node, &sent[1], &here.regid).await, got);
+    assert_eq!(steps(&node, &sent[0], &here.regid).await, ["accepted", "durable", "passed"]);
+    let path = format!("/v1/apps/{APP}/messages/{}/trace?regid={}", sent[0], "a".repeat(32));
+    assert_eq!(node.call(Method::GET, &path, None).await.status, 404);
+}

@@ -11,13 +11,17 @@ use std::{
 };
 
 use carillon::{
-    base::clock::{Clock, DAY_MS},
+    base::{
+        clock::{Clock, DAY_MS},
+        ids::MessageId,
+    },
     config::Config,
     service::{
         Error,
         bind::By,
         feedback::{Cursor, Invalid, Why},
         send::{Asks, Send, Target},
+        trace::Step,
     },
 };
 use carillon_sdk::{
@@ -52,6 +56,12 @@ async fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
 fn listed(node: &Node) -> Vec<(String, Why)> {
     let page = node.service.invalid_since(&node.app, Cursor::default(), 1_000).unwrap();
     page.invalid.iter().map(|one| (one.regid.to_string(), one.reason)).collect()
+}
+
+/// The last thing that happened to a message on its way to a registration.
+fn last_step(node: &Node, message: &MessageId, account: &Account) -> Step {
+    let trace = node.service.trace(&node.app, &message.to_string(), &regid(account)).unwrap();
+    trace.milestones.last().unwrap().name
 }
 
 fn regid(account: &Account) -> String {
@@ -96,11 +106,13 @@ async fn registrations_of_devices_that_stay_away_end_and_others_stay() {
     assert_eq!(node.service.expire_registrations().await.unwrap(), 0, "not yet");
 
     let node = node.again_at(Config::default(), on_day(91)).await;
+    let unread = node.service.send(&node.app, to_topic("news")).await.unwrap();
     node.service.expire_registrations().await.unwrap();
     let ended = eventually(|| Some(listed(&node)).filter(|list| !list.is_empty())).await;
     assert_eq!(ended, [(regid(&away), Why::Expired)]);
     let gone = node.service.registration(&node.app, &regid(&away));
     assert!(matches!(gone, Err(Error::NotFound { .. })), "{gone:?}");
+    assert_eq!(last_step(&node, &unread.id, &away), Step::Invalid);
     let sent = node.service.send(&node.app, to_topic("news")).await.unwrap();
     assert_eq!(sent.matched, 1, "only the one that stays is a member");
 

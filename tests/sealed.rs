@@ -7,7 +7,12 @@ mod scene;
 use std::time::Duration;
 
 use carillon::service::{
-    Error, bind::By, register::FirstRegistration, seals::SealChange, send::Target,
+    Error,
+    bind::By,
+    feedback::{Cursor, Why},
+    register::FirstRegistration,
+    seals::SealChange,
+    send::Target,
 };
 use carillon_sdk::{CallError, MemoryStore, Received, Refusal, RegId};
 use carillon_wire::{
@@ -172,6 +177,10 @@ async fn only_who_has_the_key_keeps_or_changes_the_registration() {
     assert_ne!(new, regid, "another pair does not take a registration over");
     let gone = scene.node.service.registration(&scene.node.app, &regid);
     assert!(matches!(gone, Err(Error::NotFound { .. })));
+    let (app, service) = (&scene.node.app, &scene.node.service);
+    let listed = service.invalid_since(app, Cursor::default(), 9).unwrap().invalid;
+    let listed: Vec<_> = listed.iter().map(|one| (one.regid.to_string(), one.reason)).collect();
+    assert_eq!(listed, [(regid, Why::Unregistered)], "its app is told that it is no more");
 }
 
 #[tokio::test]

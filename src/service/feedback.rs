@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 
-use super::{Error, Service, receipts::log::Claim};
+use super::{Error, Service, ended::Ended, receipts::log::Claim};
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
@@ -139,20 +139,14 @@ impl Service {
     }
 
     /// Lists regIDs with the change that ends them. The claim must live until it is durable.
-    pub(super) fn list_invalid(
-        &self,
-        ended: &[(AppId, RegId)],
-        reason: Why,
-        batch: &mut Batch,
-    ) -> Claim {
+    pub(super) fn list_invalid(&self, ended: &[(AppId, RegId, Ended)], batch: &mut Batch) -> Claim {
         let claim = self.receipts.log.claim(ended.len() as u64);
-        let at_ms = self.now_ms();
-        for (number, (app, regid)) in (claim.first..).zip(ended) {
-            let invalid = Invalid { regid: *regid, reason, at_ms };
+        for (number, (app, regid, ended)) in (claim.first..).zip(ended) {
+            let invalid = Invalid { regid: *regid, reason: ended.why, at_ms: ended.at_ms };
             batch.put(Space::Feedback, entry_key(app, number), encode(&invalid));
-            batch.put(Space::Feedback, mark_key(app, regid), Vec::new());
+            batch.put(Space::Feedback, mark_key(app, regid), encode(ended));
+            self.metrics.receipts.feedback.of(ended.why.label()).increment(1);
         }
-        self.metrics.receipts.feedback.of(reason.label()).increment(ended.len() as u64);
         claim
     }
 
@@ -203,23 +197,20 @@ impl Service {
             *count += 1;
             new.push((app, regid));
             if new.len() >= STEP {
-                self.commit_invalid(&std::mem::take(&mut new), Why::Unknown).await?;
+                self.commit_unknown(&std::mem::take(&mut new)).await?;
             }
         }
-        self.commit_invalid(&new, Why::Unknown).await
+        self.commit_unknown(&new).await
     }
 
-    /// Lists regIDs by themselves.
-    pub(super) async fn commit_invalid(
-        &self,
-        new: &[(AppId, RegId)],
-        reason: Why,
-    ) -> Result<(), Error> {
+    async fn commit_unknown(&self, new: &[(AppId, RegId)]) -> Result<(), Error> {
         if new.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        let claim = self.list_invalid(new, reason, &mut batch);
+        let unknown = Ended::unknown(self.now_ms());
+        let of = |(app, regid): &(AppId, RegId)| (app.clone(), *regid, unknown.clone());
+        let (new, mut batch) = (new.iter().map(of).collect::<Vec<_>>(), Batch::default());
+        let claim = self.list_invalid(&new, &mut batch);
         self.router.commit(batch).await?;
         drop(claim);
         Ok(())
@@ -267,8 +258,8 @@ fn entry_key(app: &AppId, number: u64) -> Vec<u8> {
     [entry_prefix(app).as_slice(), &number.to_be_bytes()].concat()
 }
 
-/// Says that a regID is in the list of an app.
-fn mark_key(app: &AppId, regid: &RegId) -> Vec<u8> {
+/// Says that a regID is in the list of an app, and what is kept of it.
+pub(super) fn mark_key(app: &AppId, regid: &RegId) -> Vec<u8> {
     [b"k", app.as_str().as_bytes(), &[0], regid.as_bytes()].concat()
 }
 

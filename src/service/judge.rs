@@ -74,22 +74,20 @@ impl Service {
         }
     }
 
-    /// Why the entry at `place` of `all[at]` is not given to who follows `all` now, if that is so.
-    pub(super) fn skip_of(
+    /// What becomes of the entry at `place` of `all[at]` for who follows `all` now, whatever the
+    /// time. `None` if it is no longer held.
+    pub(super) fn verdict_of(
         &self,
         all: &[Following],
         at: usize,
         place: Position,
-    ) -> Result<Option<Skip>, Error> {
+    ) -> Result<Option<Verdict>, Error> {
         let take = Take { entries: 1, bytes: 0 };
         let read = self.router.read(&all[at].queue.id(), place.seq.prev(), take)?;
         let Some(entry) = read.first().filter(|entry| entry.position == place) else {
             return Ok(None);
         };
-        match self.judge(entry, all, at, self.now_ms())? {
-            Verdict::Skip(why) => Ok(Some(why)),
-            Verdict::Deliver | Verdict::Elsewhere => Ok(None),
-        }
+        self.judge(entry, all, at, 0).map(Some)
     }
 
     fn is_meant(

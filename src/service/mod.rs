@@ -12,6 +12,7 @@ mod batch;
 pub mod bind;
 pub mod caches;
 pub mod deliver;
+mod ended;
 pub mod error;
 pub mod feedback;
 pub mod identify;

@@ -20,7 +20,7 @@ use std::sync::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use self::log::{CallbackOf, Claim, Endpoint, Log};
+use self::log::{CallbackOf, Endpoint, Log};
 use super::{
     Error, Service,
     deliver::{Following, Start, Take},
@@ -67,7 +67,7 @@ pub enum EventKind {
     Clicked = 2,
     /// It was not handled in time.
     Expired = 4,
-    /// The send named a regID that is not registered.
+    /// The send named a regID that is not registered, or is not any more when it would arrive.
     Invalid = 8,
 }
 
@@ -232,7 +232,7 @@ impl Drop for Taken<'_> {
 
 /// What waits until a message that has a callback is durable.
 pub struct Along {
-    claim: Option<Claim>,
+    events: Option<log::Appended>,
     used: log::Used,
 }
 
@@ -240,9 +240,8 @@ impl Along {
     /// It is durable.
     pub(super) fn became_durable(self, service: &Service) {
         self.used.became_durable();
-        if let Some(claim) = self.claim {
-            drop(claim);
-            service.receipts.log.wake(&self.used.endpoint);
+        if let Some(events) = self.events {
+            service.receipts.log.became_durable(events, &service.metrics);
         }
     }
 }
@@ -282,7 +281,7 @@ impl Service {
             let endpoint = used.endpoint.clone();
             asked.callback = Some(CallbackOf { endpoint: endpoint.id, events: callback.events });
             used.put(&mut with);
-            let mut claim = None;
+            let mut told = None;
             if callback.events.has(EventKind::Invalid) && !invalid.is_empty() {
                 let event = |stated: &String| Event {
                     kind: EventKind::Invalid,
@@ -292,9 +291,9 @@ impl Service {
                 };
                 let events = invalid.iter().map(event).collect();
                 let log = &self.receipts.log;
-                claim = log.append(&endpoint, events, &mut with, &self.metrics);
+                told = log.append(&endpoint, events, &mut with, &self.metrics);
             }
-            along = Some(Along { claim, used });
+            along = Some(Along { events: told, used });
         }
         if asked.wants_rows() && !send.is_dry_run {
             self.receipts.is_used.store(true, Ordering::Relaxed);
@@ -402,6 +401,16 @@ impl Service {
         bytes.map(|bytes| Ok(decode(&bytes)?)).transpose()
     }
 
+    /// Who wants to hear of this kind of events of a message.
+    pub(super) fn endpoint_of(
+        &self,
+        message: &MessageId,
+        kind: EventKind,
+    ) -> Result<Option<Arc<Endpoint>>, Error> {
+        let asked = self.record_of(message)?.map(|record| record.asked).unwrap_or_default();
+        Ok(asked.wants(kind).and_then(|endpoint| self.receipts.log.known(&endpoint)))
+    }
+
     /// The milestones of a message for one registration.
     pub(super) fn row(&self, message: &MessageId, regid: &RegId) -> Result<Option<Row>, Error> {
         let bytes = self.router.get(messages_of(message), &row_key(message, regid))?;
@@ -414,18 +423,15 @@ impl Service {
         mut batch: Batch,
         events: Vec<(Arc<Endpoint>, Vec<Event>)>,
     ) -> Result<(), Error> {
-        let mut claims = Vec::new();
+        let log = &self.receipts.log;
+        let mut appended = Vec::new();
         for (endpoint, events) in events {
-            let claim = self.receipts.log.append(&endpoint, events, &mut batch, &self.metrics);
-            claims.extend(claim.map(|claim| (endpoint, claim)));
+            appended.extend(log.append(&endpoint, events, &mut batch, &self.metrics));
         }
         if !batch.is_empty() {
             self.router.commit(batch).await?;
         }
-        for (endpoint, claim) in claims {
-            drop(claim);
-            self.receipts.log.wake(&endpoint);
-        }
+        appended.into_iter().for_each(|one| log.became_durable(one, &self.metrics));
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::{
     queue::{
         filter::Attributes,
         position::{Position, Seq},
-        store::{Batch, Space, decode, encode},
+        store::{Space, decode, encode},
         txn::Txn,
     },
 };
@@ -137,6 +137,12 @@ impl Service {
         let queue = QueueName::All(app.id.clone()).id();
         let since = self.router.head(&queue)?;
         let (device, max) = (*device, self.limits.load().registrations_per_device);
+        let replaced = self.replaced(&device, &app.id, offer.as_ref())?;
+        let (replaced_regid, ending) = match replaced {
+            Some(one) => (Some(one.regid), Some(self.ending(&[one], Why::Unregistered)?)),
+            None => (None, None),
+        };
+        let (listed, held) = ending.unzip();
         let (registered, is_new, ended) = self
             .router
             .run(device.shard(), move |txn| {
@@ -149,7 +155,11 @@ impl Service {
                         return Ok((kept, false, None));
                     }
                     let gone = record.registrations.remove(at);
+                    if replaced_regid != Some(gone.regid) {
+                        return Err(Error::Conflict("another registration of this app"));
+                    }
                     erase(txn, &gone);
+                    txn.put_all(listed.unwrap_or_default());
                     ended = Some(gone);
                 }
                 if record.registrations.len() >= max {
@@ -169,8 +179,26 @@ impl Service {
         if let Some(ended) = ended {
             self.erased(&ended);
             self.refresh(&device);
+            if let Some(held) = held {
+                self.told_of(held).await?;
+            }
         }
         Ok(registered)
+    }
+
+    /// The registration that ends if the device registers this app with this offer.
+    fn replaced(
+        &self,
+        device: &DeviceId,
+        app: &AppId,
+        offer: Option<&SealOffer>,
+    ) -> Result<Option<Registration>, Error> {
+        let Some(offer) = offer else { return Ok(None) };
+        let Some(record) = self.device(device)? else { return Ok(None) };
+        let is_replaced = |one: &&Registration| {
+            one.app == *app && one.seal.as_ref().is_some_and(|seal| !seal.is_of(offer))
+        };
+        Ok(record.registrations.iter().find(is_replaced).cloned())
     }
 
     /// Ends a registration. Other apps on the device stay.
@@ -180,8 +208,7 @@ impl Service {
     pub async fn unregister(&self, regid: &str, by: By<'_>) -> Result<(), Error> {
         let (device, registration) = self.registration_of(regid, by)?;
         let regid = registration.regid;
-        let mut listed = Batch::default();
-        let claim = self.list_invalid(&[(registration.app, regid)], Why::Unregistered, &mut listed);
+        let (listed, held) = self.ending(&[registration], Why::Unregistered)?;
         let ended = self
             .router
             .run(device.shard(), move |txn| {
@@ -194,10 +221,9 @@ impl Service {
                 Ok::<_, Error>(ended)
             })
             .await?;
-        drop(claim);
         self.erased(&ended);
         self.refresh(&device);
-        Ok(())
+        self.told_of(held).await
     }
 
     /// What is kept in memory of a registration that was erased goes, too.

@@ -35,6 +35,9 @@ impl Service {
     /// [`Error::NotFound`], [`Error::Unavailable`].
     pub async fn revoke_device(&self, device: &str) -> Result<usize, Error> {
         let device: DeviceId = device.parse().map_err(|_| Error::NotFound { what: "device" })?;
+        let known = self.device(&device)?.map(|record| record.registrations.clone());
+        let known = known.unwrap_or_default();
+        let (listed, held) = self.ending(&known, Why::Unregistered)?;
         let ended = self
             .router
             .run(device.shard(), move |txn| {
@@ -42,13 +45,20 @@ impl Service {
                 txn.remove(Space::Feedback, day_key(seen_day, &device));
                 registrations.iter().for_each(|one| erase(txn, one));
                 txn.remove(Space::Devices, device.as_bytes());
+                txn.put_all(listed);
                 Ok::<_, Error>(registrations)
             })
             .await?;
         self.cut(&device);
         ended.iter().for_each(|one| self.erased(one));
-        let ended: Vec<_> = ended.into_iter().map(|one| (one.app, one.regid)).collect();
-        self.commit_invalid(&ended, Why::Unregistered).await?;
+        self.told_of(held).await?;
+        let mut late = ended.clone();
+        late.retain(|one| known.iter().all(|known| known.regid != one.regid));
+        if !late.is_empty() {
+            let (listed, held) = self.ending(&late, Why::Unregistered)?;
+            self.commit_events(listed, Vec::new()).await?;
+            self.told_of(held).await?;
+        }
         Ok(ended.len())
     }
 

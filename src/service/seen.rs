@@ -22,10 +22,10 @@ use super::{
 use crate::{
     base::{
         clock::day_of,
-        ids::{AppId, DeviceId, RegId},
+        ids::{DeviceId, RegId},
     },
     queue::{
-        store::{Batch, Range, Space, encode},
+        store::{Range, Space, encode},
         txn::Txn,
     },
 };
@@ -172,10 +172,8 @@ impl Service {
     async fn expire(&self, (day, device): (u32, DeviceId), last: u32) -> Result<usize, Error> {
         let known = self.device(&device)?;
         let known = known.map(|record| record.registrations.clone()).unwrap_or_default();
-        let all: Vec<(AppId, RegId)> =
-            known.iter().map(|one| (one.app.clone(), one.regid)).collect();
-        let mut listed = Batch::default();
-        let claim = self.list_invalid(&all, Why::Expired, &mut listed);
+        let all: Vec<RegId> = known.iter().map(|one| one.regid).collect();
+        let (listed, held) = self.ending(&known, Why::Expired)?;
         let change = move |txn: &mut Txn<'_>| {
             let mut record = match load(txn, &device) {
                 Ok(record) => record,
@@ -187,7 +185,7 @@ impl Service {
                 Err(error) => return Err(error),
             };
             let regids = record.registrations.iter().map(|one| one.regid);
-            let is_same = regids.eq(all.iter().map(|(_, regid)| *regid));
+            let is_same = regids.eq(all.iter().copied());
             if record.seen_day >= last || !is_same {
                 return Ok(None);
             }
@@ -203,13 +201,13 @@ impl Service {
             txn.put_all(listed);
             Ok(Some(ended))
         };
-        let ended = self.router.run(device.shard(), change).await?.unwrap_or_default();
-        drop(claim);
+        let Some(ended) = self.router.run(device.shard(), change).await? else { return Ok(0) };
         for one in &ended {
             self.erased(one);
         }
         self.metrics.receipts.registrations_expired.increment(ended.len() as u64);
         self.refresh(&device);
+        self.told_of(held).await?;
         Ok(ended.len())
     }
 }

@@ -7,6 +7,7 @@ use super::{
     accept::AcceptView,
     bind::By,
     deliver::{Following, Take},
+    judge::Verdict,
     receipts::Row,
     records::{MessageRecord, Registration, place_key},
     send::messages_of,
@@ -138,6 +139,8 @@ pub enum Step {
     Condition,
     /// Its sender took it back.
     Recalled,
+    /// The registration ended before it had it.
+    Invalid,
     /// The registration does not follow a queue that it was sent to, or did not then.
     NotFollowed,
 }
@@ -243,7 +246,6 @@ impl Service {
     /// [`Error::NotFound`], [`Error::Unavailable`].
     pub fn trace(&self, app: &AppId, id: &str, regid: &str) -> Result<Trace, Error> {
         let (id, record, is_waiting) = self.message_record(app, id)?;
-        let (_, registration) = self.registration_of(regid, By::App(app))?;
         let mut milestones = vec![Milestone {
             name: Step::Accepted,
             at_ms: Some(record.at_ms),
@@ -252,52 +254,23 @@ impl Service {
         }];
         milestones.extend(milestone_of_time(&record, is_waiting));
         if is_waiting || record.cancelled_ms.is_some() {
+            self.registration_of(regid, By::App(app))?;
             return Ok(Trace { id: id.to_string(), regid: regid.to_owned(), milestones });
         }
+        let registration = match self.registration_of(regid, By::App(app)) {
+            Ok((_, registration)) => registration,
+            Err(Error::NotFound { .. }) => {
+                return self.trace_of_ended(app, (id, record), regid, milestones);
+            }
+            Err(error) => return Err(error),
+        };
         let follows = self.followings(&registration);
         let concerned =
             |(_, follow): &(usize, &Following)| record.queues.contains(follow.queue.name());
         let mut is_followed = false;
-        for (at, follow) in follows.iter().enumerate().filter(concerned) {
+        for (at, _) in follows.iter().enumerate().filter(concerned) {
             is_followed = true;
-            let milestone = |name, position: Option<Position>| Milestone {
-                name,
-                at_ms: None,
-                queue: Some(follow.queue.name().to_string()),
-                position: position.map(|at| at.to_string()),
-            };
-            let Some(place) = self.place(&id, &record, follow.queue.name())? else {
-                milestones.push(milestone(Step::Pending, None));
-                continue;
-            };
-            let at_ms = self.placed_ms(follow, place)?;
-            milestones.push(Milestone { at_ms, ..milestone(Step::Durable, Some(place)) });
-            let row = self.row(&id, &registration.regid)?.unwrap_or_default();
-            let is_over = record.expires_ms.filter(|at| *at <= self.now_ms());
-            let pointer = self.stored_position(&registration.regid, follow)?;
-            let passed = |step, at_ms| Milestone { at_ms, ..milestone(step, Some(pointer)) };
-            if place.seq <= follow.since.seq {
-                milestones.push(passed(Step::NotFollowed, None));
-                continue;
-            }
-            milestones.extend(
-                receipts(row)
-                    .map(|(step, at)| Milestone { at_ms: Some(at), ..milestone(step, None) }),
-            );
-            let is_acked = row.acked_ms.is_some();
-            // Where receipts are kept, what was passed without one was skipped.
-            let is_skipped = record.asked.wants_rows() && !is_acked;
-            let skip = self.skip_of(&follows, at, place)?.filter(|_| !is_acked);
-            milestones.push(match (pointer.seq >= place.seq, is_over, skip) {
-                // These are final whether it was passed or not.
-                (_, _, Some(Skip::Filtered)) => passed(Step::Filtered, None),
-                (_, _, Some(Skip::Condition)) => passed(Step::Condition, None),
-                (true, Some(at), _) if is_skipped => passed(Step::Expired, Some(at)),
-                (true, _, _) => passed(Step::Passed, row.acked_ms),
-                (false, Some(at), _) => passed(Step::Expired, Some(at)),
-                (false, None, Some(Skip::Collapsed)) => passed(Step::Collapsed, None),
-                (false, None, _) => passed(Step::Pending, None),
-            });
+            milestones.extend(self.steps(&id, &record, &follows, at)?);
         }
         if let Some(at_ms) = self.recalls.at_ms(&id) {
             let at_ms = Some(at_ms);
@@ -309,6 +282,60 @@ impl Service {
             milestones.push(Milestone { name, at_ms: None, queue: None, position: None });
         }
         Ok(Trace { id: id.to_string(), regid: regid.to_owned(), milestones })
+    }
+
+    /// What happened to a message in one of its queues that a registration follows.
+    fn steps(
+        &self,
+        id: &MessageId,
+        record: &MessageRecord,
+        follows: &[Following],
+        at: usize,
+    ) -> Result<Vec<Milestone>, Error> {
+        let follow = &follows[at];
+        let QueueName::Own(regid) = follows[0].queue.name() else { return Ok(Vec::new()) };
+        let milestone = |name, position: Option<Position>| Milestone {
+            name,
+            at_ms: None,
+            queue: Some(follow.queue.name().to_string()),
+            position: position.map(|at| at.to_string()),
+        };
+        let Some(place) = self.place(id, record, follow.queue.name())? else {
+            return Ok(vec![milestone(Step::Pending, None)]);
+        };
+        let at_ms = self.placed_ms(follow, place)?;
+        let mut milestones = vec![Milestone { at_ms, ..milestone(Step::Durable, Some(place)) }];
+        let row = self.row(id, regid)?.unwrap_or_default();
+        let is_over = record.expires_ms.filter(|at| *at <= self.now_ms());
+        let pointer = self.stored_position(regid, follow)?;
+        let passed = |step, at_ms| Milestone { at_ms, ..milestone(step, Some(pointer)) };
+        if place.seq <= follow.since.seq {
+            milestones.push(passed(Step::NotFollowed, None));
+            return Ok(milestones);
+        }
+        milestones.extend(
+            receipts(row).map(|(step, at)| Milestone { at_ms: Some(at), ..milestone(step, None) }),
+        );
+        let is_acked = row.acked_ms.is_some();
+        let is_passed = pointer.seq >= place.seq;
+        // Where receipts are kept, what was passed without one was skipped.
+        let is_missed = !is_passed || (record.asked.wants_rows() && !is_acked);
+        let skip = match self.verdict_of(follows, at, place)? {
+            Some(Verdict::Skip(why)) if !is_acked => Some(why),
+            Some(_) | None => None,
+        };
+        milestones.extend(match (is_missed, skip, is_over) {
+            // These are final whether it was passed or not.
+            (_, Some(Skip::Filtered), _) => Some(passed(Step::Filtered, None)),
+            (_, Some(Skip::Condition), _) => Some(passed(Step::Condition, None)),
+            (true, Some(Skip::Collapsed), _) => Some(passed(Step::Collapsed, None)),
+            // It is said below.
+            (true, Some(Skip::Recalled), _) => None,
+            (true, _, Some(at)) => Some(passed(Step::Expired, Some(at))),
+            (true, _, None) if !is_passed => Some(passed(Step::Pending, None)),
+            (_, _, _) => Some(passed(Step::Passed, row.acked_ms)),
+        });
+        Ok(milestones)
     }
 
     /// Bindings, presence and pointers of a registration.
@@ -420,7 +447,7 @@ impl Service {
 }
 
 /// The milestones of a row, in time order.
-fn receipts(row: Row) -> impl Iterator<Item = (Step, u64)> {
+pub(super) fn receipts(row: Row) -> impl Iterator<Item = (Step, u64)> {
     let Row { pushed_ms, acked_ms, clicked_ms } = row;
     [(Step::Pushed, pushed_ms), (Step::Acked, acked_ms), (Step::Clicked, clicked_ms)]
         .into_iter()

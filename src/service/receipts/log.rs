@@ -228,14 +228,14 @@ impl Log {
         self.numbers.stable()
     }
 
-    /// Adds events to a batch. The claim must live until the batch is durable.
+    /// Adds events to a batch. When that is durable, [`Log::became_durable`] must be told.
     pub fn append(
         &self,
         endpoint: &Arc<Endpoint>,
         events: Vec<Event>,
         batch: &mut Batch,
         metrics: &Metrics,
-    ) -> Option<Claim> {
+    ) -> Option<Appended> {
         let metrics = &metrics.receipts;
         let room = self.config.backlog_max.saturating_sub(endpoint.backlog.load(Ordering::Relaxed));
         let taken = events.len().min(usize::try_from(room).unwrap_or(usize::MAX));
@@ -250,13 +250,21 @@ impl Log {
         for (number, event) in (claim.first..).zip(events.into_iter().take(taken)) {
             batch.put(Space::Callbacks, endpoint.id.event_key(number), encode(&event));
         }
-        endpoint.backlog.fetch_add(taken as u64, Ordering::Relaxed);
-        metrics.callbacks_pending.increment(taken as f64);
-        Some(claim)
+        Some(Appended { endpoint: endpoint.clone(), count: taken as u64, claim })
+    }
+
+    /// Events are durable: their endpoint has something to do.
+    pub fn became_durable(&self, appended: Appended, metrics: &Metrics) {
+        let Appended { endpoint, count, claim } = appended;
+        endpoint.backlog.fetch_add(count, Ordering::Relaxed);
+        metrics.receipts.callbacks_pending.increment(count as f64);
+        // Only now may they be passed.
+        drop(claim);
+        self.wake(&endpoint);
     }
 
     /// There is something for an endpoint, and it is durable.
-    pub fn wake(&self, endpoint: &Arc<Endpoint>) {
+    fn wake(&self, endpoint: &Arc<Endpoint>) {
         endpoint.is_wanted.store(true, Ordering::SeqCst);
         if !endpoint.is_served.swap(true, Ordering::SeqCst) {
             let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -401,6 +409,13 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.numbers.lock().open.remove(&self.first);
     }
+}
+
+/// Events of a batch that is being written. If it never becomes durable, they never were.
+pub struct Appended {
+    endpoint: Arc<Endpoint>,
+    count: u64,
+    claim: Claim,
 }
 
 /// What a message's record says of its callback.

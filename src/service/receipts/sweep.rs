@@ -10,14 +10,12 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Event, EventKind};
 use crate::{
-    base::ids::{MessageId, QueueName, RegId},
-    queue::{
-        position::Position,
-        store::{Batch, Range, Space, decode, encode},
-    },
+    base::ids::{MessageId, RegId},
+    queue::store::{Batch, Range, Space, decode, encode},
     route::Router,
     service::{
         Error, Service,
+        judge::Verdict,
         records::{MessageRecord, Registration},
     },
 };
@@ -138,7 +136,7 @@ impl Service {
         self.forget(key).await
     }
 
-    /// Whether a registration takes the message from this queue and has not acknowledged it.
+    /// Whether a registration was to take the message from this queue and has not acknowledged it.
     fn is_missed(
         &self,
         id: &MessageId,
@@ -148,16 +146,17 @@ impl Service {
     ) -> Result<bool, Error> {
         let Some(registration) = self.registration_named(regid)? else { return Ok(false) };
         let queue = &record.queues[at];
-        let Some(since) = since_of(&registration, queue) else { return Ok(false) };
-        let follows = |earlier: &QueueName| since_of(&registration, earlier).is_some();
-        if record.queues[..at].iter().any(follows) {
+        let all = self.followings(&registration);
+        let Some(at) = all.iter().position(|following| following.queue.name() == queue) else {
+            return Ok(false);
+        };
+        let place = self.place(id, record, queue)?.filter(|place| place.seq > all[at].since.seq);
+        let Some(place) = place else { return Ok(false) };
+        if self.row(id, regid)?.is_some_and(|row| row.acked_ms.is_some()) {
             return Ok(false);
         }
-        let place = self.place(id, record, queue)?;
-        if place.is_none_or(|place| place.seq <= since.seq) {
-            return Ok(false);
-        }
-        Ok(self.row(id, regid)?.is_none_or(|row| row.acked_ms.is_none()))
+        // What was recalled, collapsed or not meant for it did not expire.
+        Ok(matches!(self.verdict_of(&all, at, place)?, None | Some(Verdict::Deliver)))
     }
 
     async fn forget(&self, key: &[u8]) -> Result<(), Error> {
@@ -171,12 +170,4 @@ impl Service {
         let Some(device) = self.device_of(regid)? else { return Ok(None) };
         Ok(self.registrations(&device)?.into_iter().find(|one| one.regid == *regid))
     }
-}
-
-/// Where a registration's following of a queue began, if it follows it.
-fn since_of(registration: &Registration, queue: &QueueName) -> Option<Position> {
-    if *queue == QueueName::Own(registration.regid) {
-        return Some(registration.since);
-    }
-    registration.follows.iter().find(|one| one.queue == *queue).map(|one| one.since)
 }
