@@ -57,6 +57,20 @@ impl Access {
 }
 
 impl Api {
+    /// Opens so many connections, so that no message waits for a handshake.
+    pub async fn warm(&self, connections: usize) -> anyhow::Result<()> {
+        let url = self.url.join("/healthz")?;
+        let mut calls = JoinSet::new();
+        for _ in 0..connections {
+            let (api, url) = (self.clone(), url.clone());
+            calls.spawn(async move { api.call(Method::GET, url, None::<&()>).await.map(drop) });
+        }
+        while !calls.is_empty() {
+            one_is_done(&mut calls).await?;
+        }
+        Ok(())
+    }
+
     /// Sends a message to one of these, or one each in a batch; done when the gateway has them durably.
     pub async fn send_to(&self, regids: &[&str], payload: &str) -> anyhow::Result<()> {
         if let [regid] = regids {

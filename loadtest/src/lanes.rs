@@ -20,6 +20,7 @@ use tokio::time::{sleep, sleep_until};
 use crate::api::{Access, Api, topic_name};
 use crate::credentials::Credentials;
 use crate::crew::Crew;
+use crate::echo::Echo;
 use crate::histogram::Percentiles;
 use crate::order::{Choice, Open, Speech, TopicOf, Watch};
 use crate::publisher::payload;
@@ -66,6 +67,8 @@ struct Outcome {
     alone: Option<Percentiles>,
     /// The same while broadcasts run.
     beside: Option<Percentiles>,
+    /// One hop over loopback between two threads, meanwhile.
+    echo: Option<Percentiles>,
     broadcasts: u32,
     /// To the crowd, while the single messages were sent.
     broadcast_deliveries_per_s: f64,
@@ -130,6 +133,7 @@ impl Lanes {
 
         few.watch(Watch::Unicast(choice(2))).await?;
         crowd.watch(Watch::Fanout { messages: OTHERS }).await?;
+        let echo = Echo::start()?;
         let (done, mut is_done) = watch::channel(false);
         let since = Instant::now();
         let singles = async {
@@ -151,12 +155,14 @@ impl Lanes {
         };
         let (sent, (broadcasts, took)) = tokio::try_join!(singles, broadcasts)?;
         let () = sent;
+        let echo = echo.stop()?;
         few.drained(u64::from(self.messages), QUIET).await?;
         let (beside, fanned) = (few.tally().await?, crowd.tally().await?);
         Ok(Outcome {
             devices: self.devices,
             alone: alone.latency.percentiles(),
             beside: beside.latency.percentiles(),
+            echo: echo.percentiles(),
             broadcasts,
             broadcast_deliveries_per_s: fanned.delivered as f64 / took.as_secs_f64(),
             lost: alone.lost + beside.lost,
@@ -220,7 +226,11 @@ impl Outcome {
         table.row("deliveries of broadcasts/s", [number(Some(self.broadcast_deliveries_per_s), 0)]);
         table.row("lost", [self.lost.to_string()]);
         table.row("doubled", [self.doubled.to_string()]);
-        table.percentiles(&[("alone", self.alone), ("beside broadcasts", self.beside)]);
+        table.percentiles(&[
+            ("alone", self.alone),
+            ("beside broadcasts", self.beside),
+            ("loopback meanwhile", self.echo),
+        ]);
         table
     }
 }

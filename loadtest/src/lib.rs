@@ -9,6 +9,7 @@
 //! - `crew`, `order`, `worker`: the coordinator's side of the workers, what is said between them, and theirs.
 //! - `fleet`, `mqtt`: the devices, which cost the generator as little as possible.
 //! - `nat`: a box on the way to a server which forgets idle flows, as mobile networks do. Tests use it too.
+//! - `disk`, `echo`: what the machine itself takes, beside a run.
 //! - `histogram`, `process`, `clock`: leaves.
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,7 @@ mod connect;
 mod credentials;
 mod crew;
 mod disk;
+mod echo;
 mod fanout;
 mod fleet;
 mod floor;

@@ -157,7 +157,12 @@ impl Publisher {
 
 /// A message's text: its number, the time, and what fills it up to `bytes`.
 pub fn payload(n: u32, bytes: usize) -> String {
-    let mut text = format!(r#"{{"n":{n},"t":{},"p":""#, clock::unix_us());
+    payload_at(n, clock::unix_us(), bytes)
+}
+
+/// The same with a time of ours, in microseconds since 1970.
+pub fn payload_at(n: u32, at_us: u64, bytes: usize) -> String {
+    let mut text = format!(r#"{{"n":{n},"t":{at_us},"p":""#);
     let fill = bytes.saturating_sub(text.len() + 2);
     text.extend(std::iter::repeat_n('x', fill));
     text.push_str("\"}");

@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
@@ -18,9 +18,10 @@ use crate::clock;
 use crate::credentials::Credentials;
 use crate::crew::Crew;
 use crate::disk;
-use crate::histogram::Percentiles;
+use crate::echo::Echo;
+use crate::histogram::{Histogram, Percentiles};
 use crate::order::{Choice, Open, Speech, TopicOf, Watch};
-use crate::publisher::{Pace, Publisher, payload, wait_until};
+use crate::publisher::{Pace, Publisher, payload_at, wait_until};
 use crate::report::{Output, Table, number};
 use crate::target::{Server, Target};
 
@@ -36,7 +37,7 @@ pub struct Unicast {
     /// Messages of one batch request to a gateway, at most 500; the default is 500, and 1 with --rate
     #[arg(long)]
     batch: Option<usize>,
-    /// Requests at a time, or publishers to a broker; the default is 8, or 4
+    /// Requests at a time, each on a connection of its own, or publishers to a broker; the default is 8 (64 with --rate), or 4
     #[arg(long)]
     concurrency: Option<usize>,
     /// Unacknowledged messages of a publisher to a broker
@@ -104,6 +105,11 @@ pub struct Outcome {
     pub strange: u64,
     pub connections_lost: usize,
     pub latency: Option<Percentiles>,
+    /// With a rate to a gateway: from when it was due until a connection took it, and was answered.
+    pub began: Option<Percentiles>,
+    pub answered: Option<Percentiles>,
+    /// With a rate: one hop over loopback between two threads, meanwhile.
+    pub echo: Option<Percentiles>,
 }
 
 impl Unicast {
@@ -144,7 +150,8 @@ impl Unicast {
             Speech::Plain { credentials } | Speech::Frames { credentials } => {
                 let api = self.access.client(self.target.ca.as_ref(), self.target.allow_remote)?;
                 let devices = Arc::new(Credentials::read(credentials, self.devices, 0, 1)?);
-                let concurrency = self.concurrency.unwrap_or(REQUESTS).max(1);
+                let usual = if self.rate.is_some() { CONNECTIONS } else { REQUESTS };
+                let concurrency = self.concurrency.unwrap_or(usual).max(1);
                 Ok(Sender::Gateway { api, devices, concurrency })
             }
         }
@@ -182,7 +189,8 @@ pub async fn measure(
     crew.watch(Watch::Unicast(plan.choice)).await?;
     let before = (server.cpu_seconds()?, crew.cpu_seconds()?);
     let start_us = clock::unix_us();
-    sender.send_all(server, plan).await?;
+    let echo = plan.rate.map(|_| Echo::start()).transpose()?;
+    let timely = sender.send_all(server, plan).await?;
     let owed = u64::from(plan.choice.sends) * plan.choice.batch as u64;
     crew.drained(owed, plan.drain).await?;
     // What is doubled may come behind what was owed.
@@ -205,15 +213,18 @@ pub async fn measure(
         strange: tally.strange,
         connections_lost: tally.connections_lost,
         latency: tally.latency.percentiles(),
+        began: timely.began.percentiles(),
+        answered: timely.answered.percentiles(),
+        echo: echo.map(Echo::stop).transpose()?.and_then(|hops| hops.percentiles()),
     })
 }
 
 impl Sender {
-    async fn send_all(&self, server: &Server, plan: Plan) -> anyhow::Result<()> {
+    async fn send_all(&self, server: &Server, plan: Plan) -> anyhow::Result<Timely> {
         match (self, plan.rate) {
             (Self::Broker { publishers, window }, None) => {
                 let pace = Pace { window: *window, bytes: plan.bytes };
-                publish(server, plan.choice, *publishers, pace).await
+                publish(server, plan.choice, *publishers, pace).await?;
             }
             (Self::Broker { .. }, Some(rate)) => {
                 let (target, version) = (server.setup.target, server.setup.version);
@@ -221,15 +232,16 @@ impl Sender {
                     let publisher = Publisher::connect(target, version, 0)?;
                     publisher.publish_at_rate(&plan.choice, rate, plan.bytes)
                 };
-                spawn_blocking(run).await.context("the publisher has panicked")?
+                spawn_blocking(run).await.context("the publisher has panicked")??;
             }
             (Self::Gateway { api, devices, concurrency }, None) => {
-                request(api, devices, plan, *concurrency).await
+                request(api, devices, plan, *concurrency).await?;
             }
-            (Self::Gateway { api, devices, .. }, Some(rate)) => {
-                request_at_rate(api, devices, plan, rate).await
+            (Self::Gateway { api, devices, concurrency }, Some(rate)) => {
+                return request_at_rate(api, devices, plan, rate, *concurrency).await;
             }
         }
+        Ok(Timely::default())
     }
 }
 
@@ -266,46 +278,81 @@ async fn request(
                 if n >= plan.choice.sends {
                     return anyhow::Ok(());
                 }
-                send(&api, &devices, plan, n).await?;
+                send(&api, &devices, plan, n, clock::unix_us()).await?;
             }
         });
     }
     all_done(senders).await
 }
 
-/// A thread keeps the time; each request is a task, so that a slow one holds up no other.
+/// A thread keeps the time; each request is a task on one of `connections`, so that a slow one holds up no other.
+/// A message's stamp is when it was due: what waits for a connection is late, not left out.
 async fn request_at_rate(
     api: &Api,
     devices: &Arc<Credentials>,
     plan: Plan,
     rate: f64,
-) -> anyhow::Result<()> {
+    connections: usize,
+) -> anyhow::Result<Timely> {
+    api.warm(connections).await?;
     let (ticks, mut due) = mpsc::channel(TICKS_MAX);
     let timer = spawn_blocking(move || {
-        let start = Instant::now();
+        let (start, start_us) = (Instant::now(), clock::unix_us());
         for n in 0..plan.choice.sends {
-            wait_until(start + Duration::from_secs_f64(f64::from(n) / rate));
-            if ticks.blocking_send(n).is_err() {
+            let after = Duration::from_secs_f64(f64::from(n) / rate);
+            wait_until(start + after);
+            if ticks.blocking_send((n, start_us + after.as_micros() as u64)).is_err() {
                 return;
             }
         }
     });
-    let mut calls = JoinSet::new();
-    while let Some(n) = due.recv().await {
+    let (free, mut calls) = (Arc::new(Semaphore::new(connections)), JoinSet::new());
+    let mut timely = Timely::default();
+    while let Some((n, due_us)) = due.recv().await {
+        let connection = free.clone().acquire_owned().await?;
         let (api, devices) = (api.clone(), devices.clone());
-        calls.spawn(async move { send(&api, &devices, plan, n).await });
+        calls.spawn(async move {
+            let late_us = clock::unix_us().saturating_sub(due_us);
+            send(&api, &devices, plan, n, due_us).await?;
+            drop(connection);
+            anyhow::Ok((late_us, clock::unix_us().saturating_sub(due_us)))
+        });
         while let Some(call) = calls.try_join_next() {
-            call.context("a sender has panicked")??;
+            timely.add(call.context("a sender has panicked")??);
         }
     }
     timer.await.context("the timer has panicked")?;
-    all_done(calls).await
+    while let Some(call) = calls.join_next().await {
+        timely.add(call.context("a sender has panicked")??);
+    }
+    Ok(timely)
 }
 
-async fn send(api: &Api, devices: &Credentials, plan: Plan, n: u32) -> anyhow::Result<()> {
+/// Sends at a rate, in microseconds behind the time when each was due.
+#[derive(Default)]
+struct Timely {
+    /// When a connection took it.
+    began: Histogram,
+    answered: Histogram,
+}
+
+impl Timely {
+    fn add(&mut self, (began_us, answered_us): (u64, u64)) {
+        self.began.add(began_us);
+        self.answered.add(answered_us);
+    }
+}
+
+async fn send(
+    api: &Api,
+    devices: &Credentials,
+    plan: Plan,
+    n: u32,
+    at_us: u64,
+) -> anyhow::Result<()> {
     let chosen = plan.choice.devices(n);
     let regids: Vec<&str> = chosen.iter().map(|at| devices.device(*at).regid).collect();
-    api.send_to(&regids, &payload(n, plan.bytes)).await
+    api.send_to(&regids, &payload_at(n, at_us, plan.bytes)).await
 }
 
 async fn all_done(mut tasks: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -327,13 +374,18 @@ impl Outcome {
         table.row("doubled", [self.doubled.to_string()]);
         table.row("strange", [self.strange.to_string()]);
         table.row("connections lost", [self.connections_lost.to_string()]);
-        table.percentiles(&[("send to device", self.latency)]);
+        let parts =
+            [("taken up", self.began), ("answered", self.answered), ("loopback", self.echo)];
+        let there = parts.into_iter().filter(|(_, part)| part.is_some());
+        let columns: Vec<_> = [("send to device", self.latency)].into_iter().chain(there).collect();
+        table.percentiles(&columns);
         table
     }
 }
 
 const PUBLISHERS: usize = 4;
 const REQUESTS: usize = 8;
+const CONNECTIONS: usize = 64;
 const BATCH: usize = 500;
 const TICKS_MAX: usize = 1024;
 const LATE: Duration = Duration::from_millis(500);
