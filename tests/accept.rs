@@ -239,3 +239,41 @@ async fn a_broadcast_with_a_rate_reaches_its_followers_one_after_the_other() {
     // Places are random: far more than the rate in one second would be another law.
     assert!(each_second.iter().all(|n| *n <= 2 * RATE), "{each_second:?}");
 }
+
+/// A clean start passes over what there is for a device, and a broadcast whose turn has not come
+/// is not there yet.
+#[tokio::test(start_paused = true)]
+async fn a_clean_start_passes_over_no_broadcast_whose_turn_is_to_come() {
+    const DEVICES: u64 = 24;
+    let node = node_at("2026-01-05T12:00:00Z").await;
+    let mut accounts = Vec::new();
+    for _ in 0..DEVICES {
+        accounts.push(node.device().await);
+    }
+    node.send_timed(Target::All, "before", None, Timing::default()).await;
+    let began = Instant::now();
+    let timing = Timing { max_rate_per_s: Some(1), ..Timing::default() };
+    node.send_timed(Target::All, "spread", None, timing).await;
+    sleep(Duration::from_secs(DEVICES / 2)).await;
+    let (mut early, mut late) = (0, 0);
+    for account in &accounts {
+        let mut client = node.connect(account, Connect::default()).await;
+        assert_eq!(client.subscribe(&[("push", Qos::AtLeastOnce)]).await, [1]);
+        let now_ms = began.elapsed().as_millis();
+        let regid: RegId = account.regid.as_deref().unwrap().parse().unwrap();
+        let tail: [u8; 8] = regid.0[12..].try_into().unwrap();
+        let turn_ms = (u128::from(DEVICES * 1_000) * u128::from(u64::from_be_bytes(tail))) >> 64;
+        if turn_ms <= now_ms {
+            early += 1;
+            node.send(account, "end").await;
+            assert_eq!(take(&mut client).await, "end", "its turn was while it was away");
+        } else {
+            late += 1;
+            assert_eq!(take(&mut client).await, "spread");
+            let came_ms = began.elapsed().as_millis();
+            assert!((turn_ms..turn_ms + 300).contains(&came_ms), "turn {turn_ms}, {came_ms}");
+        }
+    }
+    println!("turns passed: {early}, to come: {late}");
+    assert!(late > 0);
+}

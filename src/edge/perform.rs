@@ -118,7 +118,8 @@ fn standing(
     let starts = service.stands(&registration.regid, &followings, |_, _| Claim::Stored)?;
     let heads = match heads {
         Heads::Read => {
-            followings.iter().map(|f| service.head(&f.queue.id())).collect::<Result<_, _>>()?
+            let at = |(at, start): (usize, &Start)| service.end_of(&followings, at, start.after);
+            starts.iter().enumerate().map(at).collect::<Result<_, _>>()?
         }
         Heads::Skip => Vec::new(),
     };

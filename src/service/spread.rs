@@ -6,14 +6,25 @@
 
 use std::sync::Arc;
 
-use super::{Error, deliver::Following};
+use super::{
+    Error, Service,
+    deliver::{Following, Take},
+};
 use crate::{
     base::{
         ids::{QueueName, RegId},
         metrics::TargetKind,
     },
-    queue::entry::{Body, Entry},
+    queue::{
+        entry::{Body, Entry},
+        position::{Position, Seq},
+    },
 };
+
+/// Entries of a queue, from its head, among which broadcasts that are not yet seen are looked for.
+const LOOK_BACK: u64 = 4_096;
+/// Those of one look.
+const LOOK: Take = Take { entries: 256, bytes: usize::MAX };
 
 /// How long a broadcast to so many followers takes at a rate, in milliseconds.
 pub(super) fn over_ms(members: usize, rate_per_s: u32) -> u64 {
@@ -46,6 +57,33 @@ pub(super) fn checked(
         ));
     }
     Ok(spread_ms)
+}
+
+impl Service {
+    /// Where `all[at]` ends for its follower now, who stands at `after`: at the head, or before a
+    /// broadcast whose turn has not come.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub fn end_of(&self, all: &[Following], at: usize, after: Position) -> Result<Position, Error> {
+        let queue = all[at].queue.id();
+        let head = self.head(&queue)?;
+        match all[at].queue.name() {
+            QueueName::Own(_) | QueueName::Alias(..) => return Ok(head),
+            QueueName::Topic(..) | QueueName::All(_) => {}
+        }
+        let oldest = Seq(head.seq.0.saturating_sub(LOOK_BACK));
+        let mut end = if after.seq >= oldest { after } else { Position { seq: oldest, ..head } };
+        while end.seq < head.seq {
+            let mut entries = self.router.read(&queue, end.seq, LOOK)?;
+            let Some(last) = entries.last().map(|entry| entry.position) else { break };
+            if cut(&mut entries, all, self.now_ms()).is_some() {
+                return Ok(entries.last().map_or(end, |entry| entry.position));
+            }
+            end = last;
+        }
+        Ok(head)
+    }
 }
 
 /// Cuts off what a follower does not see yet. Gives the time from when on it sees the first of it.
