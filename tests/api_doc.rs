@@ -1,0 +1,144 @@
+//! `docs/API.md` is true: its blocks run as they stand, and traces tell what its table says.
+
+mod support;
+
+use std::{collections::BTreeMap, fs, process::Stdio, time::Duration};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use support::{APP, DEADLINE, Device, Node, poll_until, rumqtt, script};
+
+const MESSAGES: &str = "/v1/apps/demo/messages";
+
+fn document() -> String {
+    fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/API.md")).expect("the document")
+}
+
+/// All blocks of one language, one after the other.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    let begins = text.split(&fence).skip(1);
+    begins.map(|rest| rest.split("```").next().expect("a block").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn the_blocks_run_as_they_stand() {
+    let node = Node::start().await;
+    let device = node.create_device().await;
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    let blocks = blocks(&document(), "sh");
+    assert!(blocks.len() > 4, "the blocks are found");
+    let mut command = tokio::process::Command::new("bash");
+    command
+        .args(["-euo", "pipefail", "-c", &blocks.concat()])
+        .env("API", node.https_url())
+        .env("CA", node.ca_file())
+        .env("SECRET", &node.app().app_secret)
+        .env("REGID", &device.regid)
+        .stdin(Stdio::null());
+    let output = script::output(command, Duration::from_secs(60)).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    let accepted = said.lines().filter(|line| line.contains("\"state\":\"accepted\"")).count();
+    assert!(accepted >= 9, "{said}");
+    for wanted in ["\"state\":\"dry_run\"", "\"state\":\"recalled\"", "\"milestones\":["] {
+        assert!(said.contains(wanted), "no {wanted} in {said}");
+    }
+    let first = client.message().await;
+    assert_eq!(first.payload, r#"{"n":1}"#);
+    client.stop().await;
+}
+
+/// A device that is away, and one that is here.
+struct Scene {
+    node: Node,
+    away: Device,
+    here: Device,
+}
+
+impl Scene {
+    async fn send(&self, to: &Device, mut message: Value) -> String {
+        let target = message.as_object_mut().expect("an object");
+        target.entry("target").or_insert(json!({"regids": [to.regid]}));
+        target.insert("payload".into(), json!(1));
+        let sent = self.node.call(Method::POST, MESSAGES, Some(message)).await;
+        assert_eq!(sent.status, 202, "{}", sent.body);
+        sent.body["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// The names of the milestones, once they are these.
+    async fn trace(&self, id: &str, to: &Device, wanted: &[&str]) -> Value {
+        let path = format!("{MESSAGES}/{id}/trace?regid={}", to.regid);
+        let mut last = Value::Null;
+        let is = async || {
+            last = self.node.call(Method::GET, &path, None).await.body;
+            let steps = last["milestones"].as_array().expect("milestones");
+            steps
+                .iter()
+                .map(|step| step["name"].as_str().unwrap())
+                .eq(wanted.iter().copied())
+                .then_some(())
+        };
+        let found = poll_until(DEADLINE, is).await;
+        assert!(found.is_some(), "{wanted:?} never became of {last:#}");
+        last
+    }
+}
+
+/// The rows of the table: what happened, and the milestones.
+fn rows(text: &str) -> BTreeMap<&str, Vec<&str>> {
+    let table = text.split("| what happened | milestones |").nth(1).expect("the table");
+    table.lines().skip(2).take_while(|line| line.starts_with('|')).filter_map(row).collect()
+}
+
+fn row(line: &str) -> Option<(&str, Vec<&str>)> {
+    let (what, steps) = line.trim_matches('|').split_once('|')?;
+    Some((what.trim(), steps.split('`').filter(|step| !step.trim().is_empty()).collect()))
+}
+
+#[tokio::test]
+async fn traces_tell_what_the_table_says() {
+    let text = document();
+    let mut rows = rows(&text);
+    let node = Node::start().await;
+    let (away, here) = (node.create_device().await, node.create_device().await);
+    for device in [&away, &here] {
+        node.subscribe(&device.regid, "news").await;
+    }
+    let mut client = rumqtt::connect_v5(&node, &here, &["push"]);
+    client.ready().await;
+    let scene = Scene { node, away, here };
+    let (away, here) = (&scene.away, &scene.here);
+    let mut row = |what: &str| rows.remove(what).unwrap_or_else(|| panic!("no row `{what}`"));
+
+    let exact = scene.send(here, json!({"receipts": true})).await;
+    let trace = scene.trace(&exact, here, &row("delivered, with `receipts`")).await;
+    println!("{}", serde_json::to_string_pretty(&trace).unwrap());
+    let plain = scene.send(here, json!({})).await;
+    scene.trace(&plain, here, &row("delivered, without")).await;
+    let waits = scene.send(away, json!({})).await;
+    scene.trace(&waits, away, &row("the device is away")).await;
+    let short = scene.send(away, json!({"ttl_s": 1})).await;
+    scene.trace(&short, away, &row("its time was over first")).await;
+    let old = scene.send(away, json!({"collapse_key": "k"})).await;
+    scene.send(away, json!({"collapse_key": "k"})).await;
+    scene.trace(&old, away, &row("a newer one has its `collapse_key`")).await;
+    let german = scene.send(away, json!({"filter": {"locale": ["de"]}})).await;
+    scene.trace(&german, away, &row("the device says something else of itself")).await;
+    let condition = json!({"condition": "'news' in topics && !('news' in topics)"});
+    let never = scene.send(away, json!({"target": condition})).await;
+    scene.trace(&never, away, &row("the condition does not hold for it")).await;
+    let back = scene.send(away, json!({})).await;
+    let path = format!("{MESSAGES}/{back}");
+    assert_eq!(scene.node.call(Method::DELETE, &path, None).await.status, 200);
+    scene.trace(&back, away, &row("taken back before it went out")).await;
+    let elsewhere = scene.send(away, json!({"target": {"topic": "sport"}})).await;
+    scene.trace(&elsewhere, away, &row("it does not follow what it was sent to")).await;
+    let path = format!("/v1/apps/{APP}/registrations/{}", away.regid);
+    assert_eq!(scene.node.call(Method::DELETE, &path, None).await.status, 204);
+    scene.trace(&waits, away, &row("the registration ended first")).await;
+    assert!(rows.is_empty(), "nothing shows {rows:?}");
+    client.stop().await;
+}
