@@ -12,6 +12,7 @@ use std::{io, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -45,6 +46,8 @@ pub struct Start {
     pub outside: Outside,
     /// Whether it takes over from a node that runs on the same data directory.
     pub is_takeover: bool,
+    /// Where the devices' connections run, so that neither calls nor owners wait behind them.
+    pub devices: Handle,
 }
 
 /// The way back to the command line and its file.
@@ -69,7 +72,7 @@ pub type PutInPlace = Box<dyn FnOnce()>;
 /// What kept it from starting, or that its store failed: then it has stopped
 /// acknowledging, and a restart decides.
 pub async fn run(start: Start) -> anyhow::Result<()> {
-    let Start { config, outside, is_takeover } = start;
+    let Start { config, outside, is_takeover, devices } = start;
     config.check()?;
     check_machine(&config)?;
     let dir = config.store.data.clone();
@@ -78,7 +81,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let ground = Ground::take(&config, is_takeover, clock).await?;
     data::forget_admin_file(&dir)?;
     let recorder = metrics::install().context("cannot start the metrics")?;
-    let upkeep = tasks::spawn("metrics", keep_metrics(recorder.clone()));
+    let upkeep = tasks::spawn("metrics", keep_metrics(recorder.clone(), devices.clone()));
     let metrics = Arc::new(Metrics::new());
     let core = build(&config, clock, metrics.clone()).await?;
     let demo = data::demo_app(&core.service, &dir).await?;
@@ -95,7 +98,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let shown = Shown::new(rooms, &config, identity)?;
     let mut signals = Signals::listen()?;
     let (offer, taken) = Offer::make(&dir, doors.copies()?);
-    let serving = doors::serve(doors, (&edge, &config), &shown, &stopped, &closed);
+    let serving = doors::serve(doors, (&edge, &config, &devices), &shown, &stopped, &closed);
     doors::announce(&config, &addresses, token)?;
     ready.set(true);
     let waited_ms = ground.gone_at.map(|at| at.elapsed().as_millis() as u64);
@@ -392,13 +395,18 @@ impl Signals {
 }
 
 /// Samples the runtime, and folds histogram samples that nobody has scraped.
-async fn keep_metrics(recorder: PrometheusHandle) {
-    let runtime = RuntimeMetrics::new();
+async fn keep_metrics(recorder: PrometheusHandle, devices: Handle) {
+    let runtime = Arc::new(RuntimeMetrics::new([Handle::current(), devices]));
     let mut tick = tokio::time::interval(Duration::from_secs(5));
     loop {
         tick.tick().await;
-        runtime.sample();
-        recorder.run_upkeep();
+        let (runtime, recorder) = (runtime.clone(), recorder.clone());
+        // Both take milliseconds, for which no task shall wait.
+        let work = move || {
+            runtime.sample();
+            recorder.run_upkeep();
+        };
+        tasks::blocking(work).await;
     }
 }
 

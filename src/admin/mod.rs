@@ -27,7 +27,10 @@ pub use file::{AdminFile, Error};
 pub use orders::Order;
 
 use crate::{
-    base::http::{Problem, Ready, Token, envelope::Envelope},
+    base::{
+        http::{Problem, Ready, Token, envelope::Envelope},
+        tasks,
+    },
     config,
     service::Service,
 };
@@ -71,7 +74,9 @@ pub fn router(admin: Admin, config: &config::Api) -> Router {
 }
 
 async fn metrics(State(admin): State<Shared>) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], admin.metrics.render()).into_response()
+    // Thousands of samples are folded first: no task shall wait behind that.
+    let text = tasks::blocking(move || admin.metrics.render()).await;
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
 async fn readyz(State(admin): State<Shared>) -> Result<&'static str, Problem> {

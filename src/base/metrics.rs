@@ -12,6 +12,7 @@ use std::{collections::HashMap, hash::Hash, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::runtime::Handle;
 
 mod skips;
 
@@ -318,11 +319,12 @@ pub struct RuntimeMetrics {
     waiting_tasks: Gauge,
     /// CPU, memory, descriptors and threads, under Prometheus's standard names.
     process: metrics_process::Collector,
+    runtimes: [Handle; 2],
 }
 
 impl RuntimeMetrics {
-    /// The gauges, described.
-    pub fn new() -> Self {
+    /// The gauges of these, described.
+    pub fn new(runtimes: [Handle; 2]) -> Self {
         let process = metrics_process::Collector::default();
         process.describe();
         Self {
@@ -330,22 +332,19 @@ impl RuntimeMetrics {
             tasks: gauge!("carillon_runtime_tasks"),
             waiting_tasks: gauge!("carillon_runtime_waiting_tasks"),
             process,
+            runtimes,
         }
     }
 
-    /// Reads the current values; on a runtime.
+    /// Reads the current values: counts every open file, so it takes a while.
     pub fn sample(&self) {
-        let runtime = tokio::runtime::Handle::current().metrics();
-        self.workers.set(runtime.num_workers() as f64);
-        self.tasks.set(runtime.num_alive_tasks() as f64);
-        self.waiting_tasks.set(runtime.global_queue_depth() as f64);
+        let sum = |of: fn(tokio::runtime::RuntimeMetrics) -> usize| {
+            self.runtimes.iter().map(|runtime| of(runtime.metrics())).sum::<usize>() as f64
+        };
+        self.workers.set(sum(|runtime| runtime.num_workers()));
+        self.tasks.set(sum(|runtime| runtime.num_alive_tasks()));
+        self.waiting_tasks.set(sum(|runtime| runtime.global_queue_depth()));
         self.process.collect();
-    }
-}
-
-impl Default for RuntimeMetrics {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

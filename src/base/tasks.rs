@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc};
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 /// Starts a task on the current runtime. It runs until it returns; its owner
 /// tells it to stop through a channel or a token, or aborts the handle.
@@ -13,6 +13,15 @@ where
     F::Output: Send + 'static,
 {
     tokio::spawn(future)
+}
+
+/// The same on another runtime than the current one.
+pub fn spawn_on<F>(runtime: &Handle, _name: &'static str, future: F) -> JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    runtime.spawn(future)
 }
 
 /// Runs blocking work on tokio's pool for such work.

@@ -4,6 +4,7 @@ use std::{io::IsTerminal, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
+use tokio::runtime::Builder;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 use super::check;
@@ -45,13 +46,15 @@ impl Serve {
         let config = self.config()?;
         let log = start_log(&config)?;
         let is_takeover = self.takeover;
-        let start = node::Start { config, outside: self.outside(log), is_takeover };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
+        let runtime = pool("node").build().context("cannot start the runtime")?;
+        // Small portions of what sockets and other threads ask for: who is urgent waits for few.
+        let devices = pool("devices").max_io_events_per_tick(64).global_queue_interval(8).build();
+        let devices = devices.context("cannot start the devices' runtime")?;
+        let outside = self.outside(log);
+        let start = node::Start { config, outside, is_takeover, devices: devices.handle().clone() };
         let outcome = runtime.block_on(node::run(start));
         // What still runs now must not keep the process.
+        devices.shutdown_timeout(SHUTDOWN_WAIT);
         runtime.shutdown_timeout(SHUTDOWN_WAIT);
         outcome
     }
@@ -106,6 +109,13 @@ pub(super) fn filter(config: &Config) -> anyhow::Result<EnvFilter> {
 
 /// Puts another filter in place.
 type LogHandle = Arc<dyn Fn(EnvFilter) + Send + Sync>;
+
+/// Threads that run tasks, one for each processor.
+fn pool(name: &'static str) -> Builder {
+    let mut pool = Builder::new_multi_thread();
+    pool.enable_all().thread_name(name);
+    pool
+}
 
 fn start_log(config: &Config) -> anyhow::Result<LogHandle> {
     let (filter, filtering) = reload::Layer::new(filter(config)?);

@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinHandle,
 };
@@ -229,7 +230,7 @@ pub(super) struct Serving {
 /// Opens all doors. The admin door goes by a signal of its own, so that it tells of a drain.
 pub(super) fn serve(
     mut doors: Doors,
-    (edge, config): (&Arc<Edge>, &Config),
+    (edge, config, devices): (&Arc<Edge>, &Config, &Handle),
     shown: &Shown,
     stopped: &watch::Receiver<bool>,
     closed: &watch::Receiver<bool>,
@@ -255,7 +256,7 @@ pub(super) fn serve(
         let balancers = balancers(&config.listen, name);
         let door = Door { listener, transport, tls, balancers, early };
         let loop_ = edge.clone().serve(door, stopped.clone());
-        serving.edge.push(tasks::spawn("edge", loop_));
+        serving.edge.push(tasks::spawn_on(devices, "edge", loop_));
     }
     serving
 }

@@ -23,11 +23,11 @@ use crate::{
 };
 
 /// Woken and not yet at work, at most.
-const WOKEN_MAX: usize = 256;
+const WOKEN_MAX: usize = 64;
 /// From so many on the next portion is woken.
-const WOKEN_LOW: usize = 128;
+const WOKEN_LOW: usize = 32;
 /// Woken of one crowd before the next of its lane has its turn.
-const TURN: usize = 64;
+const TURN: usize = 32;
 
 /// The crowds that wait.
 pub(super) struct Lanes {
