@@ -61,6 +61,10 @@ impl Scene {
     async fn send(&self, target: Target, priority: Option<Priority>) {
         let send = Send { priority, ..Send::new(target, "1") };
         self.service.send(&self.app, send).await.unwrap();
+        // The task that wakes crowds has its turn: nothing else is ready, and no time passes.
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Everybody who was woken takes up its work; who they were.

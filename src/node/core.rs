@@ -110,6 +110,7 @@ impl Core {
             Owned { store, views, epochs, clock, metrics: metrics_too, alarm: alarm.clone() };
         let caches = Arc::new(Caches::new(&config.store, &metrics));
         let router = parts.start(config, writer, &caches);
+        let followers = router.followers().clone();
         let service = Service::new(router, keys, clock, config, metrics, caches);
         let completed = service.complete_pending().await.map_err(only_store)?;
         if completed > 0 {
@@ -122,12 +123,10 @@ impl Core {
         }
         service.load_schedule().map_err(only_store)?;
         let period = Duration::from_millis(config.store.pointer_flush_ms);
+        let flushes = service.clone().flush_periodically(period);
         let background = vec![
-            tasks::spawn_vital(
-                "pointers",
-                alarm.clone(),
-                service.clone().flush_periodically(period),
-            ),
+            tasks::spawn_vital("pointers", alarm.clone(), flushes),
+            tasks::spawn_vital("crowds", alarm.clone(), followers.wake_crowds()),
             tasks::spawn_vital("schedule", alarm.clone(), service.clone().send_due_messages()),
             tasks::spawn_vital("retention", alarm, retention.run()),
             tasks::spawn("callbacks", service.clone().run_callbacks()),

@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     hash::{Hash, Hasher},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -16,6 +16,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use dashmap::Entry;
+use tokio::sync::Notify;
 
 use super::lanes::Lanes;
 use crate::{
@@ -181,6 +182,9 @@ impl Hash for OneOf {
 pub struct Followers {
     queues: Shared<QueueId, Group>,
     lanes: Lanes,
+    /// Queues that grew and whose followers are to be given to the lanes, each priority once.
+    grown: Mutex<Vec<(QueueId, Priority)>>,
+    has_grown: Notify,
 }
 
 // Most queues have one follower on a node: that one costs no allocation.
@@ -197,7 +201,12 @@ struct Many {
 impl Followers {
     /// Nobody follows anything yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { queues: Shared::default(), lanes: Lanes::new(metrics) }
+        Self {
+            queues: Shared::default(),
+            lanes: Lanes::new(metrics),
+            grown: Mutex::default(),
+            has_grown: Notify::new(),
+        }
     }
 
     /// The form of a queue's name that its followers share, if it has several.
@@ -234,7 +243,7 @@ impl Followers {
     }
 
     /// Wakes all followers of a queue that grew by something of this priority: one who
-    /// follows it alone at once, a crowd in portions.
+    /// follows it alone at once, a crowd in portions, by [`Followers::wake_crowds`].
     pub fn nudge(&self, queue: &QueueId, priority: Priority) {
         let Some(group) = self.queues.get(queue) else { return };
         match (&*group, priority) {
@@ -242,14 +251,38 @@ impl Followers {
                 one.nudge(Reasons(Reasons::new_in(queue).0 | Reasons::URGENT.0));
             }
             (Group::One(one), Priority::Normal) => one.nudge(Reasons::new_in(queue)),
-            (Group::One(one), Priority::Low) => {
-                self.lanes.add(queue, priority, || vec![one.clone()]);
-            }
-            (Group::Many(many), _) => {
-                let all = || many.nudges.iter().map(|one| one.0.clone()).collect();
-                self.lanes.add(queue, priority, all);
+            (Group::One(_), Priority::Low) | (Group::Many(_), _) => {
+                let mut grown = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
+                if !grown.contains(&(*queue, priority)) {
+                    grown.push((*queue, priority));
+                }
+                self.has_grown.notify_one();
             }
         }
+    }
+
+    /// Gives crowds to the lanes until it is aborted: a task of its own, because a large one
+    /// takes milliseconds, for which no owner shall wait.
+    pub async fn wake_crowds(self: Arc<Self>) {
+        loop {
+            self.has_grown.notified().await;
+            let grown = {
+                let mut grown = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *grown)
+            };
+            for (queue, priority) in grown {
+                self.wake_crowd(&queue, priority);
+            }
+        }
+    }
+
+    fn wake_crowd(&self, queue: &QueueId, priority: Priority) {
+        let all = || match self.queues.get(queue).as_deref() {
+            Some(Group::One(one)) => vec![one.clone()],
+            Some(Group::Many(many)) => many.nudges.iter().map(|one| one.0.clone()).collect(),
+            None => Vec::new(),
+        };
+        self.lanes.add(queue, priority, all);
     }
 
     /// A connection takes these reasons up, or ends with them.

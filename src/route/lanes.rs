@@ -87,7 +87,11 @@ impl Lanes {
                 Priority::High => Reasons(Reasons::new_in(queue).0 | Reasons::URGENT.0),
                 Priority::Normal | Priority::Low => Reasons::new_in(queue),
             };
-            let crowd = Crowd { queue: *queue, reasons, nudges: nudges(), is_begun: false };
+            let nudges = nudges();
+            if nudges.is_empty() {
+                return;
+            }
+            let crowd = Crowd { queue: *queue, reasons, nudges, is_begun: false };
             waiting.depths[at] += crowd.nudges.len();
             waiting.lanes[at].push_back(crowd);
             self.crowds.fetch_add(1, Ordering::AcqRel);
