@@ -12,7 +12,7 @@ pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
         ids::{Queue, QueueId, QueueName, RegId},
-        metrics::{ResumeReason, Skip},
+        metrics::ResumeReason,
         tasks,
     },
     queue::{
@@ -75,8 +75,6 @@ pub struct Pulled {
     pub entries: Vec<Arc<Entry>>,
     /// The end of the range.
     pub to: Position,
-    /// Those that are for it and not given. Counted when its pointer passes them, and so once.
-    pub skipped: Vec<(Seq, Skip)>,
 }
 
 /// What a look into a queue finds.
@@ -230,12 +228,12 @@ impl Service {
             return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
         };
         let to = last.position;
-        let (mut failure, mut skipped) = (None, Vec::new());
+        let mut failure = None;
         entries.retain(|entry| match self.judge(entry, all, at, now_ms) {
             Ok(Verdict::Deliver) => true,
             Ok(Verdict::Elsewhere) => false,
             Ok(Verdict::Skip(why)) => {
-                skipped.push((entry.position.seq, why));
+                self.metrics.queue.skips.of(why).increment(1);
                 false
             }
             Err(error) => {
@@ -245,7 +243,7 @@ impl Service {
         });
         match failure {
             Some(error) => Err(error),
-            None => Ok(Next::Pulled(Pulled { entries, to, skipped })),
+            None => Ok(Next::Pulled(Pulled { entries, to })),
         }
     }
 

@@ -5,7 +5,8 @@
 
 use crate::idl;
 
-/// The wrapping sum of [`position_hash`] over all positions. The digest of no positions is 0.
+/// The wrapping sum of [`position_hash`] over all positions, or of [`item_hash`] over all items of a collection. The
+/// digest of nothing is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Digest(u64);
 
@@ -71,6 +72,18 @@ pub fn position_hash(regid: &str, kind: u8, name: &str, epoch: u32, seq: u64) ->
     hash = fnv1a(hash, name.as_bytes());
     hash = fnv1a(hash, &[0]);
     hash = fnv1a(hash, &epoch.to_le_bytes());
+    hash = fnv1a(hash, &seq.to_le_bytes());
+    fmix64(hash)
+}
+
+/// The hash of one item of a collection, for the digest of what a replica holds of it: as [`position_hash`], over
+/// collection, 0x00, key, 0x00, seq (LE). `seq` is that of the change that made the item what it is.
+pub fn item_hash(collection: &str, key: &str, seq: u64) -> u64 {
+    let mut hash = FNV_OFFSET;
+    hash = fnv1a(hash, collection.as_bytes());
+    hash = fnv1a(hash, &[0]);
+    hash = fnv1a(hash, key.as_bytes());
+    hash = fnv1a(hash, &[0]);
     hash = fnv1a(hash, &seq.to_le_bytes());
     fmix64(hash)
 }

@@ -1,6 +1,6 @@
 //! The digest of positions and its published test vectors.
 
-use carillon_wire::digest::{Digest, kind_byte, position_hash};
+use carillon_wire::digest::{Digest, item_hash, kind_byte, position_hash};
 use carillon_wire::idl;
 
 /// regid, kind, name, epoch, seq, hash; the hashes come from an independent implementation.
@@ -15,6 +15,17 @@ const VECTORS: [(&str, u8, &str, u32, u64, u64); 8] = [
     ("MTIzNDU2Nzg5MDEyMzQ1Ng", 3, "weather/oslo", 3, 281_474_976_710_656, 0x65ac_ac45_95cd_5428),
 ];
 const DIGEST_OF_ALL: u64 = 0xde3a_07bf_64f3_0a0f;
+
+/// collection, key, seq, hash; from an independent implementation.
+const ITEMS: [(&str, &str, u64, u64); 6] = [
+    ("", "", 0, 0x074c_037c_01af_ed67),
+    ("notes", "n1", 1, 0x51a4_dca5_8d84_7284),
+    ("notes", "n1", 2, 0x6f46_3975_3c0c_dae5),
+    ("notes", "n2", 1, 0x4473_8ba2_aee0_2e63),
+    ("contacts", "älgört", 42, 0x4ccf_5184_6899_c1b2),
+    ("notes", "n1~7-3", 281_474_976_710_656, 0x5a74_1d80_c16f_4302),
+];
+const DIGEST_OF_ITEMS: u64 = 0xb3ee_143e_a42a_6de7;
 
 #[test]
 fn the_hash_gives_the_published_vectors() {
@@ -102,4 +113,31 @@ fn the_vectors_in_the_protocol_document_are_the_code_s() {
         .collect();
     assert_eq!(rows, expected);
     assert!(document.contains(&format!("{DIGEST_OF_ALL:016x}")), "the digest of all vectors");
+}
+
+#[test]
+fn the_digest_of_a_collection_is_the_published_one_and_follows_each_change() {
+    for (collection, key, seq, hash) in ITEMS {
+        assert_eq!(item_hash(collection, key, seq), hash, "{collection:?} {key:?} {seq}");
+    }
+    let mut digest: Digest = ITEMS.map(|item| item.3).into_iter().collect();
+    assert_eq!(digest.value(), DIGEST_OF_ITEMS);
+    let (_, _, _, old) = ITEMS[1];
+    digest.replace(old, item_hash("notes", "n1", 9));
+    let items = ITEMS[2..].iter().chain(&ITEMS[..1]).map(|item| item.3);
+    let anew: Digest = items.chain([item_hash("notes", "n1", 9)]).collect();
+    assert_eq!(digest, anew, "as if it were made anew");
+}
+
+#[test]
+fn the_items_in_the_protocol_document_are_the_code_s() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROTOCOL.md");
+    let document = std::fs::read_to_string(path).expect("read docs/PROTOCOL.md");
+    for (collection, key, seq, hash) in ITEMS {
+        let text =
+            |text: &str| if text.is_empty() { "(empty)".to_owned() } else { text.to_owned() };
+        let row = format!("| `{}` | `{}` | {seq} | `{hash:016x}` |", text(collection), text(key));
+        assert!(document.contains(&row), "{row}");
+    }
+    assert!(document.contains(&format!("`{DIGEST_OF_ITEMS:016x}`")), "their digest");
 }

@@ -8,13 +8,10 @@ use super::{
     Context, Mode, Output, Session, Want,
     feeds::{Begin, News, Standing, Use},
     filter::Subscription,
-    window::{Acked, Cover, InFlight, Note, Stage, skipped_in},
+    window::{Acked, Cover, InFlight, Note, Stage},
 };
 use crate::{
-    base::{
-        ids::{QueueName, RegId},
-        metrics::Skipped,
-    },
+    base::ids::{QueueName, RegId},
     edge::close::Ignored,
     queue::{
         entry::{Body, Entry, Message},
@@ -209,7 +206,7 @@ impl Session {
         if want.is_resend {
             return self.resend(cx, want, pulled, out);
         }
-        let Some(Pulled { entries, to, skipped }) = pulled else {
+        let Some(Pulled { entries, to }) = pulled else {
             self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
             return;
         };
@@ -219,15 +216,12 @@ impl Session {
         for entry in &entries {
             let Body::Message(message) = &entry.body else { continue };
             let reached = entry.position;
-            let skipped = skipped_in(&skipped, after, reached.seq);
-            let queue_id = queue.queue.id();
-            let cover = Cover { queue: queue_id, after, seq: reached.seq, to: reached, skipped };
+            let cover = Cover { queue: queue.queue.id(), after, seq: reached.seq, to: reached };
             if is_delivered && self.deliver(cx, &queue, (entry, message), (regid, cover), out) {
                 after = reached.seq;
             }
         }
-        let skipped = skipped_in(&skipped, after, to.seq);
-        self.passed(want, &queue, after, (to, skipped), out);
+        self.passed(want, &queue, after, to, out);
         for entry in entries {
             self.apply(want.feed, &entry, out);
         }
@@ -243,7 +237,7 @@ impl Session {
         want: Want,
         queue: &Following,
         after: Seq,
-        (to, skipped): (Position, Skipped),
+        to: Position,
         out: &mut Output,
     ) {
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
@@ -251,11 +245,8 @@ impl Session {
         lane.epoch = to.epoch;
         lane.jump = None;
         let is_delivered = lane.usage == Use::Deliver;
-        if is_delivered
-            && after < to.seq
-            && !self.window.extend(&want.regid, &queue.queue.id(), to, skipped)
+        if is_delivered && after < to.seq && !self.window.extend(&want.regid, &queue.queue.id(), to)
         {
-            out.acked.skipped.add(skipped);
             self.feeds.acknowledge(&want.regid, queue.queue.id(), to, out);
         }
     }
@@ -349,9 +340,7 @@ impl Session {
             out.tally.redeliveries += 1;
             return;
         }
-        let mut acked = Acked::default();
-        let moved = self.window.ack(packet_id, &mut acked).unwrap_or_default();
-        out.acked.skipped.add(acked.skipped);
+        let moved = self.window.ack(packet_id, &mut Acked::default()).unwrap_or_default();
         self.moved(moved, out);
     }
 
