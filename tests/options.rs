@@ -168,3 +168,48 @@ async fn pauses_and_hours_hold_everything_back_and_lose_nothing() {
         node.unsubscribe(&phone.regid, "news").await;
     }
 }
+
+/// How many entries were skipped so far, for this reason.
+async fn skipped(node: &Node, reason: &str) -> u64 {
+    let metrics = node.metrics().await;
+    let name = format!("carillon_skipped_total{{reason=\"{reason}\"}}");
+    let line = metrics.lines().find(|line| line.starts_with(&name)).expect("the counter");
+    line.rsplit(' ').next().and_then(|count| count.parse().ok()).expect("a count")
+}
+
+#[tokio::test]
+async fn what_is_skipped_is_counted_once_however_often_a_device_comes_for_it() {
+    let node = Node::start().await;
+    for (before, kind) in (0..).zip(KINDS) {
+        let mut phone = Phone::new(&node, kind).await;
+        let to_one = json!({"regids": [phone.regid]});
+        phone.take(0).await;
+        phone.go(&node).await;
+        let dead = json!({"target": to_one, "payload": "dead", "ttl_s": 1});
+        let mut dying = vec![send(&node, dead.clone()).await];
+        send(&node, json!({"target": to_one, "payload": "living"})).await;
+        dying.push(send(&node, dead).await);
+        let german = json!({"locale": ["de"]});
+        send(&node, json!({"target": to_one, "payload": "german", "filter": german})).await;
+        for n in 1..=2 {
+            let message = json!({"target": to_one, "payload": n, "collapse_key": "k"});
+            send(&node, message).await;
+        }
+        let back = send(&node, json!({"target": to_one, "payload": "taken back"})).await;
+        recall(&node, &back).await;
+        for id in dying {
+            becomes(&node, &id, "expired").await;
+        }
+        for _ in 0..3 {
+            phone.peek(&node).await;
+        }
+        phone.come(&node).await;
+        assert_eq!(texts(&phone.take(2).await), ["living", "2"]);
+        node.wait_until_acknowledged(&phone.regid).await;
+        for (reason, each) in [("expired", 2), ("filtered", 1), ("collapsed", 1), ("recalled", 1)] {
+            let count = skipped(&node, reason).await;
+            assert_eq!(count, each * (before + 1), "{reason}, {kind:?}");
+        }
+        phone.go(&node).await;
+    }
+}

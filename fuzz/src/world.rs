@@ -164,7 +164,7 @@ impl World {
         let next = entries.iter().skip(want.after.0 as usize).take(want.take.entries.max(1));
         let entries: Vec<_> = next.cloned().collect();
         let to = entries.last()?.position;
-        Some(Pulled { entries, to })
+        Some(Pulled { entries, to, skipped: Vec::new() })
     }
 
     /// Does what a session wants done, and judges it.

@@ -21,7 +21,7 @@ pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
 };
 pub use self::sends::{SendMetrics, TargetKind, Unsent};
-pub use self::skips::Skip;
+pub use self::skips::{Skip, Skipped};
 
 /// A closed set of label values.
 pub trait Label: Copy + Eq + Hash + 'static {
@@ -276,7 +276,7 @@ pub struct QueueMetrics {
     pub commit_failures: Counter,
     /// Entries appended.
     pub entries: Counter,
-    /// Entries that were skipped when a registration looked at them, by reason; each look counts.
+    /// Entries that were skipped on the way to a registration whose pointer has passed them, by reason.
     pub skips: CounterBy<Skip>,
     /// Pointer records flushed.
     pub pointer_flushes: Counter,

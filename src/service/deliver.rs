@@ -12,7 +12,7 @@ pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
         ids::{Queue, QueueId, QueueName, RegId},
-        metrics::ResumeReason,
+        metrics::{ResumeReason, Skip},
         tasks,
     },
     queue::{
@@ -75,6 +75,8 @@ pub struct Pulled {
     pub entries: Vec<Arc<Entry>>,
     /// The end of the range.
     pub to: Position,
+    /// Those that are for it and not given. Counted when its pointer passes them, and so once.
+    pub skipped: Vec<(Seq, Skip)>,
 }
 
 /// What a look into a queue finds.
@@ -228,12 +230,12 @@ impl Service {
             return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
         };
         let to = last.position;
-        let mut failure = None;
+        let (mut failure, mut skipped) = (None, Vec::new());
         entries.retain(|entry| match self.judge(entry, all, at, now_ms) {
             Ok(Verdict::Deliver) => true,
             Ok(Verdict::Elsewhere) => false,
             Ok(Verdict::Skip(why)) => {
-                self.metrics.queue.skips.of(why).increment(1);
+                skipped.push((entry.position.seq, why));
                 false
             }
             Err(error) => {
@@ -243,7 +245,7 @@ impl Service {
         });
         match failure {
             Some(error) => Err(error),
-            None => Ok(Next::Pulled(Pulled { entries, to })),
+            None => Ok(Next::Pulled(Pulled { entries, to, skipped })),
         }
     }
 

@@ -124,6 +124,17 @@ impl Phone {
         node.wait_until_online(&self.regid, false).await;
     }
 
+    /// Comes, is given what there is, and goes without a word.
+    pub async fn peek(&mut self, node: &Node) {
+        self.come(node).await;
+        match &mut self.link {
+            Link::Away => {}
+            Link::Frames(framed) => drop(framed.wire.settle().await),
+            Link::Plain(wire) => drop(wire.settle().await),
+        }
+        self.go(node).await;
+    }
+
     /// The device itself begins to follow a topic.
     pub async fn subscribe(&mut self, topic: &str) {
         let regid = self.regid.clone();

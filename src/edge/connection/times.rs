@@ -1,4 +1,4 @@
-//! How long messages take on their way, for the histograms.
+//! How long messages take on their way, for the histograms; and what never comes, for the counters.
 
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ impl<S> Connection<S> {
         }
         for pushed_ms in out.acked.pushed_ms.drain(..) {
             metrics.engine.pushed_to_acked_seconds.record(since(pushed_ms));
+        }
+        for (why, count) in std::mem::take(&mut out.acked.skipped).each() {
+            metrics.queue.skips.of(why).increment(count.into());
         }
     }
 }

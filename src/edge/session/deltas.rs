@@ -16,10 +16,13 @@ use super::{
     feeds::News,
     frames::HEAD_BYTES,
     seals::{DeltaSealer, Outcome},
-    window::{Acked, Cover, InFlight, Note, Stage},
+    window::{self, Acked, Cover, InFlight, Note, Stage},
 };
 use crate::{
-    base::ids::{Queue, QueueName, RegId},
+    base::{
+        ids::{Queue, QueueName, RegId},
+        metrics::Skipped,
+    },
     edge::close::{CloseReason, Ignored},
     queue::{
         entry::{Body, Entry},
@@ -62,6 +65,7 @@ struct Fitted {
     entries: Vec<Bytes>,
     at_ms: Vec<u64>,
     to: Position,
+    skipped: Skipped,
     is_cut: bool,
     key_number: Option<u32>,
     wrapped_keys: Vec<u8>,
@@ -70,7 +74,8 @@ struct Fitted {
 impl Fitted {
     fn up_to(to: Position) -> Self {
         let (entries, at_ms, wrapped_keys) = (Vec::new(), Vec::new(), Vec::new());
-        Self { entries, at_ms, to, is_cut: false, key_number: None, wrapped_keys }
+        let skipped = Skipped::default();
+        Self { entries, at_ms, to, skipped, is_cut: false, key_number: None, wrapped_keys }
     }
 }
 
@@ -174,7 +179,9 @@ impl Session {
         let is_lost = !is_sent && packet_id != 0;
         self.window.push(item);
         if is_lost {
-            let moved = self.window.ack(packet_id, &mut Acked::default()).unwrap_or_default();
+            let mut acked = Acked::default();
+            let moved = self.window.ack(packet_id, &mut acked).unwrap_or_default();
+            out.acked.skipped.add(acked.skipped);
             self.moved(moved, out);
         }
     }
@@ -285,6 +292,7 @@ impl Draft {
         if fitted.to.seq <= after {
             return Ok(None);
         }
+        fitted.skipped = window::skipped_in(&pulled.skipped, after, fitted.to.seq);
         if let Some(sealing) = sealing {
             (fitted.key_number, fitted.wrapped_keys) = (sealing.number(), sealing.wrapped);
         }
@@ -299,12 +307,12 @@ impl Draft {
         fitted: Fitted,
         jump: Option<Jump>,
     ) {
-        let Fitted { entries, at_ms, to, is_cut: _, key_number, wrapped_keys } = fitted;
+        let Fitted { entries, at_ms, to, skipped, is_cut: _, key_number, wrapped_keys } = fitted;
         let id = queue.id();
         self.bytes += frame::delta_overhead_bytes(down::queue_name(queue.name()));
         self.bytes += entries.iter().map(Bytes::len).sum::<usize>() + wrapped_keys.len();
         self.entries += entries.len();
-        let cover = Cover { queue: id, after, seq: to.seq, to };
+        let cover = Cover { queue: id, after, seq: to.seq, to, skipped };
         let tag = (cx.tag)(&id, to);
         let delta =
             DraftDelta { queue, cover, tag, jump, entries, at_ms, key_number, wrapped_keys };

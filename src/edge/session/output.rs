@@ -4,7 +4,10 @@ use bytes::BytesMut;
 use carillon_wire::mqtt::{self, Packet, Version};
 
 use super::{Call, Effect, window::Acked};
-use crate::edge::close::{CloseReason, Ignored};
+use crate::{
+    base::metrics::Skipped,
+    edge::close::{CloseReason, Ignored},
+};
 
 /// What one connection did, for the metrics and its last log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +67,7 @@ impl Output {
         self.acked.pushed_ms.clear();
         self.pushed_at_ms.clear();
         self.acked.notes.clear();
+        self.acked.skipped = Skipped::default();
         self.ignored.clear();
     }
 

@@ -8,10 +8,13 @@ use super::{
     Context, Mode, Output, Session, Want,
     feeds::{Begin, News, Standing, Use},
     filter::Subscription,
-    window::{Acked, Cover, InFlight, Note, Stage},
+    window::{Acked, Cover, InFlight, Note, Stage, skipped_in},
 };
 use crate::{
-    base::ids::{QueueName, RegId},
+    base::{
+        ids::{QueueName, RegId},
+        metrics::Skipped,
+    },
     edge::close::Ignored,
     queue::{
         entry::{Body, Entry, Message},
@@ -206,7 +209,7 @@ impl Session {
         if want.is_resend {
             return self.resend(cx, want, pulled, out);
         }
-        let Some(Pulled { entries, to }) = pulled else {
+        let Some(Pulled { entries, to, skipped }) = pulled else {
             self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
             return;
         };
@@ -216,12 +219,15 @@ impl Session {
         for entry in &entries {
             let Body::Message(message) = &entry.body else { continue };
             let reached = entry.position;
-            let cover = Cover { queue: queue.queue.id(), after, seq: reached.seq, to: reached };
+            let skipped = skipped_in(&skipped, after, reached.seq);
+            let queue_id = queue.queue.id();
+            let cover = Cover { queue: queue_id, after, seq: reached.seq, to: reached, skipped };
             if is_delivered && self.deliver(cx, &queue, (entry, message), (regid, cover), out) {
                 after = reached.seq;
             }
         }
-        self.passed(want, &queue, after, to, out);
+        let skipped = skipped_in(&skipped, after, to.seq);
+        self.passed(want, &queue, after, (to, skipped), out);
         for entry in entries {
             self.apply(want.feed, &entry, out);
         }
@@ -237,7 +243,7 @@ impl Session {
         want: Want,
         queue: &Following,
         after: Seq,
-        to: Position,
+        (to, skipped): (Position, Skipped),
         out: &mut Output,
     ) {
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
@@ -245,8 +251,11 @@ impl Session {
         lane.epoch = to.epoch;
         lane.jump = None;
         let is_delivered = lane.usage == Use::Deliver;
-        if is_delivered && after < to.seq && !self.window.extend(&want.regid, &queue.queue.id(), to)
+        if is_delivered
+            && after < to.seq
+            && !self.window.extend(&want.regid, &queue.queue.id(), to, skipped)
         {
+            out.acked.skipped.add(skipped);
             self.feeds.acknowledge(&want.regid, queue.queue.id(), to, out);
         }
     }
@@ -340,7 +349,9 @@ impl Session {
             out.tally.redeliveries += 1;
             return;
         }
-        let moved = self.window.ack(packet_id, &mut Acked::default()).unwrap_or_default();
+        let mut acked = Acked::default();
+        let moved = self.window.ack(packet_id, &mut acked).unwrap_or_default();
+        out.acked.skipped.add(acked.skipped);
         self.moved(moved, out);
     }
 

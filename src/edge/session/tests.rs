@@ -203,7 +203,11 @@ impl Rig {
             let entries = self.queues.get(&queue).map_or(&[][..], Vec::as_slice);
             let next = entries.iter().skip(want.after.0 as usize).take(want.take.entries);
             let entries: Vec<_> = next.cloned().collect();
-            let pulled = entries.last().map(|last| last.position).map(|to| Pulled { entries, to });
+            let pulled = entries.last().map(|last| last.position).map(|to| Pulled {
+                entries,
+                to,
+                skipped: Vec::new(),
+            });
             self.session.fed(&cx, want, pulled, &mut self.out);
             self.settle();
         }

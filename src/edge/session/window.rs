@@ -9,7 +9,10 @@ use std::collections::VecDeque;
 use smallvec::SmallVec;
 
 use crate::{
-    base::ids::{MessageId, QueueId, RegId},
+    base::{
+        ids::{MessageId, QueueId, RegId},
+        metrics::{Skip, Skipped},
+    },
     queue::position::{Position, Seq},
 };
 
@@ -24,6 +27,8 @@ pub struct Cover {
     pub seq: Seq,
     /// The position that its acknowledgement reaches.
     pub to: Position,
+    /// What of it was skipped.
+    pub skipped: Skipped,
 }
 
 /// Where one PUBLISH is.
@@ -80,6 +85,8 @@ pub struct Acked {
     pub pushed_ms: Vec<u64>,
     /// Those of them that ask for receipts.
     pub notes: Vec<Note>,
+    /// What was skipped on the way, now that the pointers have passed it.
+    pub skipped: Skipped,
 }
 
 /// How far a pointer moves after an acknowledgement.
@@ -213,7 +220,13 @@ impl Window {
 
     /// The range behind the newest one of a queue held nothing to send. Returns whether
     /// that one takes it along; otherwise nothing of the queue is in flight.
-    pub fn extend(&mut self, regid: &RegId, queue: &QueueId, to: Position) -> bool {
+    pub fn extend(
+        &mut self,
+        regid: &RegId,
+        queue: &QueueId,
+        to: Position,
+        skipped: Skipped,
+    ) -> bool {
         let newest = self
             .iter_mut()
             .rev()
@@ -223,6 +236,7 @@ impl Window {
         match newest {
             Some(cover) => {
                 cover.to = to;
+                cover.skipped.add(skipped);
                 true
             }
             None => false,
@@ -295,14 +309,16 @@ impl Window {
         let queues: SmallVec<[QueueId; 4]> = item.covers().map(|cover| cover.queue).collect();
         let moved = queues
             .into_iter()
-            .filter_map(|queue| self.settle(&regid, &queue).map(|to| Moved { regid, queue, to }))
+            .filter_map(|queue| {
+                self.settle(&regid, &queue, acked).map(|to| Moved { regid, queue, to })
+            })
             .collect();
         self.sweep();
         moved
     }
 
     /// Takes the acknowledged prefix of a queue out and returns where it ends.
-    fn settle(&mut self, regid: &RegId, queue: &QueueId) -> Option<Position> {
+    fn settle(&mut self, regid: &RegId, queue: &QueueId, acked: &mut Acked) -> Option<Position> {
         let mut newest = None;
         for item in self.iter_mut().filter(|item| item.regid == *regid) {
             let Some(to) = item.covers().filter(|c| c.queue == *queue).last().map(|c| c.to) else {
@@ -312,6 +328,8 @@ impl Window {
                 break;
             }
             newest = Some(to);
+            let covers = item.covers().filter(|cover| cover.queue == *queue);
+            covers.for_each(|cover| acked.skipped.add(cover.skipped));
             item.drop_covers(queue);
         }
         newest
@@ -331,6 +349,12 @@ impl Window {
     }
 }
 
+/// What of `(after..to]` was skipped.
+pub fn skipped_in(all: &[(Seq, Skip)], after: Seq, to: Seq) -> Skipped {
+    let is_in = |(seq, _): &&(Seq, Skip)| *seq > after && *seq <= to;
+    Skipped::of(all.iter().filter(is_in).map(|(_, why)| *why))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,7 +369,13 @@ mod tests {
 
     fn sent(window: &mut Window, queue: QueueId, after: u64, to: u64) -> u16 {
         let packet_id = window.next_id();
-        let cover = Cover { queue, after: Seq(after), seq: Seq(to), to: at(to) };
+        let cover = Cover {
+            queue,
+            after: Seq(after),
+            seq: Seq(to),
+            to: at(to),
+            skipped: Skipped::default(),
+        };
         window.push(InFlight {
             packet_id,
             regid: REG,
@@ -400,11 +430,14 @@ mod tests {
     #[test]
     fn a_skipped_tail_is_acknowledged_with_what_came_before() {
         let mut window = Window::default();
-        assert!(!window.extend(&REG, &QUEUE, at(9)));
+        let skipped = Skipped::of([Skip::Expired, Skip::Expired, Skip::Filtered].into_iter());
+        assert!(!window.extend(&REG, &QUEUE, at(9), skipped));
         let id = sent(&mut window, QUEUE, 0, 1);
-        assert!(window.extend(&REG, &QUEUE, at(9)));
+        assert!(window.extend(&REG, &QUEUE, at(9), skipped));
         let moved = Moved { regid: REG, queue: QUEUE, to: at(9) };
-        assert_eq!(window.ack(id, &mut Acked::default()), Some(vec![moved]));
+        let mut acked = Acked::default();
+        assert_eq!(window.ack(id, &mut acked), Some(vec![moved]));
+        assert_eq!(acked.skipped, skipped, "counted once, with the pointer");
     }
 
     #[test]
