@@ -58,6 +58,8 @@ enum Fared {
         #[serde(skip_serializing_if = "Option::is_none")]
         field: Option<&'static str>,
         detail: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_s: Option<u64>,
     },
     /// As it was answered the first time.
     Kept(Box<RawValue>),
@@ -93,6 +95,7 @@ impl From<Problem> for Fared {
             code: row.text,
             field: problem.field,
             detail: problem.detail,
+            retry_after_s: problem.retry_after_s,
         }
     }
 }
