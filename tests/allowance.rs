@@ -5,13 +5,13 @@ mod support;
 
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::future::join_all;
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
-use support::{APP, AppCredentials, Node, Options};
+use support::{APP, AppCredentials, DEADLINE, Node, Options, poll_until, rumqtt};
 
 async fn start(allowance: &str) -> Node {
     let config = format!("[limits.allowance]\n{allowance}");
@@ -38,6 +38,18 @@ impl Sender {
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         (status, headers, answer.json().await.expect("JSON"))
     }
+
+    /// What is left of a bound, asked without using anything of it.
+    async fn left(&self, name: &str) -> u64 {
+        let body = json!({"target": {"all": true}, "payload": 1, "dry_run": true});
+        let request = self.client.post(&self.url).bearer_auth(&self.secret).json(&body);
+        left(request.send().await.expect("an answer").headers(), name).expect("such a bound")
+    }
+
+    async fn until_left(&self, name: &str, wanted: u64) {
+        let is_left = async || (self.left(name).await == wanted).then_some(());
+        assert!(poll_until(DEADLINE, is_left).await.is_some(), "{} left", self.left(name).await);
+    }
 }
 
 /// What is left of a bound, by the answer.
@@ -52,7 +64,7 @@ fn retry_after(headers: &HeaderMap) -> u64 {
 }
 
 #[tokio::test]
-async fn a_quota_survives_a_crash_and_says_what_is_left() {
+async fn a_bound_of_the_day_survives_a_restart_and_says_what_is_left() {
     let mut node = start("targets_per_day = 5\nbroadcasts_per_day = 2\n").await;
     let device = node.create_device().await;
     let app = node.app().clone();
@@ -84,6 +96,79 @@ async fn a_quota_survives_a_crash_and_says_what_is_left() {
     assert_eq!(sender.send(&json!({"all": true})).await.0, 429);
     let other = node.create_app("other").await;
     assert_eq!(Sender::new(&node, &other).send(&json!({"all": true})).await.0, 202);
+}
+
+#[tokio::test]
+async fn a_quota_refuses_by_what_was_delivered_and_what_was_accepted_is_delivered() {
+    let node = start("deliveries_per_day = 4\nbroadcast_deliveries_per_day = 1\n").await;
+    let device = node.create_device().await;
+    node.bind(&device.regid, "ann").await;
+    let sender = Sender::new(&node, node.app());
+    let (one, all) = (json!({"regids": [device.regid]}), json!({"all": true}));
+    for _ in 0..5 {
+        let (status, headers, _) = sender.send(&one).await;
+        assert_eq!(
+            (status, left(&headers, "deliveries-day")),
+            (202, Some(4)),
+            "none was delivered"
+        );
+    }
+    assert_eq!(sender.send(&json!({"aliases": ["ann"]})).await.0, 202);
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    client.messages(6).await;
+    sender.until_left("deliveries-day", 0).await;
+    for target in [&one, &json!({"aliases": ["ann"]})] {
+        let (status, headers, problem) = sender.send(target).await;
+        assert_eq!((status, &problem["code"]), (429, &json!("quota_exceeded")), "{problem}");
+        assert!(headers["ratelimit-policy"].to_str().unwrap().contains("\"deliveries-day\";q=4"));
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let to_midnight = 86_400 - now_s % 86_400;
+        assert!(retry_after(&headers).abs_diff(to_midnight) <= 60, "midnight, UTC");
+    }
+    // Broadcasts have a quota of their own, in which every device counts.
+    assert_eq!(sender.send(&all).await.0, 202);
+    client.message().await;
+    sender.until_left("broadcast-deliveries-day", 0).await;
+    let (status, _, problem) = sender.send(&all).await;
+    assert_eq!((status, &problem["code"]), (429, &json!("quota_exceeded")), "{problem}");
+    let other = node.create_app("other").await;
+    assert_eq!(Sender::new(&node, &other).send(&all).await.0, 202, "another app has its own");
+    client.stop().await;
+}
+
+#[tokio::test]
+async fn deliveries_are_counted_once_whatever_kills_lead_to_redelivery() {
+    let mut node = start("deliveries_per_day = 1000\n").await;
+    let device = node.create_device().await;
+    let mut sent = 0;
+    for round in 1..=4 {
+        let sender = Sender::new(&node, node.app());
+        let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+        client.ready().await;
+        for _ in 0..10 {
+            assert_eq!(sender.send(&json!({"regids": [device.regid]})).await.0, 202);
+        }
+        sent += 10;
+        client.messages(round * 2).await;
+        let counted = 1_000 - sender.left("deliveries-day").await;
+        assert!(counted <= sent, "{counted} of {sent}");
+        node.kill9();
+        drop(client);
+        node.restart().await;
+        let sender = Sender::new(&node, node.app());
+        let after = 1_000 - sender.left("deliveries-day").await;
+        assert!((counted..=sent).contains(&after), "{counted}, then {after} of {sent}");
+    }
+    let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
+    client.ready().await;
+    let sender = Sender::new(&node, node.app());
+    sender.until_left("deliveries-day", 1_000 - sent).await;
+    client.stop().await;
+    assert!(node.terminate().await.success());
+    node.restart().await;
+    let sender = Sender::new(&node, node.app());
+    assert_eq!(sender.left("deliveries-day").await, 1_000 - sent);
 }
 
 #[tokio::test]

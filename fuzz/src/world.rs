@@ -170,7 +170,7 @@ impl World {
     /// Does what a session wants done, and judges it.
     pub fn effect(&mut self, effect: Effect) {
         match effect {
-            Effect::Acknowledge { regid, queue, position } => {
+            Effect::Acknowledge { regid, queue, position, .. } => {
                 assert!(position.seq.0 <= self.head(&queue), "acknowledged before it was there");
                 let stored = self.stored.entry((regid, queue)).or_default();
                 assert!(*stored <= position.seq.0, "a pointer went back");

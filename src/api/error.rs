@@ -22,7 +22,10 @@ impl From<Error> for Problem {
             Error::Conflict(_) => Self::new(Code::AlreadyExists, detail),
             Error::Allowance { bound, after, .. } => {
                 let code = match bound {
-                    Unsent::Quota | Unsent::BroadcastQuota => Code::QuotaExceeded,
+                    Unsent::Quota
+                    | Unsent::BroadcastQuota
+                    | Unsent::DayTargets
+                    | Unsent::DayBroadcasts => Code::QuotaExceeded,
                     _ => Code::RateLimited,
                 };
                 let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);

@@ -266,6 +266,14 @@ impl QueueName {
         }
     }
 
+    /// Its app, if its name says so.
+    pub fn app(&self) -> Option<&AppId> {
+        match self {
+            Self::Own(_) => None,
+            Self::Alias(app, _) | Self::Topic(app, _) | Self::All(app) => Some(app),
+        }
+    }
+
     /// The kind's number on the wire and in the digest (`QueueKind` of the IDL).
     pub fn kind(&self) -> u8 {
         match self {

@@ -14,12 +14,16 @@ pub struct Allowance {
     pub targets_burst: u32,
     /// How many in a day.
     pub targets_per_day: u64,
+    /// How many messages to them devices may have handled in a day, before it may send no more.
+    pub deliveries_per_day: u64,
     /// Messages to topics, conditions and everybody in a second.
     pub broadcasts_per_s: u32,
     /// How many of them at once.
     pub broadcasts_burst: u32,
     /// How many in a day.
     pub broadcasts_per_day: u64,
+    /// How many of them devices may have handled in a day, before it may send no more.
+    pub broadcast_deliveries_per_day: u64,
 }
 
 impl Default for Allowance {
@@ -28,9 +32,11 @@ impl Default for Allowance {
             targets_per_s: 200_000,
             targets_burst: 400_000,
             targets_per_day: 1_000_000_000,
+            deliveries_per_day: 1_000_000_000,
             broadcasts_per_s: 1_000,
             broadcasts_burst: 10_000,
             broadcasts_per_day: 1_000_000,
+            broadcast_deliveries_per_day: 10_000_000_000,
         }
     }
 }

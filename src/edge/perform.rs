@@ -52,8 +52,8 @@ pub fn effect(arrival: &Arrival, effect: Effect) {
     let (edge, nudge) = (&arrival.edge, &arrival.nudge);
     let service = &edge.service;
     match effect {
-        Effect::Acknowledge { regid, queue, position } => {
-            service.acknowledge(&regid, queue, position)
+        Effect::Acknowledge { regid, queue, position, delivered } => {
+            service.acknowledge(&regid, queue, position, delivered)
         }
         Effect::Receipt(note) => service.receipt(note.message, note.regid, note.pushed_ms),
         Effect::Follow(queue) => service.follow(&queue, nudge),

@@ -50,6 +50,7 @@ use crate::{
     route::Reasons,
     service::{
         self,
+        allowance::Delivered,
         deliver::{Following, Pulled, Take},
         seals::Registered,
     },
@@ -99,6 +100,8 @@ pub enum Effect {
         queue: QueueId,
         /// How far.
         position: Position,
+        /// What was delivered by that.
+        delivered: Option<Delivered>,
     },
     /// A message that asks for a receipt was acknowledged. Before the pointer moves over it.
     Receipt(Note),
@@ -438,8 +441,8 @@ impl Session {
         if !out.acked.notes.is_empty() {
             out.effects.extend(out.acked.notes.drain(..).map(Effect::Receipt));
         }
-        for window::Moved { regid, queue, to } in moved {
-            self.feeds.acknowledge(&regid, queue, to, out);
+        for moved in moved {
+            self.feeds.acknowledge(moved, out);
         }
     }
 

@@ -1,19 +1,23 @@
 //! How much each app may send: rates by GCRA in memory, quotas of the day on disk.
 //!
 //! The rate is asked first and counts what a request states, right or wrong, so that an app that
-//! sends too much costs little. The quota counts what is accepted. Counts reach the disk with the
-//! pointers, within a second; rates begin anew with the process.
+//! sends too much costs little. A send is refused when what was delivered today has reached the
+//! quota; what was accepted is delivered all the same. A delivery is counted by the flush that
+//! writes the pointer behind it, in the same batch, and so once. What is accepted in a day has a
+//! bound of its own, for what waits for devices that are away. Rates begin anew with the process.
 
 use std::time::Duration;
 
 use dashmap::{DashMap, mapref::one::RefMut};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{Error, Service, send::Target};
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
-        ids::AppId,
+        ids::{AppId, QueueName},
+        maps::Owned,
         metrics::Unsent,
     },
     config,
@@ -36,16 +40,69 @@ impl Default for Allowances {
 #[derive(Clone, Debug, Default)]
 struct Used {
     day: u32,
-    counts: [u64; 2],
+    counts: Counts,
     paid_ns: [u64; 2],
     is_unwritten: bool,
 }
 
+/// What an app has used of a day, as it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Counts {
+    accepted: [u64; 2],
+    delivered: [u64; 2],
+}
+
 /// The two kinds of sends, each with bounds of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
+    /// To regIDs and aliases.
     Targets = 0,
+    /// To topics, as conditions say, and to everybody.
     Broadcasts = 1,
+}
+
+impl Kind {
+    /// Which kind of sends a queue is for.
+    pub fn of(queue: &QueueName) -> Self {
+        match queue {
+            QueueName::Own(_) | QueueName::Alias(..) => Self::Targets,
+            QueueName::Topic(..) | QueueName::All(_) => Self::Broadcasts,
+        }
+    }
+}
+
+/// Messages that a registration has handled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Whose they are.
+    pub app: AppId,
+    /// Of which kind of queue.
+    pub kind: Kind,
+    /// How many.
+    pub messages: u32,
+}
+
+/// What one registration has handled since the last flush.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sums {
+    app: Option<AppId>,
+    counts: [u32; 2],
+}
+
+impl Sums {
+    /// These too.
+    pub(super) fn add(&mut self, delivered: Delivered) {
+        let count = &mut self.counts[delivered.kind as usize];
+        *count = count.saturating_add(delivered.messages);
+        self.app = Some(delivered.app);
+    }
+
+    /// These are counted.
+    pub(super) fn subtract(&mut self, counted: &Self) {
+        for (count, counted) in self.counts.iter_mut().zip(counted.counts) {
+            *count = count.saturating_sub(counted);
+        }
+    }
 }
 
 /// What a send takes.
@@ -76,17 +133,25 @@ struct Bounds {
     per_s: u64,
     burst: u64,
     per_day: u64,
+    deliveries_per_day: u64,
 }
 
 impl Bounds {
     fn of(config: &config::Allowance, kind: Kind) -> Self {
-        let (per_s, burst, per_day) = match kind {
-            Kind::Targets => (config.targets_per_s, config.targets_burst, config.targets_per_day),
-            Kind::Broadcasts => {
-                (config.broadcasts_per_s, config.broadcasts_burst, config.broadcasts_per_day)
-            }
-        };
-        Self { per_s: per_s.into(), burst: burst.into(), per_day }
+        match kind {
+            Kind::Targets => Self {
+                per_s: config.targets_per_s.into(),
+                burst: config.targets_burst.into(),
+                per_day: config.targets_per_day,
+                deliveries_per_day: config.deliveries_per_day,
+            },
+            Kind::Broadcasts => Self {
+                per_s: config.broadcasts_per_s.into(),
+                burst: config.broadcasts_burst.into(),
+                per_day: config.broadcasts_per_day,
+                deliveries_per_day: config.broadcast_deliveries_per_day,
+            },
+        }
     }
 
     /// What one costs, and what may be owed, in nanoseconds.
@@ -128,23 +193,40 @@ impl Service {
         Ok(())
     }
 
-    /// Counts a send, which is about to be accepted, against its app's day.
+    /// Counts a send, which is about to be accepted, against its app's day, unless what was
+    /// delivered or accepted today is all that may be.
     pub(super) fn count(&self, app: &AppId, target: &Target) -> Result<(), Error> {
         let (kind, count) = price(target);
         let bounds = Bounds::of(&self.limits.load().allowance, kind);
         let mut used = self.used(app)?;
-        let sum = used.counts[kind as usize].saturating_add(count);
-        if bounds.per_day > 0 && sum > bounds.per_day {
+        let refused = |what, bound| {
             let after = Duration::from_secs(self.day_left_s());
-            let (what, bound) = match kind {
-                Kind::Targets => ("the app's targets of the day are used up", Unsent::Quota),
+            Err(Error::Allowance { what, bound, after })
+        };
+        let delivered = used.counts.delivered[kind as usize];
+        if bounds.deliveries_per_day > 0 && delivered >= bounds.deliveries_per_day {
+            return match kind {
+                Kind::Targets => {
+                    refused("the app's deliveries of the day are used up", Unsent::Quota)
+                }
+                Kind::Broadcasts => refused(
+                    "the app's deliveries of broadcasts of the day are used up",
+                    Unsent::BroadcastQuota,
+                ),
+            };
+        }
+        let sum = used.counts.accepted[kind as usize].saturating_add(count);
+        if bounds.per_day > 0 && sum > bounds.per_day {
+            return match kind {
+                Kind::Targets => {
+                    refused("more targets than the app may send to in a day", Unsent::DayTargets)
+                }
                 Kind::Broadcasts => {
-                    ("the app's broadcasts of the day are used up", Unsent::BroadcastQuota)
+                    refused("more broadcasts than the app may send in a day", Unsent::DayBroadcasts)
                 }
             };
-            return Err(Error::Allowance { what, bound, after });
         }
-        used.counts[kind as usize] = sum;
+        used.counts.accepted[kind as usize] = sum;
         used.is_unwritten = true;
         Ok(())
     }
@@ -156,10 +238,10 @@ impl Service {
     pub fn allowance(&self, app: &AppId) -> Result<Vec<Left>, Error> {
         let (now_ns, limits) = (self.elapsed_ns(), self.limits.load());
         let used = self.used(app)?.clone();
-        let mut all = Vec::with_capacity(4);
-        for (kind, rate, day) in [
-            (Kind::Targets, "targets", "targets-day"),
-            (Kind::Broadcasts, "broadcasts", "broadcasts-day"),
+        let mut all = Vec::with_capacity(6);
+        for (kind, rate, accepted, delivered) in [
+            (Kind::Targets, "targets", "targets-day", "deliveries-day"),
+            (Kind::Broadcasts, "broadcasts", "broadcasts-day", "broadcast-deliveries-day"),
         ] {
             let bounds = Bounds::of(&limits.allowance, kind);
             if let Some((cost_ns, burst_ns)) = bounds.rate() {
@@ -172,10 +254,14 @@ impl Service {
                     reset_s: owed.div_ceil(SECOND_NS),
                 });
             }
-            if bounds.per_day > 0 {
-                let left = bounds.per_day.saturating_sub(used.counts[kind as usize]);
-                let (quota, reset_s) = (bounds.per_day, self.day_left_s());
-                all.push(Left { name: day, quota, window_s: DAY_MS / 1_000, left, reset_s });
+            let Counts { accepted: sent, delivered: taken } = used.counts;
+            let days = [
+                (delivered, bounds.deliveries_per_day, taken[kind as usize]),
+                (accepted, bounds.per_day, sent[kind as usize]),
+            ];
+            for (name, quota, gone) in days.into_iter().filter(|(_, quota, _)| *quota > 0) {
+                let (left, reset_s) = (quota.saturating_sub(gone), self.day_left_s());
+                all.push(Left { name, quota, window_s: DAY_MS / 1_000, left, reset_s });
             }
         }
         Ok(all)
@@ -205,6 +291,41 @@ impl Service {
         Ok(committed?)
     }
 
+    /// Puts what was delivered into the batch that writes the pointers behind it. What is given
+    /// back is to be counted when that is durable.
+    pub(super) fn put_delivered<'a>(
+        &self,
+        all: impl Iterator<Item = &'a Sums>,
+        batch: &mut Batch,
+    ) -> Owned<AppId, [u64; 2]> {
+        let mut sums: Owned<AppId, [u64; 2]> = Owned::default();
+        for Sums { app, counts } in all.filter(|sums| sums.counts != [0; 2]) {
+            let Some(app) = app else { continue };
+            add(sums.entry(app.clone()).or_default(), counts.map(u64::from));
+        }
+        for (app, counts) in &sums {
+            match self.used(app) {
+                Ok(used) => {
+                    let mut sum = used.counts;
+                    add(&mut sum.delivered, *counts);
+                    batch.put(Space::Once(used.day), key(app), encode(&sum));
+                }
+                // Pointers must not wait for it.
+                Err(error) => tracing::warn!(%app, %error, "deliveries are not counted"),
+            }
+        }
+        sums
+    }
+
+    /// What was delivered is on disk, with its pointers.
+    pub(super) fn count_delivered(&self, sums: Owned<AppId, [u64; 2]>) {
+        for (app, counts) in sums {
+            if let Ok(mut used) = self.used(&app) {
+                add(&mut used.counts.delivered, counts);
+            }
+        }
+    }
+
     /// What an app has used, of today.
     fn used(&self, app: &AppId) -> Result<RefMut<'_, AppId, Used>, Error> {
         let today = day_of(self.now_ms()).max(self.router.oldest_day());
@@ -212,13 +333,13 @@ impl Service {
             Some(used) => used,
             None => {
                 let stored = self.router.get(Space::Once(today), &key(app))?;
-                let counts = stored.map_or(Ok([0; 2]), |bytes| decode(&bytes))?;
+                let counts = stored.map_or(Ok(Counts::default()), |bytes| decode(&bytes))?;
                 let fresh = Used { day: today, counts, ..Used::default() };
                 self.allowances.apps.entry(app.clone()).or_insert(fresh)
             }
         };
         if used.day < today {
-            (used.day, used.counts) = (today, [0; 2]);
+            (used.day, used.counts) = (today, Counts::default());
         }
         Ok(used)
     }
@@ -237,6 +358,10 @@ fn key(app: &AppId) -> Vec<u8> {
     [b"used.", app.as_str().as_bytes()].concat()
 }
 
+fn add(sums: &mut [u64; 2], more: [u64; 2]) {
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+}
+
 const SECOND_NS: u64 = 1_000_000_000;
 
 #[cfg(test)]
@@ -246,7 +371,7 @@ mod tests {
     #[test]
     fn a_flood_gets_its_burst_and_then_its_rate() {
         for (per_s, burst) in [(10, 5), (200_000, 1_000), (3, 1)] {
-            let bounds = Bounds { per_s, burst, per_day: 0 };
+            let bounds = Bounds { per_s, burst, per_day: 0, deliveries_per_day: 0 };
             let (mut paid, mut taken) = (0, 0);
             for now in (0..10 * SECOND_NS).step_by(20_000) {
                 for _ in 0..6 {
@@ -262,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_when_and_then_it_is_so() {
-        let bounds = Bounds { per_s: 10, burst: 2, per_day: 0 };
+        let bounds = Bounds { per_s: 10, burst: 2, per_day: 0, deliveries_per_day: 0 };
         let paid = bounds.take(0, 7, 9).unwrap();
         let after = bounds.take(paid, 7, 1).unwrap_err();
         assert_eq!(after, Duration::from_millis(100));

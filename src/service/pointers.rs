@@ -8,7 +8,11 @@ use std::{
 
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
-use super::{Error, Service, records::Positions};
+use super::{
+    Error, Service,
+    allowance::{Delivered, Sums},
+    records::Positions,
+};
 use crate::{
     base::{
         ids::{QueueId, RegId},
@@ -26,7 +30,7 @@ const FLUSH_RECORDS: usize = 256;
 /// From a device's leaving to the flush.
 const SOON: Duration = Duration::from_millis(20);
 /// Records that stay in memory when they are written, so that the next acknowledgement of the
-/// same registration need not read its own: about 250 bytes each.
+/// same registration need not read its own: about 280 bytes each.
 const KEPT_MAX: usize = 65_536;
 
 /// The pointers of those who acknowledged something lately.
@@ -41,6 +45,8 @@ pub struct Pointers {
 
 struct Recent {
     positions: Positions,
+    /// What was delivered since the last flush.
+    delivered: Sums,
     /// Grows with every change, so that a flush knows what it wrote.
     version: u64,
     /// It is among the unwritten, or a flush has it in hand.
@@ -70,16 +76,19 @@ impl Pointers {
         InHand { pointers: self, regids, done: 0 }
     }
 
-    /// What the record of a registration is to be, with its version.
-    fn record(&self, regid: &RegId) -> Option<(RegId, u64, Vec<u8>)> {
+    /// What the record of a registration is to be.
+    fn record(&self, regid: &RegId) -> Option<Record> {
         let one = self.recent.get(regid)?;
-        Some((*regid, one.version, encode(&one.positions)))
+        let (bytes, delivered) = (encode(&one.positions), one.delivered.clone());
+        Some(Record { regid: *regid, version: one.version, bytes, delivered })
     }
 
-    /// The record of this version is durable.
-    fn written(&self, regid: &RegId, version: u64, is_kept: bool) {
+    /// The record is durable.
+    fn written(&self, record: &Record, is_kept: bool) {
+        let regid = &record.regid;
         let Some(mut one) = self.recent.get_mut(regid) else { return };
-        if one.version != version {
+        one.delivered.subtract(&record.delivered);
+        if one.version != record.version {
             drop(one);
             return self.push_unwritten(&[*regid]);
         }
@@ -89,6 +98,14 @@ impl Pointers {
             self.recent.remove_if(regid, |_, one| !one.is_unwritten);
         }
     }
+}
+
+/// One registration's pointers as they are written.
+struct Record {
+    regid: RegId,
+    version: u64,
+    bytes: Vec<u8>,
+    delivered: Sums,
 }
 
 /// What a flush writes. What it has not written when it is dropped is unwritten again.
@@ -108,8 +125,20 @@ impl Drop for InHand<'_> {
 
 impl Service {
     /// The registration has handled everything up to `position`. Written within a second.
-    pub fn acknowledge(&self, regid: &RegId, queue: QueueId, position: Position) {
-        self.change_positions(regid, |positions| positions.set(queue, position));
+    /// What was delivered by that is counted with it.
+    pub fn acknowledge(
+        &self,
+        regid: &RegId,
+        queue: QueueId,
+        position: Position,
+        delivered: Option<Delivered>,
+    ) {
+        self.change_recent(regid, |recent| {
+            recent.positions.set(queue, position);
+            if let Some(delivered) = delivered {
+                recent.delivered.add(delivered);
+            }
+        });
     }
 
     /// All positions of a registration, newest first known.
@@ -129,7 +158,7 @@ impl Service {
 
     /// The registration no longer follows a queue.
     pub(super) fn forget_position(&self, regid: &RegId, queue: &QueueId) {
-        self.change_positions(regid, |positions| positions.0.retain(|(id, _)| id != queue));
+        self.change_recent(regid, |recent| recent.positions.0.retain(|(id, _)| id != queue));
     }
 
     /// The registration is no more; its stored record goes with it.
@@ -137,15 +166,16 @@ impl Service {
         self.pointers.recent.remove(regid);
     }
 
-    fn change_positions(&self, regid: &RegId, change: impl FnOnce(&mut Positions)) {
+    fn change_recent(&self, regid: &RegId, change: impl FnOnce(&mut Recent)) {
         let mut recent = self.pointers.recent.entry(*regid).or_insert_with(|| {
             let positions = self.read_positions(regid).unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot read pointers, some entries will be redelivered");
                 Positions::default()
             });
-            Recent { positions, version: 0, is_unwritten: false, is_fresh: true }
+            let delivered = Sums::default();
+            Recent { positions, delivered, version: 0, is_unwritten: false, is_fresh: true }
         });
-        change(&mut recent.positions);
+        change(&mut recent);
         recent.version += 1;
         recent.is_fresh = true;
         if !std::mem::replace(&mut recent.is_unwritten, true) {
@@ -168,15 +198,17 @@ impl Service {
             // a crash that its pointer outlives.
             self.write_receipts().await?;
             let mut batch = Batch::default();
-            for (regid, _, record) in &records {
-                batch.put(Space::Pointers, regid.as_bytes(), record.clone());
+            for record in &records {
+                batch.put(Space::Pointers, record.regid.as_bytes(), record.bytes.clone());
             }
+            let delivered = self.put_delivered(records.iter().map(|r| &r.delivered), &mut batch);
             crash_point!("pointers::before_flush");
             self.router.commit(batch).await?;
             let is_kept = self.pointers.recent.len() <= KEPT_MAX;
-            for (regid, version, _) in &records {
-                self.pointers.written(regid, *version, is_kept);
+            for record in &records {
+                self.pointers.written(record, is_kept);
             }
+            self.count_delivered(delivered);
             self.metrics.queue.pointer_flushes.increment(records.len() as u64);
             in_hand.done += chunk.len();
         }

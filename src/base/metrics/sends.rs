@@ -35,8 +35,12 @@ crate::labels! {
         BroadcastRate = "broadcast_rate",
         /// The app's deliveries of the day.
         Quota = "quota",
-        /// The app's broadcasts of the day.
+        /// The app's deliveries of broadcasts of the day.
         BroadcastQuota = "broadcast_quota",
+        /// The targets that the app may send to in a day.
+        DayTargets = "day_targets",
+        /// The broadcasts that the app may send in a day.
+        DayBroadcasts = "day_broadcasts",
         /// A call with its idempotency key runs.
         KeyInUse = "key_in_use",
         /// Its idempotency key belongs to another call.

@@ -180,7 +180,8 @@ impl Session {
         self.window.push(item);
         if is_lost {
             let mut acked = Acked::default();
-            let moved = self.window.ack(packet_id, &mut acked).unwrap_or_default();
+            let mut moved = self.window.ack(packet_id, &mut acked).unwrap_or_default();
+            moved.iter_mut().for_each(|moved| moved.messages = 0);
             out.acked.skipped.add(acked.skipped);
             self.moved(moved, out);
         }
@@ -312,7 +313,8 @@ impl Draft {
         self.bytes += frame::delta_overhead_bytes(down::queue_name(queue.name()));
         self.bytes += entries.iter().map(Bytes::len).sum::<usize>() + wrapped_keys.len();
         self.entries += entries.len();
-        let cover = Cover { queue: id, after, seq: to.seq, to, skipped };
+        let messages = u32::try_from(at_ms.len()).unwrap_or(u32::MAX);
+        let cover = Cover { queue: id, after, seq: to.seq, to, skipped, messages };
         let tag = (cx.tag)(&id, to);
         let delta =
             DraftDelta { queue, cover, tag, jump, entries, at_ms, key_number, wrapped_keys };

@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use super::{Effect, Output, window::Window};
+use super::{
+    Effect, Output,
+    window::{Moved, Window},
+};
 use crate::{
     base::{
         ids::{QueueId, QueueName, RegId},
@@ -18,6 +21,7 @@ use crate::{
         position::{Epoch, Position, Seq},
     },
     service::{
+        allowance::{Delivered, Kind},
         deliver::{Following, Start},
         seals::{Sealer, Sealing},
     },
@@ -187,6 +191,14 @@ impl Feed {
         }
     }
 
+    /// So many messages of a lane were delivered.
+    fn delivered(&self, lane: usize, messages: u32) -> Option<Delivered> {
+        let kind = Kind::of(self.followings[lane].queue.name());
+        // Every registration follows a queue that bears its app's name: `all`.
+        let app = self.followings.iter().find_map(|following| following.queue.name().app())?;
+        Some(Delivered { app: app.clone(), kind, messages })
+    }
+
     /// The lane of a queue.
     pub fn lane_of(&self, queue: &QueueId) -> Option<usize> {
         self.followings.iter().position(|following| following.queue.id() == *queue)
@@ -265,13 +277,16 @@ impl Feeds {
     }
 
     /// The acknowledged prefix of a queue reaches `to`.
-    pub fn acknowledge(&mut self, regid: &RegId, queue: QueueId, to: Position, out: &mut Output) {
-        let Some(index) = self.index_of(regid) else { return };
-        let Some(lane) = self.list[index].lane_of(&queue) else { return };
-        let lane = &mut self.list[index].lanes[lane];
+    pub fn acknowledge(&mut self, moved: Moved, out: &mut Output) {
+        let Moved { regid, queue, to: position, messages } = moved;
+        let Some(index) = self.index_of(&regid) else { return };
+        let feed = &mut self.list[index];
+        let Some(at) = feed.lane_of(&queue) else { return };
+        let lane = &mut feed.lanes[at];
         let is_unstored = std::mem::take(&mut lane.is_unstored);
-        if lane.pointer.ack(to.seq) || is_unstored {
-            out.effects.push(Effect::Acknowledge { regid: *regid, queue, position: to });
+        if lane.pointer.ack(position.seq) || is_unstored {
+            let delivered = (messages > 0).then(|| feed.delivered(at, messages)).flatten();
+            out.effects.push(Effect::Acknowledge { regid, queue, position, delivered });
         }
     }
 
@@ -435,7 +450,7 @@ fn merge_one(
         };
         let is_news = |position: &Position| !starts[i].is_stored || starts[i].after != *position;
         if let Some(position) = stored.filter(is_news) {
-            out.effects.push(Effect::Acknowledge { regid, queue: id, position });
+            out.effects.push(moves(regid, id, position));
         }
         match usage {
             Use::Deliver | Use::Watch => out.effects.push(Effect::Follow(following.queue.clone())),
@@ -452,6 +467,11 @@ fn merge_one(
         }
     }
     Feed { regid, sealer: sealing.into_sealer(), control, followings, lanes, is_gated, rotor: 0 }
+}
+
+/// A pointer moves, and nothing is delivered by that.
+fn moves(regid: RegId, queue: QueueId, position: Position) -> Effect {
+    Effect::Acknowledge { regid, queue, position, delivered: None }
 }
 
 /// A lane that is delivered from now on.

@@ -8,7 +8,7 @@ use super::{
     Context, Mode, Output, Session, Want,
     feeds::{Begin, News, Standing, Use},
     filter::Subscription,
-    window::{Acked, Cover, InFlight, Note, Stage, skipped_in},
+    window::{Acked, Cover, InFlight, Moved, Note, Stage, skipped_in},
 };
 use crate::{
     base::{
@@ -220,8 +220,8 @@ impl Session {
             let Body::Message(message) = &entry.body else { continue };
             let reached = entry.position;
             let skipped = skipped_in(&skipped, after, reached.seq);
-            let queue_id = queue.queue.id();
-            let cover = Cover { queue: queue_id, after, seq: reached.seq, to: reached, skipped };
+            let (queue_id, seq) = (queue.queue.id(), reached.seq);
+            let cover = Cover { queue: queue_id, after, seq, to: reached, skipped, messages: 1 };
             if is_delivered && self.deliver(cx, &queue, (entry, message), (regid, cover), out) {
                 after = reached.seq;
             }
@@ -256,7 +256,8 @@ impl Session {
             && !self.window.extend(&want.regid, &queue.queue.id(), to, skipped)
         {
             out.acked.skipped.add(skipped);
-            self.feeds.acknowledge(&want.regid, queue.queue.id(), to, out);
+            let (regid, queue) = (want.regid, queue.queue.id());
+            self.feeds.acknowledge(Moved { regid, queue, to, messages: 0 }, out);
         }
     }
 

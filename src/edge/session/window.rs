@@ -29,6 +29,8 @@ pub struct Cover {
     pub to: Position,
     /// What of it was skipped.
     pub skipped: Skipped,
+    /// How many messages it carries.
+    pub messages: u32,
 }
 
 /// Where one PUBLISH is.
@@ -98,6 +100,8 @@ pub struct Moved {
     pub queue: QueueId,
     /// Everything up to here is acknowledged.
     pub to: Position,
+    /// So many messages are behind it now.
+    pub messages: u32,
 }
 
 /// All that is in flight on one connection, oldest first.
@@ -307,32 +311,30 @@ impl Window {
         }
         let regid = item.regid;
         let queues: SmallVec<[QueueId; 4]> = item.covers().map(|cover| cover.queue).collect();
-        let moved = queues
-            .into_iter()
-            .filter_map(|queue| {
-                self.settle(&regid, &queue, acked).map(|to| Moved { regid, queue, to })
-            })
-            .collect();
+        let moved =
+            queues.into_iter().filter_map(|queue| self.settle(&regid, queue, acked)).collect();
         self.sweep();
         moved
     }
 
     /// Takes the acknowledged prefix of a queue out and returns where it ends.
-    fn settle(&mut self, regid: &RegId, queue: &QueueId, acked: &mut Acked) -> Option<Position> {
-        let mut newest = None;
+    fn settle(&mut self, regid: &RegId, queue: QueueId, acked: &mut Acked) -> Option<Moved> {
+        let (mut newest, mut messages) = (None, 0);
         for item in self.iter_mut().filter(|item| item.regid == *regid) {
-            let Some(to) = item.covers().filter(|c| c.queue == *queue).last().map(|c| c.to) else {
+            let Some(to) = item.covers().filter(|c| c.queue == queue).last().map(|c| c.to) else {
                 continue;
             };
             if item.stage != Stage::Acked {
                 break;
             }
             newest = Some(to);
-            let covers = item.covers().filter(|cover| cover.queue == *queue);
-            covers.for_each(|cover| acked.skipped.add(cover.skipped));
-            item.drop_covers(queue);
+            for cover in item.covers().filter(|cover| cover.queue == queue) {
+                acked.skipped.add(cover.skipped);
+                messages += cover.messages;
+            }
+            item.drop_covers(&queue);
         }
-        newest
+        newest.map(|to| Moved { regid: *regid, queue, to, messages })
     }
 
     /// Removes what stands for nothing more. An unacknowledged packet id stays in use; one
@@ -375,6 +377,7 @@ mod tests {
             seq: Seq(to),
             to: at(to),
             skipped: Skipped::default(),
+            messages: 1,
         };
         window.push(InFlight {
             packet_id,
@@ -398,11 +401,11 @@ mod tests {
         assert_eq!(window.ack(ids[2], &mut times), Some(vec![]));
         assert_eq!(window.ack(ids[1], &mut times), Some(vec![]));
         assert_eq!((window.len(), window.unacknowledged()), (4, 2));
-        let moved = Moved { regid: REG, queue: QUEUE, to: at(3) };
+        let moved = Moved { regid: REG, queue: QUEUE, to: at(3), messages: 3 };
         assert_eq!(window.ack(ids[0], &mut times), Some(vec![moved]));
         assert_eq!(window.len(), 1);
         assert_eq!(window.ack(ids[0], &mut times), None);
-        let moved = Moved { regid: REG, queue: QUEUE, to: at(4) };
+        let moved = Moved { regid: REG, queue: QUEUE, to: at(4), messages: 1 };
         assert_eq!(window.ack(ids[3], &mut times), Some(vec![moved]));
         assert!(window.is_empty());
         assert_eq!(times.at_ms, [3, 2, 1, 4]);
@@ -414,7 +417,7 @@ mod tests {
         let other = QueueId([2; 20]);
         sent(&mut window, QUEUE, 0, 1);
         let second = sent(&mut window, other, 0, 7);
-        let moved = Moved { regid: REG, queue: other, to: at(7) };
+        let moved = Moved { regid: REG, queue: other, to: at(7), messages: 1 };
         assert_eq!(window.ack(second, &mut Acked::default()), Some(vec![moved]));
     }
 
@@ -434,7 +437,7 @@ mod tests {
         assert!(!window.extend(&REG, &QUEUE, at(9), skipped));
         let id = sent(&mut window, QUEUE, 0, 1);
         assert!(window.extend(&REG, &QUEUE, at(9), skipped));
-        let moved = Moved { regid: REG, queue: QUEUE, to: at(9) };
+        let moved = Moved { regid: REG, queue: QUEUE, to: at(9), messages: 1 };
         let mut acked = Acked::default();
         assert_eq!(window.ack(id, &mut acked), Some(vec![moved]));
         assert_eq!(acked.skipped, skipped, "counted once, with the pointer");
