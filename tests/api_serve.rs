@@ -86,6 +86,24 @@ async fn a_request_is_answered_with_its_peer_and_a_trace_id() {
 }
 
 #[tokio::test]
+async fn who_is_refused_before_the_body_is_read_may_send_it_and_go_on() {
+    let door = open(None, bounds());
+    let mut stream = TcpStream::connect(door.at).await.unwrap();
+    stream
+        .write_all(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        .await
+        .unwrap();
+    // Long enough for an answer that does not wait.
+    let mut byte = [0];
+    let early = timeout(Duration::from_millis(200), stream.read(&mut byte)).await;
+    assert!(early.is_err(), "the answer came before the body");
+    stream.write_all(b"unwanted!").await.unwrap();
+    let answers = ask(&mut stream, "/peer").await;
+    assert!(answers.starts_with("HTTP/1.1 404"), "{answers}");
+    assert!(answers.contains("HTTP/1.1 200"), "{answers}");
+}
+
+#[tokio::test]
 async fn a_slow_or_silent_or_endless_head_ends_the_connection() {
     let door = open(None, bounds());
     for head in ["", "GET /peer HTTP/1.1\r\nhost"] {

@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod envelope;
+mod heard;
 pub mod serve;
 
 use std::{

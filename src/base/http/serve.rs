@@ -20,7 +20,10 @@ use arc_swap::ArcSwap;
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, header::CONNECTION},
+    http::{
+        HeaderValue,
+        header::{CONNECTION, EXPECT},
+    },
     response::Response,
 };
 use hyper::{body::Incoming, service::service_fn};
@@ -37,7 +40,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tower::ServiceExt;
 
-use super::Peer;
+use super::{Peer, heard::Heard};
 use crate::base::{
     net,
     proxy::{self, Balancers},
@@ -177,10 +180,18 @@ where
         let (activity, stop) = (activity.clone(), stop.clone());
         service_fn(move |request: hyper::Request<Incoming>| {
             let router = face.load().router.clone();
+            // Who waits for 100 Continue need not send what nobody wants.
+            let is_waiting = request.headers().contains_key(EXPECT);
+            let (head, body) = request.into_parts();
+            let (body, heard) = Heard::of(body);
+            let request = hyper::Request::from_parts(head, body);
             let answer = answer(router, request, peer, slot.clone(), activity.clone());
             let stop = stop.clone();
             async move {
                 let mut response = answer.await?;
+                if version == Version::One && !is_waiting {
+                    heard.finish().await;
+                }
                 if version == Version::One && *stop.borrow() {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(CONNECTION, close);
@@ -218,7 +229,7 @@ where
 
 async fn answer(
     router: Router,
-    mut request: hyper::Request<Incoming>,
+    mut request: hyper::Request<Body>,
     peer: Peer,
     slot: Slot,
     activity: Arc<Activity>,
@@ -226,7 +237,7 @@ async fn answer(
     let _call = activity.begin();
     request.extensions_mut().insert(peer);
     request.extensions_mut().insert(slot);
-    router.oneshot(request.map(Body::new)).await
+    router.oneshot(request).await
 }
 
 fn builder(version: Version, bounds: &Bounds) -> auto::Builder<Executor> {
