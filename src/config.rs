@@ -8,12 +8,17 @@ mod drain;
 mod gate;
 mod listen;
 
-use std::{fs, path::Path, path::PathBuf};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    allowance::Allowance,
+    allowance::{Allowance, AppLimits},
     callbacks::Callbacks,
     drain::Drain,
     gate::Gate,
@@ -210,6 +215,8 @@ pub struct Limits {
     pub feedback_days: u32,
     /// How much one app may send.
     pub allowance: Allowance,
+    /// What single apps may instead, by their names.
+    pub apps: BTreeMap<String, AppLimits>,
 }
 
 impl Default for Limits {
@@ -225,6 +232,7 @@ impl Default for Limits {
             registration_expires_days: 90,
             feedback_days: 30,
             allowance: Allowance::default(),
+            apps: BTreeMap::new(),
         }
     }
 }
@@ -285,7 +293,7 @@ pub enum Error {
     #[error("{key}: {rule}")]
     OutOfRange {
         /// The key, with its section.
-        key: &'static str,
+        key: Cow<'static, str>,
         /// What it may be.
         rule: &'static str,
     },
@@ -324,8 +332,10 @@ impl Config {
         let rules = rules.chain(self.limits.allowance.rules()).chain(self.drain.rules());
         let rules = rules.chain(self.callbacks.rules(self.store.retention_days));
         let mut rules = rules.chain(self.limits.rules(self.store.retention_days));
-        match rules.find(|rule| !rule.0) {
-            Some(Rule(_, key, rule)) => Err(Error::OutOfRange { key, rule }),
+        let wrong = rules.find(|rule| !rule.0).map(|Rule(_, key, rule)| (key.into(), rule));
+        let wrong_app = || self.limits.wrong_app().map(|(key, rule)| (key.into(), rule));
+        match wrong.or_else(wrong_app) {
+            Some((key, rule)) => Err(Error::OutOfRange { key, rule }),
             None => Ok(()),
         }
     }
@@ -430,11 +440,7 @@ impl Limits {
                 "limits.targets_per_send",
                 "1 to 1000",
             ),
-            Rule(
-                (1..=64 << 10).contains(&self.payload_bytes_max),
-                "limits.payload_bytes_max",
-                "1 to 65536",
-            ),
+            allowance::payload_rule(self.payload_bytes_max),
             Rule(
                 (1..=u64::from(retention_days) * 86_400).contains(&self.ttl_default_s),
                 "limits.ttl_default_s",

@@ -32,7 +32,15 @@ impl Sender {
     }
 
     async fn send(&self, target: &Value) -> (u16, HeaderMap, Value) {
-        let body = json!({"target": target, "payload": 1});
+        self.send_payload(target, 1).await
+    }
+
+    async fn send_payload(
+        &self,
+        target: &Value,
+        payload: impl Into<Value>,
+    ) -> (u16, HeaderMap, Value) {
+        let body = json!({"target": target, "payload": payload.into()});
         let request = self.client.post(&self.url).bearer_auth(&self.secret).json(&body);
         let answer = request.send().await.expect("an answer");
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
@@ -188,6 +196,55 @@ async fn a_rate_refuses_and_says_when() {
     let broadcasts = join_all((0..20).map(|_| sender.send(&all))).await;
     assert!(broadcasts.iter().all(|(status, ..)| *status == 202), "no bound");
     assert!(broadcasts.iter().all(|(_, headers, _)| left(headers, "broadcasts").is_none()));
+}
+
+#[tokio::test]
+async fn one_app_has_bounds_of_its_own_and_a_reload_changes_them() {
+    let common = "[limits.allowance]\ntargets_per_s = 0\nbroadcasts_per_s = 0\n";
+    let own = "[limits.apps.own]
+targets_per_s = 1
+targets_burst = 7
+targets_per_day = 70
+deliveries_per_day = 71
+broadcasts_per_s = 2
+broadcasts_burst = 9
+broadcasts_per_day = 90
+broadcast_deliveries_per_day = 91
+payload_bytes_max = 3
+";
+    let config = Some(format!("{common}{own}"));
+    let node = Node::start_with(Options { config, ..Options::default() }).await;
+    let (own, other) = (node.create_app("own").await, node.create_app("other").await);
+    let (own, other) = (Sender::new(&node, &own), Sender::new(&node, &other));
+    let all = json!({"all": true});
+    let (status, headers, _) = own.send(&all).await;
+    assert_eq!(status, 202);
+    let policy = "\"targets\";q=7;w=7, \"deliveries-day\";q=71;w=86400, \
+        \"targets-day\";q=70;w=86400, \"broadcasts\";q=9;w=5, \
+        \"broadcast-deliveries-day\";q=91;w=86400, \"broadcasts-day\";q=90;w=86400";
+    assert_eq!(headers["ratelimit-policy"], policy);
+    assert_eq!(own.send_payload(&all, "12").await.0, 422, "\"12\" has four bytes");
+    let (status, headers, _) = other.send(&all).await;
+    assert_eq!((status, left(&headers, "targets")), (202, None));
+    assert_eq!(other.send_payload(&all, "12").await.0, 202);
+
+    let file = node.data().parent().unwrap().join("carillon.toml");
+    let now =
+        "[limits.apps.own]\nbroadcasts_per_day = 2\n[limits.apps.other]\nbroadcasts_per_day = 0\n";
+    std::fs::write(&file, format!("{common}{now}")).unwrap();
+    assert!(node.cli(&["reload"]).await.contains("limits.apps"));
+    assert_eq!(own.send_payload(&all, "12").await.0, 202, "as every other app again");
+    let (status, headers, problem) = own.send(&all).await;
+    assert_eq!((status, &problem["code"]), (429, &json!("quota_exceeded")), "the third of two");
+    assert_eq!(left(&headers, "broadcasts-day"), Some(0));
+    let (status, headers, _) = other.send(&all).await;
+    assert_eq!((status, left(&headers, "broadcasts-day")), (202, None), "no bound");
+
+    std::fs::write(&file, format!("{common}[limits.apps.own]\npayload_bytes_max = 0\n")).unwrap();
+    let refused = node.call(Method::POST, "/admin/v1/reload", None).await;
+    let said = refused.body.to_string();
+    assert!(said.contains("carillon.toml:5: limits.apps.own.payload_bytes_max: 1 to"), "{said}");
+    assert_eq!(own.send(&all).await.0, 429, "what was refused changes nothing");
 }
 
 #[tokio::test]

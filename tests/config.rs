@@ -57,6 +57,7 @@ fn a_wrong_key_or_value_is_named_with_its_line() {
         ("[listen]\n# x\nmqtt = \"1883\"\n", "carillon.toml:3: ", "neither ADDR:PORT"),
         ("[log]\nformat = \"xml\"\n", "carillon.toml:2: ", "unknown variant `xml`"),
         ("[edge]\nwindow 4\n", "carillon.toml:2: ", ""),
+        ("[limits.apps.a]\nfeedback_days = 1\n", "carillon.toml:2: ", "unknown field"),
     ];
     for (text, place, reason) in cases {
         let error = error_of(text);
@@ -96,6 +97,10 @@ fn every_range_is_checked() {
         ("limits.allowance.targets_burst", "0"),
         ("limits.allowance.broadcasts_per_s", "10000001"),
         ("limits.allowance.broadcasts_burst", "0"),
+        ("limits.apps.shop.targets_per_s", "10000001"),
+        ("limits.apps.shop.broadcasts_burst", "0"),
+        ("limits.apps.shop.payload_bytes_max", "65537"),
+        ("limits.apps.Shop", "{}"),
     ];
     for (key, value) in cases {
         let (section, name) = key.rsplit_once('.').unwrap();

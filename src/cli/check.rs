@@ -18,7 +18,7 @@ pub(super) fn run(file: &Path) -> anyhow::Result<()> {
 /// A configuration that can be used.
 pub(super) fn read(file: &Path) -> anyhow::Result<Config> {
     Config::read(file).map_err(|error| match error {
-        Error::OutOfRange { key, .. } => anyhow!("{}: {error}", place(file, key)),
+        Error::OutOfRange { ref key, .. } => anyhow!("{}: {error}", place(file, key)),
         Error::Unreadable { .. } | Error::Wrong { .. } => error.into(),
     })
 }
@@ -34,7 +34,7 @@ pub(super) fn place(file: &Path, key: &str) -> String {
 
 /// The line, from 1, on which `section.key` is set.
 fn line_of(text: &str, key: &str) -> Option<usize> {
-    let (section, key) = key.split_once('.')?;
+    let (section, key) = key.rsplit_once('.')?;
     let mut current = "";
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -59,5 +59,7 @@ mod tests {
         assert_eq!(line_of(text, "api.connections_max"), Some(6));
         assert_eq!(line_of(text, "edge.connections_max"), Some(2));
         assert_eq!(line_of(text, "edge.window"), None);
+        let text = "[limits.allowance]\n[limits.apps.a]\ntargets_burst = 0\n";
+        assert_eq!(line_of(text, "limits.apps.a.targets_burst"), Some(3));
     }
 }

@@ -128,7 +128,11 @@ const LIVE: &[&str] = &[
     "limits.targets_per_send",
     "limits.payload_bytes_max",
     "limits.ttl_default_s",
+    "limits.scheduled_per_app",
+    "limits.registration_expires_days",
+    "limits.feedback_days",
     "limits.allowance",
+    "limits.apps",
     "drain.deadline_s",
     "drain.spread_s",
     "drain.takeover_spread_ms",
@@ -151,6 +155,9 @@ mod tests {
         let changed = changed_keys(&Config::default(), &other).unwrap();
         assert_eq!(changed, ["edge.window", "listen.mqtt"]);
         let table = toml::Table::try_from(Config::default()).unwrap();
+        for key in table["limits"].as_table().unwrap().keys() {
+            assert!(LIVE.contains(&format!("limits.{key}").as_str()), "{key}");
+        }
         for key in LIVE {
             let (section, name) = key.split_once('.').unwrap();
             assert!(table[section].get(name).is_some(), "{key}");

@@ -177,7 +177,7 @@ impl Service {
     /// Takes a send from its app's rate.
     pub(super) fn allow(&self, app: &AppId, target: &Target) -> Result<(), Error> {
         let (kind, count) = price(target);
-        let bounds = Bounds::of(&self.limits.load().allowance, kind);
+        let bounds = Bounds::of(&self.limits.load().allowance_of(app.as_str()), kind);
         let now_ns = self.elapsed_ns();
         let mut used = self.used(app)?;
         let paid = &mut used.paid_ns[kind as usize];
@@ -197,7 +197,7 @@ impl Service {
     /// delivered or accepted today is all that may be.
     pub(super) fn count(&self, app: &AppId, target: &Target) -> Result<(), Error> {
         let (kind, count) = price(target);
-        let bounds = Bounds::of(&self.limits.load().allowance, kind);
+        let bounds = Bounds::of(&self.limits.load().allowance_of(app.as_str()), kind);
         let mut used = self.used(app)?;
         let refused = |what, bound| {
             let after = Duration::from_secs(self.day_left_s());
@@ -237,13 +237,14 @@ impl Service {
     /// [`Error::Unavailable`].
     pub fn allowance(&self, app: &AppId) -> Result<Vec<Left>, Error> {
         let (now_ns, limits) = (self.elapsed_ns(), self.limits.load());
+        let allowance = limits.allowance_of(app.as_str());
         let used = self.used(app)?.clone();
         let mut all = Vec::with_capacity(6);
         for (kind, rate, accepted, delivered) in [
             (Kind::Targets, "targets", "targets-day", "deliveries-day"),
             (Kind::Broadcasts, "broadcasts", "broadcasts-day", "broadcast-deliveries-day"),
         ] {
-            let bounds = Bounds::of(&limits.allowance, kind);
+            let bounds = Bounds::of(&allowance, kind);
             if let Some((cost_ns, burst_ns)) = bounds.rate() {
                 let owed = used.paid_ns[kind as usize].saturating_sub(now_ns).min(burst_ns);
                 all.push(Left {

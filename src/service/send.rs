@@ -216,7 +216,7 @@ impl Service {
     pub(super) fn prepare(&self, app: &AppId, send: Send) -> Result<Prepared, Error> {
         self.allow(app, &send.target)?;
         let kind = send.target.kind();
-        let ttl_s = self.check(&send)?;
+        let ttl_s = self.check(app, &send)?;
         let now_ms = self.now_ms();
         let due_ms = send.timing.due_ms(now_ms)?;
         let Resolved { queues, matched, invalid, condition } = self.resolve(app, &send)?;
@@ -261,8 +261,8 @@ impl Service {
         Ok(Prepared { record, message, max_rate_per_s, with, along, sent })
     }
 
-    fn check(&self, send: &Send) -> Result<u64, Error> {
-        let max = self.limits.load().payload_bytes_max;
+    fn check(&self, app: &AppId, send: &Send) -> Result<u64, Error> {
+        let max = self.limits.load().payload_bytes_max_of(app.as_str());
         if send.payload.len() > max {
             let rule = format!("at most {max} bytes");
             return Err(Error::Invalid { field: "payload", rule });
