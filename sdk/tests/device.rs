@@ -14,7 +14,7 @@ use carillon_sdk::{
 use carillon_wire::digest::{Digest, position_hash};
 use carillon_wire::idl;
 use carillon_wire::mqtt::{Disconnect, Packet, Version};
-use support::{credentials, device, empty, gateway, refusal};
+use support::{Gateway, credentials, device, empty, gateway, refusal};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -248,13 +248,18 @@ async fn shutdown_finishes_what_is_in_hand() {
     assert_eq!(given.lock().unwrap().len(), 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn shutdown_waits_for_a_slow_handler_and_its_acknowledgement() {
-    let (connector, mut gateway) = gateway();
+async fn device_with_a_slow_handler() -> (Device, Gateway) {
+    let (connector, gateway) = gateway();
     let device = Device::builder_with_store(connector, credentials(), MemoryStore::default())
         .connect_with(|_| tokio::time::sleep(Duration::from_secs(3600)))
         .await
         .unwrap();
+    (device, gateway)
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_waits_for_a_slow_handler_and_its_acknowledgement() {
+    let (device, mut gateway) = device_with_a_slow_handler().await;
     let mut peer = gateway.online(&["r1"]).await;
     let id = peer.message(1, NEW).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -266,11 +271,7 @@ async fn shutdown_waits_for_a_slow_handler_and_its_acknowledgement() {
 
 #[tokio::test(start_paused = true)]
 async fn a_gateway_that_dies_meanwhile_does_not_undo_a_shutdown() {
-    let (connector, mut gateway) = gateway();
-    let device = Device::builder_with_store(connector, credentials(), MemoryStore::default())
-        .connect_with(|_| tokio::time::sleep(Duration::from_secs(3600)))
-        .await
-        .unwrap();
+    let (device, mut gateway) = device_with_a_slow_handler().await;
     let mut peer = gateway.online(&["r1"]).await;
     peer.message(1, NEW).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
