@@ -268,6 +268,7 @@ async fn foreign_positions(world: &mut World, at: usize, framed: &mut Framed) {
         .collect();
     let position = |queue: idl::Queue| idl::Position { queue, epoch: 1, seq: 0, tag: None };
     let stated = foreign.iter().chain(&own).map(|regid| idl::RegistrationPositions {
+        gathered: None,
         regid: regid.clone(),
         positions: vec![
             position(idl::Queue { kind: idl::QueueKind::OWN, name: None }),

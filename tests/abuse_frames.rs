@@ -205,6 +205,7 @@ fn good(device: &Device) -> Vec<Vec<u8>> {
         tag: Some(vec![1; 8]),
     };
     let stated = idl::RegistrationPositions {
+        gathered: None,
         regid: device.regid.clone(),
         positions: vec![position.clone(), idl::Position { epoch: -1, seq: -1, ..position }],
     };

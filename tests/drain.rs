@@ -47,7 +47,10 @@ impl Caller {
 
     /// From now on it speaks frames.
     async fn resume(&mut self) {
-        let up = idl::Up { resume: Some(idl::Resume { digest: 0 }), ..frame::empty_up() };
+        let up = idl::Up {
+            resume: Some(idl::Resume { digest: 0, dictionary: None }),
+            ..frame::empty_up()
+        };
         let mut payload = Vec::new();
         frame::encode_up(&up, &mut payload).unwrap();
         let (qos, topic) = (Qos::AtMostOnce, "up".to_owned());

@@ -121,7 +121,8 @@ async fn registrations_of_devices_that_stay_away_end_and_others_stay() {
         node.connect(&away, Connect { version: Version::V5, ..Connect::default() }).await;
     client.resume(1).await;
     assert!(client.down().await.ask_positions.is_some());
-    let stated = idl::RegistrationPositions { regid: regid(&away), positions: Vec::new() };
+    let stated =
+        idl::RegistrationPositions { gathered: None, regid: regid(&away), positions: Vec::new() };
     let positions = idl::Positions { registrations: vec![stated], more: None };
     client.up(idl::Up { positions: Some(positions), ..up(0) }).await;
     let reason = Some(idl::EndReason::EXPIRED);

@@ -127,7 +127,7 @@ async fn a_network_that_kills_idle_connections_gets_a_shorter_keep_alive() {
 
     // Who speaks frames behind CONNECT without waiting can be advised later.
     let mut both = Client::new(node.stream(Some("192.0.2.100".parse().unwrap())));
-    let resume = idl::Up { resume: Some(idl::Resume { digest: 0 }), ..up(0) };
+    let resume = idl::Up { resume: Some(idl::Resume { digest: 0, dictionary: None }), ..up(0) };
     both.send_raw(&connect_and_up(&account, &resume)).await;
     let Some(Packet::ConnAck(connack)) = both.next().await else { panic!("no CONNACK") };
     assert_eq!(told(*connack), None);

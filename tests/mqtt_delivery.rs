@@ -188,7 +188,8 @@ async fn resuming_again_makes_no_room_for_more() {
         let connect = device_connect(&device, V5).with(receive_max(2));
         let mut framed = Framed::over(Wire::connect(&node, &connect).await);
         let regid = device.regid.clone();
-        let positions = vec![idl::RegistrationPositions { regid, positions: vec![] }];
+        let positions =
+            vec![idl::RegistrationPositions { gathered: None, regid, positions: vec![] }];
         framed.say(&frames::positions(positions.clone())).await;
         let (id, down) = framed.down().await;
         assert!(down.resumed.is_some(), "{down:?}");

@@ -73,7 +73,8 @@ async fn a_redelivery_is_the_same_bytes() {
     let mut client = scene.node.connect(&account, Connect::default()).await;
     client.resume(digest).await;
     assert!(client.down().await.ask_positions.is_some());
-    let registrations = vec![idl::RegistrationPositions { regid, positions: Vec::new() }];
+    let registrations =
+        vec![idl::RegistrationPositions { gathered: None, regid, positions: Vec::new() }];
     let positions = Some(idl::Positions { registrations, more: None });
     client.up(idl::Up { positions, ..up(0) }).await;
     let mut again = Vec::new();

@@ -33,10 +33,24 @@ struct Position {
   4: optional binary tag,
 }
 
+/** A snapshot of which the device keeps some chunks: all from the first on. */
+struct Gathered {
+  1: required Queue queue,
+  /** Its position and the tag of that, as in SnapshotChunk. */
+  2: required i32 epoch,
+  3: required i64 at_seq,
+  4: required binary tag,
+  /** `cursor` of the last chunk that is kept, unchanged; absent: all chunks are there. */
+  5: optional binary cursor,
+  /** All chunks are there, and the deltas after at_seq up to this one. */
+  6: optional i64 reached_seq,
+}
+
 /** All positions of one registration. */
 struct RegistrationPositions {
   1: required string regid,
   2: required list<Position> positions,
+  3: optional list<Gathered> gathered,
 }
 
 // ---------------------------------------------------------------- uplink
@@ -45,6 +59,8 @@ struct RegistrationPositions {
 struct Resume {
   /** The digest of all positions of all registrations on the device. */
   1: required i64 digest,
+  /** The newest dictionary of docs/PROTOCOL.md that the device has: frames may come as Packed. */
+  2: optional i32 dictionary,
 }
 
 /** The answer to AskPositions, or sent at any time by a device that missed something. */
@@ -168,6 +184,60 @@ struct Accept {
   5: optional string zone,
 }
 
+/** How the value of an item is written. */
+enum ValueFormat {
+  /** A JSON document. */
+  JSON = 1,
+  /** A Thrift struct of the app's own. */
+  THRIFT = 2,
+}
+
+/** One change of one item that a device has made. */
+struct Edit {
+  /** 1, 2, 3… over all uploads of this registration to this alias, with no hole. */
+  1: required i64 cseq,
+  2: required string collection,
+  3: required string key,
+  /** Absent: the item is deleted. At most 64 KiB. */
+  4: optional binary value,
+  /** Absent: JSON. */
+  5: optional ValueFormat format,
+  /** Up to which seq of the alias's queue the device had seen when it made the change. */
+  6: required i64 base_seq,
+  /** A hybrid clock: milliseconds since 1970 in the upper 48 bits, a counter in the lower 16. */
+  7: required i64 clock,
+}
+
+/** Changes of collections of an alias, in the order in which they were made. Sent again, it gets the same answer. */
+struct Upload {
+  1: required string regid,
+  2: required string alias_name,
+  /** The epoch of the base_seqs. */
+  3: required i32 epoch,
+  4: required list<Edit> edits,
+}
+
+/** The items of a collection whose keys are from `first` on and before `before`, in the order of their bytes. */
+struct KeyRange {
+  1: required string first,
+  /** Absent: up to the last. */
+  2: optional string before,
+  /** How many items are there, and the digest of them: see docs/PROTOCOL.md. */
+  3: required i64 items,
+  4: required i64 digest,
+}
+
+/** The device's collection differs from the digest that it was given: it says what it holds. */
+struct Repair {
+  1: required string regid,
+  2: required string alias_name,
+  3: required string collection,
+  /** The position at which the device's items are as stated here. */
+  4: required i32 epoch,
+  5: required i64 seq,
+  6: required list<KeyRange> ranges,
+}
+
 struct Up {
   /** Chosen by the device and echoed in the Result; 0 if absent. */
   1: optional i64 request,
@@ -184,6 +254,8 @@ struct Up {
   12: optional Accept accept,
   13: optional Event event,
   14: optional Rekey rekey,
+  15: optional Upload upload,
+  16: optional Repair repair,
 }
 
 // -------------------------------------------------------------- downlink
@@ -216,6 +288,50 @@ struct SealAnswer {
   2: required binary confirmation,
 }
 
+/** What became of one change. */
+enum EditOutcome {
+  /** It stands as it was made. */
+  APPLIED = 1,
+  /** It stands together with what others made of the item. */
+  MERGED = 2,
+  /** It is kept under a key of its own. */
+  COPIED = 3,
+  /** What is there stays. */
+  LOST = 4,
+  /** It cannot be read under the collection's rule; nothing changed. */
+  INVALID = 5,
+}
+
+struct EditResult {
+  1: required i64 cseq,
+  2: required EditOutcome outcome,
+  /** The entry that it led to. */
+  3: optional i64 seq,
+  /** For humans, with INVALID. */
+  4: optional string message,
+}
+
+/** The range differs: the gateway's items there, or smaller ranges to compare. */
+struct RepairedRange {
+  1: required KeyRange range,
+  /** All that the gateway holds in the range; the device replaces what it has there. */
+  2: optional list<Item> items,
+  /** In the place of items: the digests of its parts. State those that differ in a further Repair. */
+  3: optional list<KeyRange> parts,
+}
+
+/** An item of a collection as it stands. */
+struct Item {
+  1: required string collection,
+  2: required string key,
+  /** The change that made it so. */
+  3: required i64 seq,
+  4: required binary value,
+  /** Absent: JSON. */
+  5: optional ValueFormat format,
+  6: optional i64 clock,
+}
+
 /** The answer to every Up but Resume and Positions. */
 struct Result {
   1: required i64 request,
@@ -226,6 +342,10 @@ struct Result {
   4: optional string regid,
   /** Set by Register with a key, and by Rekey. */
   5: optional SealAnswer seal,
+  /** Set by Upload: one for each edit. With UNAVAILABLE or LIMIT: those before the first that was not taken. */
+  6: optional list<EditResult> edits,
+  /** Set by Repair: the ranges that differ. None: all are equal. */
+  7: optional list<RepairedRange> ranges,
 }
 
 /** The answer to Resume and Positions: pushing starts now. */
@@ -248,6 +368,8 @@ enum JumpReason {
   OVERFLOW = 3,
   /** The gateway lost data that this device has proof of. */
   AHEAD = 4,
+  /** A snapshot is smaller than the changes that the device missed. */
+  SMALLER = 5,
 }
 
 struct Notification {
@@ -275,6 +397,26 @@ struct Content {
   2: optional Notification notification,
 }
 
+enum ChangeKind {
+  NEW = 1,
+  UPDATE = 2,
+  DELETE = 3,
+}
+
+/** An item of a collection changed. */
+struct Change {
+  1: required string collection,
+  2: required string key,
+  3: required ChangeKind kind,
+  /** Absent when it is deleted, and when the device's own edit (`cseq`) stands as it was made. */
+  4: optional binary value,
+  /** Absent: JSON. */
+  5: optional ValueFormat format,
+  6: optional i64 clock,
+  /** The device's own edit led to this. */
+  7: optional i64 cseq,
+}
+
 /**
  * One entry of a queue. A message has an `id`; a control entry has `follow` or `unfollow`; one
  * with `recall` alone takes a message back.
@@ -293,6 +435,7 @@ struct Entry {
   8: optional binary recall,
   /** A sealed Content, in the place of `payload` and `notification`. */
   9: optional binary sealed,
+  10: optional Change change,
 }
 
 /**
@@ -315,10 +458,52 @@ struct Delta {
   9: optional i32 key_number,
 }
 
+/** What a collection is at `seq` of its alias's queue, the newest change in it: see docs/PROTOCOL.md. */
+struct CollectionDigest {
+  1: required Queue queue,
+  2: required i32 epoch,
+  3: required string collection,
+  4: required i64 seq,
+  5: required i64 items,
+  6: required i64 digest,
+}
+
 /** Acknowledged as a whole by the PUBACK of its PUBLISH. */
 struct Deltas {
   1: required string regid,
   2: required list<Delta> deltas,
+  /** With the last frame of a resume, and now and then: compare what has the same seq. */
+  3: optional list<CollectionDigest> digests,
+}
+
+/**
+ * A part of the folded collections of one queue, newest items first. Deltas from at_seq + 1 on follow the last chunk.
+ * The device gathers chunks beside its items and takes them in their place when it has come to `until_seq`.
+ */
+struct SnapshotChunk {
+  1: required string regid,
+  2: required Queue queue,
+  /** Why it is not a delta. */
+  3: required JumpReason jump,
+  4: required i32 epoch,
+  /** The position of the snapshot, and the proof of it: as in Delta. */
+  5: required i64 at_seq,
+  6: required binary tag,
+  7: required list<Item> items,
+  /** Where the next chunk begins: keep it with the position. Absent in the last chunk. */
+  8: optional binary cursor,
+  /** Set in the last chunk: from this seq on what was gathered, with the deltas up to it, is exact. */
+  9: optional i64 until_seq,
+  /** The first chunk: what was gathered before is void. */
+  10: optional bool begins,
+}
+
+/** A Down, compressed by zstd with a dictionary of docs/PROTOCOL.md. */
+struct Packed {
+  1: required i32 dictionary,
+  /** How long it is unpacked: at most 128 KiB. */
+  2: required i32 bytes,
+  3: required binary zstd,
 }
 
 /** The gateway asks the device to act: come back later, or come back at once. */
@@ -353,4 +538,6 @@ struct Down {
   4: optional AskPositions ask_positions,
   5: optional Advice advice,
   6: optional Ended ended,
+  7: optional SnapshotChunk snapshot,
+  8: optional Packed packed,
 }

@@ -94,7 +94,7 @@ fn frames() -> Seeds {
     let queue = idl::Queue { kind: idl::QueueKind::TOPIC, name: Some("news".into()) };
     let position = idl::Position { queue, epoch: 3, seq: 17, tag: Some(vec![1; 8]) };
     let positions = vec![position; 3];
-    let registration = idl::RegistrationPositions { regid: "r".into(), positions };
+    let registration = idl::RegistrationPositions { gathered: None, regid: "r".into(), positions };
     let positions = idl::Positions { registrations: vec![registration; 2], more: Some(true) };
     let subscribe = idl::Subscribe { regid: "r".into(), topics: vec!["a".into(), "b".into()] };
     let register = idl::Register {
@@ -108,7 +108,10 @@ fn frames() -> Seeds {
     let advice = idl::Down { advice: Some(advice), ..idl::Down::default() };
     frame::encode_down(&advice, &mut down).expect("a frame");
     vec![
-        ("resume", up(idl::Up { resume: Some(idl::Resume { digest: -5 }), ..none() })),
+        (
+            "resume",
+            up(idl::Up { resume: Some(idl::Resume { digest: -5, dictionary: None }), ..none() }),
+        ),
         ("positions", up(idl::Up { positions: Some(positions), ..none() })),
         ("subscribe", up(idl::Up { subscribe: Some(subscribe), request: Some(2), ..none() })),
         ("register", up(idl::Up { register_app: Some(register), request: Some(1), ..none() })),

@@ -225,7 +225,10 @@ impl Rig {
         let regid = self.world.registrations.first().map_or(String::new(), |r| r.regid.to_string());
         let none = idl::Up::default;
         let up = match script.below(6) {
-            0 | 1 => Some(idl::Up { resume: Some(idl::Resume { digest: 0 }), ..none() }),
+            0 | 1 => Some(idl::Up {
+                resume: Some(idl::Resume { digest: 0, dictionary: None }),
+                ..none()
+            }),
             2 => {
                 let positions =
                     idl::Positions { registrations: Vec::new(), more: Some(script.is_yes()) };

@@ -33,7 +33,7 @@ async fn resume_comes_behind_connect_without_waiting() {
     assert_eq!(connect.username.as_deref(), Some("d1"));
     assert_eq!(connect.password.as_deref(), Some(b"s1".as_slice()));
     let up = peer.recv_up().await;
-    assert_eq!(up.resume, Some(idl::Resume { digest: 0 }));
+    assert_eq!(up.resume, Some(idl::Resume { digest: 0, dictionary: None }));
     peer.resumed(&[]).await;
     device.online().await.unwrap();
 }
@@ -168,7 +168,8 @@ async fn answer(
 ) {
     let regid = regid.map(str::to_owned);
     let message = None;
-    let result = Some(idl::Result { request, code, message, regid, seal: None });
+    let result =
+        Some(idl::Result { request, code, message, regid, seal: None, edits: None, ranges: None });
     let id = peer.down(idl::Down { result, ..empty() }).await;
     assert_eq!(peer.recv_ack().await, id);
 }

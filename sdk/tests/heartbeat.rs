@@ -47,6 +47,8 @@ async fn report(peer: &mut Peer, heartbeat_s: Option<i32>) -> idl::HeartbeatRepo
         message: None,
         regid: None,
         seal: None,
+        edits: None,
+        ranges: None,
     };
     let down = idl::Down { result: Some(result), ..empty() };
     let id = peer.down(down).await;

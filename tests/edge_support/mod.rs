@@ -302,7 +302,7 @@ impl Client {
     }
 
     pub async fn resume(&mut self, digest: i64) {
-        self.up(idl::Up { resume: Some(idl::Resume { digest }), ..up(0) }).await;
+        self.up(idl::Up { resume: Some(idl::Resume { digest, dictionary: None }), ..up(0) }).await;
     }
 
     /// The next frame, acknowledged; its deltas move the client's positions.

@@ -92,7 +92,7 @@ impl Phone {
                 assert!(down.ask_positions.is_some(), "{down:?}");
                 let positions = self.positions.values().cloned().collect();
                 let regid = self.regid.clone();
-                let stated = idl::RegistrationPositions { regid, positions };
+                let stated = idl::RegistrationPositions { gathered: None, regid, positions };
                 framed.say(&frames::positions(vec![stated])).await;
                 let (id, down) = framed.down().await;
                 framed.wire.ack(id).await;

@@ -126,7 +126,7 @@ impl Dialogue<'_> {
         self.write(version, &[Packet::Connect(Box::new(connect))]).await?;
         if is_frames {
             let digest: Digest = self.hashes().collect();
-            let resume = Some(idl::Resume { digest: digest.to_idl() });
+            let resume = Some(idl::Resume { digest: digest.to_idl(), dictionary: None });
             return self.up(idl::Up { resume, ..frame::empty_up() }).await;
         }
         let filters = vec![("push".to_owned(), Qos::AtLeastOnce)];
@@ -176,7 +176,11 @@ impl Dialogue<'_> {
         }
         let registrations = registrations
             .into_iter()
-            .map(|(regid, positions)| idl::RegistrationPositions { regid, positions })
+            .map(|(regid, positions)| idl::RegistrationPositions {
+                gathered: None,
+                regid,
+                positions,
+            })
             .collect();
         let positions = Some(idl::Positions { registrations, more: None });
         self.up(idl::Up { positions, ..frame::empty_up() }).await
@@ -239,7 +243,7 @@ impl Dialogue<'_> {
         if down.ask_positions.is_some() {
             self.state_positions().await.map_err(|e| e.to_string())?;
         }
-        if let Some(idl::Deltas { regid, deltas }) = down.deltas {
+        if let Some(idl::Deltas { regid, deltas, .. }) = down.deltas {
             for delta in deltas {
                 if !self.apply(&regid, delta) {
                     self.state_positions().await.map_err(|e| e.to_string())?;

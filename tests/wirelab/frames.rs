@@ -156,7 +156,7 @@ pub fn nothing() -> Up {
 }
 
 pub fn resume(digest: i64) -> Up {
-    Up { resume: Some(idl::Resume { digest }), ..nothing() }
+    Up { resume: Some(idl::Resume { digest, dictionary: None }), ..nothing() }
 }
 
 pub fn positions(registrations: Vec<idl::RegistrationPositions>) -> Up {

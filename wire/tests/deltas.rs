@@ -69,6 +69,7 @@ fn entry(seq: i64, random: &mut Random) -> idl::Entry {
         unfollow: None,
         sealed: (random.below(2) == 0).then(|| vec![b's'; random.below(300)]),
         recall: None,
+        change: None,
     }
 }
 
@@ -104,8 +105,12 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
         let deltas = idl::Deltas {
             regid: regid.clone(),
             deltas: cases.iter().map(Case::generated).collect(),
+            digests: None,
         };
-        let down = idl::Down::new(None, deltas, None, None, None, None);
+        let down = idl::Down {
+            deltas: Some(deltas),
+            ..idl::Down::new(None, None, None, None, None, None, None, None)
+        };
         let mut generated = Vec::new();
         let is_frame = frame::encode_down(&down, &mut generated).is_ok();
 

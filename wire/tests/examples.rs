@@ -37,6 +37,7 @@ fn deltas() -> idl::Deltas {
         unfollow: None,
         sealed: None,
         recall: None,
+        change: None,
     };
     let delta = idl::Delta {
         queue: topic("news"),
@@ -49,20 +50,23 @@ fn deltas() -> idl::Deltas {
         wrapped_keys: None,
         key_number: None,
     };
-    idl::Deltas::new("r1".into(), vec![delta])
+    idl::Deltas::new("r1".into(), vec![delta], None)
 }
 
 fn positions() -> idl::Positions {
     let position = idl::Position::new(topic("news"), 7, 42, vec![1, 2, 3, 4, 5, 6, 7, 8]);
-    idl::Positions::new(vec![idl::RegistrationPositions::new("r1".into(), vec![position])], None)
+    idl::Positions::new(
+        vec![idl::RegistrationPositions::new("r1".into(), vec![position], None)],
+        None,
+    )
 }
 
 #[test]
 fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
     let digest = -2_433_624_130_026_534_385;
     let examples = [
-        up(|up| up.resume = Some(idl::Resume::new(0))),
-        up(|up| up.resume = Some(idl::Resume::new(digest))),
+        up(|up| up.resume = Some(idl::Resume::new(0, None))),
+        up(|up| up.resume = Some(idl::Resume::new(digest, None))),
         up(|up| up.positions = Some(positions())),
         up(|up| {
             up.request = Some(1);
@@ -80,7 +84,8 @@ fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
             });
         }),
         down(|down| {
-            down.result = Some(idl::Result::new(1, idl::ResultCode::OK, None, None, None));
+            down.result =
+                Some(idl::Result::new(1, idl::ResultCode::OK, None, None, None, None, None));
         }),
         down(|down| down.ask_positions = Some(idl::AskPositions {})),
         down(|down| down.resumed = Some(idl::Resumed::new(vec!["r1".to_owned()]))),

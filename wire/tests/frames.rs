@@ -14,6 +14,7 @@ fn positions() -> idl::Positions {
     let position = |queue, seq, tag: Option<Vec<u8>>| idl::Position { queue, epoch: 3, seq, tag };
     idl::Positions {
         registrations: vec![idl::RegistrationPositions {
+            gathered: None,
             regid: "regid-1".into(),
             positions: vec![
                 position(queue(idl::QueueKind::OWN, None), 17, Some(vec![1, 2, 3, 4, 5, 6, 7, 8])),
@@ -28,8 +29,10 @@ fn ups() -> Vec<idl::Up> {
     let (regid, list) = ("regid-1".to_owned(), vec!["a".to_owned(), "b/c".to_owned()]);
     let (app_id, app_key) = ("demo".to_owned(), "key".to_owned());
     vec![
-        idl::Up { resume: Some(idl::Resume { digest: i64::MIN }), ..up() },
+        idl::Up { resume: Some(idl::Resume { digest: i64::MIN, dictionary: Some(1) }), ..up() },
         idl::Up { positions: Some(positions()), ..up() },
+        idl::Up { upload: Some(upload()), request: Some(1), ..up() },
+        idl::Up { repair: Some(repair()), request: Some(1), ..up() },
         idl::Up {
             register_app: Some(idl::Register { app_id, app_key, seal: None, attributes: None }),
             request: Some(1),
@@ -73,11 +76,73 @@ fn entry(seq: i64) -> idl::Entry {
         unfollow: Some(idl::Unfollow::new(queue(idl::QueueKind::ALL, None))),
         sealed: Some(vec![8; 40]),
         recall: Some(vec![8; 15]),
+        change: Some(change()),
+    }
+}
+
+fn change() -> idl::Change {
+    idl::Change {
+        collection: "notes".into(),
+        key: "k".into(),
+        kind: idl::ChangeKind::UPDATE,
+        value: Some(b"{}".to_vec()),
+        format: Some(idl::ValueFormat::JSON),
+        clock: Some(5 << 16),
+        cseq: Some(3),
+    }
+}
+
+fn upload() -> idl::Upload {
+    let edit = idl::Edit {
+        cseq: 1,
+        collection: "notes".into(),
+        key: "k".into(),
+        value: Some(b"{}".to_vec()),
+        format: None,
+        base_seq: 4,
+        clock: 5 << 16,
+    };
+    idl::Upload { regid: "regid-1".into(), alias_name: "alice".into(), epoch: 1, edits: vec![edit] }
+}
+
+fn repair() -> idl::Repair {
+    let range = idl::KeyRange::new("a".to_owned(), "b".to_owned(), 3, -7);
+    idl::Repair {
+        regid: "regid-1".into(),
+        alias_name: "alice".into(),
+        collection: "notes".into(),
+        epoch: 1,
+        seq: 9,
+        ranges: vec![range],
+    }
+}
+
+fn snapshot() -> idl::SnapshotChunk {
+    let item = idl::Item::new("notes".to_owned(), "k".to_owned(), 9, vec![1; 20], None, 5 << 16);
+    idl::SnapshotChunk {
+        regid: "regid-1".into(),
+        queue: queue(idl::QueueKind::ALIAS, Some("alice")),
+        jump: idl::JumpReason::SMALLER,
+        epoch: 1,
+        at_seq: 9,
+        tag: vec![0; 8],
+        items: vec![item],
+        cursor: Some(vec![4; 9]),
+        until_seq: Some(12),
+        begins: Some(true),
     }
 }
 
 fn downs() -> Vec<idl::Down> {
-    let result = idl::Result::new(7, idl::ResultCode::INVALID, "too long".to_owned(), None, None);
+    let result = idl::Result::new(
+        7,
+        idl::ResultCode::INVALID,
+        "too long".to_owned(),
+        None,
+        None,
+        None,
+        None,
+    );
     let delta = idl::Delta {
         queue: queue(idl::QueueKind::OWN, None),
         epoch: 1,
@@ -89,7 +154,16 @@ fn downs() -> Vec<idl::Down> {
         wrapped_keys: Some(vec![7; 640]),
         key_number: Some(3),
     };
-    let deltas = idl::Deltas { regid: "regid-1".into(), deltas: vec![delta] };
+    let digest = idl::CollectionDigest::new(
+        queue(idl::QueueKind::ALIAS, Some("alice")),
+        1,
+        "notes".to_owned(),
+        9,
+        2,
+        i64::MIN,
+    );
+    let deltas =
+        idl::Deltas { regid: "regid-1".into(), deltas: vec![delta], digests: Some(vec![digest]) };
     vec![
         idl::Down { result: Some(result), ..down() },
         idl::Down { deltas: Some(deltas), ..down() },
@@ -98,6 +172,8 @@ fn downs() -> Vec<idl::Down> {
             ..down()
         },
         idl::Down { ask_positions: Some(idl::AskPositions {}), ..down() },
+        idl::Down { snapshot: Some(snapshot()), ..down() },
+        idl::Down { packed: Some(idl::Packed::new(1, 400, vec![7; 90])), ..down() },
         idl::Down {
             advice: Some(idl::Advice { reconnect_after_ms: Some(5_000), ..idl::Advice::default() }),
             ..down()
@@ -160,7 +236,10 @@ fn bytes_behind_a_frame_are_an_error() {
 
 #[test]
 fn an_empty_resume_takes_at_most_24_bytes_each_way() {
-    let resume = encoded_up(&idl::Up { resume: Some(idl::Resume { digest: i64::MIN }), ..up() });
+    let resume = encoded_up(&idl::Up {
+        resume: Some(idl::Resume { digest: i64::MIN, dictionary: Some(1) }),
+        ..up()
+    });
     let resumed =
         encoded_down(&idl::Down { resumed: Some(idl::Resumed { regids: None }), ..down() });
     assert!(

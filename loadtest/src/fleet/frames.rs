@@ -41,7 +41,10 @@ impl Places {
 pub fn resume(places: &Places) -> anyhow::Result<Vec<u8>> {
     let digest: Digest = places.0.iter().map(|(_, place)| *place).collect();
     let digest = digest.to_idl();
-    up(carillon_wire::idl::Up { resume: Some(Resume { digest }), ..frame::empty_up() })
+    up(carillon_wire::idl::Up {
+        resume: Some(Resume { digest, dictionary: None }),
+        ..frame::empty_up()
+    })
 }
 
 /// "I have nothing": the answer to `AskPositions` of a device that keeps only hashes.

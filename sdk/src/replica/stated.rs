@@ -9,12 +9,13 @@ use crate::state::{Registration, State};
 
 /// `Resume`.
 pub fn up_resume(digest: i64) -> idl::Up {
-    idl::Up { resume: Some(idl::Resume { digest }), ..empty_up() }
+    idl::Up { resume: Some(idl::Resume { digest, dictionary: None }), ..empty_up() }
 }
 
 /// `Positions` of these registrations, with more frames of it to follow or not. One that we do not hold has none.
 pub fn up_positions(state: &State, regids: &[RegId], more: bool) -> idl::Up {
     let registrations = regids.iter().map(|regid| idl::RegistrationPositions {
+        gathered: None,
         regid: regid.to_string(),
         positions: state.registrations.get(regid).map_or_else(Vec::new, positions),
     });

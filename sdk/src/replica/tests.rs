@@ -17,6 +17,7 @@ pub(super) fn topic(name: &str) -> QueueName {
 
 pub(super) fn entry(seq: u64) -> idl::Entry {
     idl::Entry {
+        change: None,
         seq: seq as i64,
         id: None,
         time_ms: None,
@@ -78,7 +79,7 @@ pub(super) fn jump(reason: idl::JumpReason, delta: idl::Delta) -> idl::Delta {
 
 pub(super) fn frame(deltas: Vec<idl::Delta>) -> idl::Deltas {
     let regid = R.to_owned();
-    idl::Deltas { regid, deltas }
+    idl::Deltas { digests: None, regid, deltas }
 }
 
 pub(super) fn ids(outcome: &Outcome) -> Vec<String> {

@@ -162,6 +162,7 @@ impl Peer {
     /// A message at that place of the own queue of `r1`, which continues or jumps.
     pub async fn message(&mut self, seq: i64, jump: Option<idl::JumpReason>) -> u16 {
         let entry = idl::Entry {
+            change: None,
             seq,
             id: Some(format!("m{seq}").into_bytes()),
             time_ms: Some(1),
@@ -183,7 +184,7 @@ impl Peer {
             wrapped_keys: None,
             key_number: None,
         };
-        let deltas = Some(idl::Deltas { regid: "r1".into(), deltas: vec![delta] });
+        let deltas = Some(idl::Deltas { digests: None, regid: "r1".into(), deltas: vec![delta] });
         self.down(idl::Down { deltas, ..empty() }).await
     }
 }
@@ -197,6 +198,8 @@ pub fn empty() -> idl::Down {
         ask_positions: None,
         advice: None,
         ended: None,
+        snapshot: None,
+        packed: None,
     }
 }
 

@@ -29,14 +29,33 @@ pub fn result(request: i64, result: &Result<Option<Registered>, service::Error>)
         number: epoch_to_idl(seal.number),
         confirmation: seal.confirmation.to_vec(),
     });
-    idl::Down { result: Some(idl::Result { request, code, message, regid, seal }), ..empty() }
+    idl::Down {
+        result: Some(idl::Result {
+            request,
+            code,
+            message,
+            regid,
+            seal,
+            edits: None,
+            ranges: None,
+        }),
+        ..empty()
+    }
 }
 
 /// The answer to what is no frame, or of no known kind.
 pub fn refused(request: i64, code: idl::ResultCode, message: &str) -> idl::Down {
     let message = Some(message.to_owned());
     idl::Down {
-        result: Some(idl::Result { request, code, message, regid: None, seal: None }),
+        result: Some(idl::Result {
+            request,
+            code,
+            message,
+            regid: None,
+            seal: None,
+            edits: None,
+            ranges: None,
+        }),
         ..empty()
     }
 }
@@ -129,6 +148,7 @@ pub fn entry(entry: &Entry) -> idl::Entry {
         unfollow: None,
         sealed: None,
         recall: None,
+        change: None,
     };
     match &entry.body {
         Body::Message(message) => {

@@ -133,6 +133,60 @@ impl From<&EventKind> for i32 {
   }
 }
 
+/// How the value of an item is written.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ValueFormat(pub i32);
+
+impl ValueFormat {
+  /// A JSON document.
+  pub const JSON: ValueFormat = ValueFormat(1);
+  /// A Thrift struct of the app's own.
+  pub const THRIFT: ValueFormat = ValueFormat(2);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::JSON,
+    Self::THRIFT,
+  ];
+}
+
+impl TSerializable for ValueFormat {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ValueFormat> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(ValueFormat::from(enum_value))
+  }
+}
+
+impl From<i32> for ValueFormat {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => ValueFormat::JSON,
+      2 => ValueFormat::THRIFT,
+      _ => ValueFormat(i)
+    }
+  }
+}
+
+impl From<&i32> for ValueFormat {
+  fn from(i: &i32) -> Self {
+    ValueFormat::from(*i)
+  }
+}
+
+impl From<ValueFormat> for i32 {
+  fn from(e: ValueFormat) -> i32 {
+    e.0
+  }
+}
+
+impl From<&ValueFormat> for i32 {
+  fn from(e: &ValueFormat) -> i32 {
+    e.0
+  }
+}
+
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct ResultCode(pub i32);
 
@@ -213,6 +267,72 @@ impl From<&ResultCode> for i32 {
   }
 }
 
+/// What became of one change.
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EditOutcome(pub i32);
+
+impl EditOutcome {
+  /// It stands as it was made.
+  pub const APPLIED: EditOutcome = EditOutcome(1);
+  /// It stands together with what others made of the item.
+  pub const MERGED: EditOutcome = EditOutcome(2);
+  /// It is kept under a key of its own.
+  pub const COPIED: EditOutcome = EditOutcome(3);
+  /// What is there stays.
+  pub const LOST: EditOutcome = EditOutcome(4);
+  /// It cannot be read under the collection's rule; nothing changed.
+  pub const INVALID: EditOutcome = EditOutcome(5);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::APPLIED,
+    Self::MERGED,
+    Self::COPIED,
+    Self::LOST,
+    Self::INVALID,
+  ];
+}
+
+impl TSerializable for EditOutcome {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<EditOutcome> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(EditOutcome::from(enum_value))
+  }
+}
+
+impl From<i32> for EditOutcome {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => EditOutcome::APPLIED,
+      2 => EditOutcome::MERGED,
+      3 => EditOutcome::COPIED,
+      4 => EditOutcome::LOST,
+      5 => EditOutcome::INVALID,
+      _ => EditOutcome(i)
+    }
+  }
+}
+
+impl From<&i32> for EditOutcome {
+  fn from(i: &i32) -> Self {
+    EditOutcome::from(*i)
+  }
+}
+
+impl From<EditOutcome> for i32 {
+  fn from(e: EditOutcome) -> i32 {
+    e.0
+  }
+}
+
+impl From<&EditOutcome> for i32 {
+  fn from(e: &EditOutcome) -> i32 {
+    e.0
+  }
+}
+
 /// Why a delta does not continue the position that the device stated.
 #[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct JumpReason(pub i32);
@@ -226,11 +346,14 @@ impl JumpReason {
   pub const OVERFLOW: JumpReason = JumpReason(3);
   /// The gateway lost data that this device has proof of.
   pub const AHEAD: JumpReason = JumpReason(4);
+  /// A snapshot is smaller than the changes that the device missed.
+  pub const SMALLER: JumpReason = JumpReason(5);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NEW,
     Self::EPOCH_CHANGED,
     Self::OVERFLOW,
     Self::AHEAD,
+    Self::SMALLER,
   ];
 }
 
@@ -252,6 +375,7 @@ impl From<i32> for JumpReason {
       2 => JumpReason::EPOCH_CHANGED,
       3 => JumpReason::OVERFLOW,
       4 => JumpReason::AHEAD,
+      5 => JumpReason::SMALLER,
       _ => JumpReason(i)
     }
   }
@@ -271,6 +395,60 @@ impl From<JumpReason> for i32 {
 
 impl From<&JumpReason> for i32 {
   fn from(e: &JumpReason) -> i32 {
+    e.0
+  }
+}
+
+#[derive(Copy, Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ChangeKind(pub i32);
+
+impl ChangeKind {
+  pub const NEW: ChangeKind = ChangeKind(1);
+  pub const UPDATE: ChangeKind = ChangeKind(2);
+  pub const DELETE: ChangeKind = ChangeKind(3);
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::NEW,
+    Self::UPDATE,
+    Self::DELETE,
+  ];
+}
+
+impl TSerializable for ChangeKind {
+  #[allow(clippy::trivially_copy_pass_by_ref)]
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    o_prot.write_i32(self.0)
+  }
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<ChangeKind> {
+    let enum_value = i_prot.read_i32()?;
+    Ok(ChangeKind::from(enum_value))
+  }
+}
+
+impl From<i32> for ChangeKind {
+  fn from(i: i32) -> Self {
+    match i {
+      1 => ChangeKind::NEW,
+      2 => ChangeKind::UPDATE,
+      3 => ChangeKind::DELETE,
+      _ => ChangeKind(i)
+    }
+  }
+}
+
+impl From<&i32> for ChangeKind {
+  fn from(i: &i32) -> Self {
+    ChangeKind::from(*i)
+  }
+}
+
+impl From<ChangeKind> for i32 {
+  fn from(e: ChangeKind) -> i32 {
+    e.0
+  }
+}
+
+impl From<&ChangeKind> for i32 {
+  fn from(e: &ChangeKind) -> i32 {
     e.0
   }
 }
@@ -495,6 +673,128 @@ impl TSerializable for Position {
 }
 
 //
+// Gathered
+//
+
+/// A snapshot of which the device keeps some chunks: all from the first on.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Gathered {
+  pub queue: Queue,
+  /// Its position and the tag of that, as in SnapshotChunk.
+  pub epoch: i32,
+  pub at_seq: i64,
+  pub tag: Vec<u8>,
+  /// `cursor` of the last chunk that is kept, unchanged; absent: all chunks are there.
+  pub cursor: Option<Vec<u8>>,
+  /// All chunks are there, and the deltas after at_seq up to this one.
+  pub reached_seq: Option<i64>,
+}
+
+impl Gathered {
+  pub fn new<F5, F6>(queue: Queue, epoch: i32, at_seq: i64, tag: Vec<u8>, cursor: F5, reached_seq: F6) -> Gathered where F5: Into<Option<Vec<u8>>>, F6: Into<Option<i64>> {
+    Gathered {
+      queue,
+      epoch,
+      at_seq,
+      tag,
+      cursor: cursor.into(),
+      reached_seq: reached_seq.into(),
+    }
+  }
+}
+
+impl TSerializable for Gathered {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Gathered> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Queue> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<Vec<u8>> = None;
+    let mut f_6: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Queue::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_bytes()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Gathered.queue", &f_1)?;
+    verify_required_field_exists("Gathered.epoch", &f_2)?;
+    verify_required_field_exists("Gathered.at_seq", &f_3)?;
+    verify_required_field_exists("Gathered.tag", &f_4)?;
+    let ret = Gathered {
+      queue: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      epoch: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      at_seq: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      tag: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      cursor: f_5,
+      reached_seq: f_6,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Gathered");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("queue", TType::Struct, 1))?;
+    self.queue.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I32, 2))?;
+    o_prot.write_i32(self.epoch)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("at_seq", TType::I64, 3))?;
+    o_prot.write_i64(self.at_seq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("tag", TType::String, 4))?;
+    o_prot.write_bytes(&self.tag)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.cursor {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cursor", TType::String, 5))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.reached_seq {
+      o_prot.write_field_begin(&TFieldIdentifier::new("reached_seq", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // RegistrationPositions
 //
 
@@ -503,13 +803,15 @@ impl TSerializable for Position {
 pub struct RegistrationPositions {
   pub regid: String,
   pub positions: Vec<Position>,
+  pub gathered: Option<Vec<Gathered>>,
 }
 
 impl RegistrationPositions {
-  pub fn new(regid: String, positions: Vec<Position>) -> RegistrationPositions {
+  pub fn new<F3>(regid: String, positions: Vec<Position>, gathered: F3) -> RegistrationPositions where F3: Into<Option<Vec<Gathered>>> {
     RegistrationPositions {
       regid,
       positions,
+      gathered: gathered.into(),
     }
   }
 }
@@ -519,6 +821,7 @@ impl TSerializable for RegistrationPositions {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
     let mut f_2: Option<Vec<Position>> = None;
+    let mut f_3: Option<Vec<Gathered>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -540,6 +843,16 @@ impl TSerializable for RegistrationPositions {
           i_prot.read_list_end()?;
           f_2 = Some(val);
         },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Gathered> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_1 = Gathered::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_1);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -552,6 +865,7 @@ impl TSerializable for RegistrationPositions {
     let ret = RegistrationPositions {
       regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
       positions: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      gathered: f_3,
     };
     Ok(ret)
   }
@@ -568,6 +882,15 @@ impl TSerializable for RegistrationPositions {
     }
     o_prot.write_list_end()?;
     o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.gathered {
+      o_prot.write_field_begin(&TFieldIdentifier::new("gathered", TType::List, 3))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -582,12 +905,15 @@ impl TSerializable for RegistrationPositions {
 pub struct Resume {
   /// The digest of all positions of all registrations on the device.
   pub digest: i64,
+  /// The newest dictionary of docs/PROTOCOL.md that the device has: frames may come as Packed.
+  pub dictionary: Option<i32>,
 }
 
 impl Resume {
-  pub fn new(digest: i64) -> Resume {
+  pub fn new<F2>(digest: i64, dictionary: F2) -> Resume where F2: Into<Option<i32>> {
     Resume {
       digest,
+      dictionary: dictionary.into(),
     }
   }
 }
@@ -596,6 +922,7 @@ impl TSerializable for Resume {
   fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Resume> {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<i64> = None;
+    let mut f_2: Option<i32> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -607,6 +934,10 @@ impl TSerializable for Resume {
           let val = i_prot.read_i64()?;
           f_1 = Some(val);
         },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -617,6 +948,7 @@ impl TSerializable for Resume {
     verify_required_field_exists("Resume.digest", &f_1)?;
     let ret = Resume {
       digest: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      dictionary: f_2,
     };
     Ok(ret)
   }
@@ -626,6 +958,11 @@ impl TSerializable for Resume {
     o_prot.write_field_begin(&TFieldIdentifier::new("digest", TType::I64, 1))?;
     o_prot.write_i64(self.digest)?;
     o_prot.write_field_end()?;
+    if let Some(fld_var) = self.dictionary {
+      o_prot.write_field_begin(&TFieldIdentifier::new("dictionary", TType::I32, 2))?;
+      o_prot.write_i32(fld_var)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -668,8 +1005,8 @@ impl TSerializable for Positions {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<RegistrationPositions> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_1 = RegistrationPositions::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_1);
+            let list_elem_2 = RegistrationPositions::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_2);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -1388,8 +1725,8 @@ impl TSerializable for Subscribe {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_2 = i_prot.read_string()?;
-            val.push(list_elem_2);
+            let list_elem_3 = i_prot.read_string()?;
+            val.push(list_elem_3);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -1466,8 +1803,8 @@ impl TSerializable for Unsubscribe {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_3 = i_prot.read_string()?;
-            val.push(list_elem_3);
+            let list_elem_4 = i_prot.read_string()?;
+            val.push(list_elem_4);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
@@ -1788,6 +2125,470 @@ impl TSerializable for Accept {
 }
 
 //
+// Edit
+//
+
+/// One change of one item that a device has made.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Edit {
+  /// 1, 2, 3… over all uploads of this registration to this alias, with no hole.
+  pub cseq: i64,
+  pub collection: String,
+  pub key: String,
+  /// Absent: the item is deleted. At most 64 KiB.
+  pub value: Option<Vec<u8>>,
+  /// Absent: JSON.
+  pub format: Option<ValueFormat>,
+  /// Up to which seq of the alias's queue the device had seen when it made the change.
+  pub base_seq: i64,
+  /// A hybrid clock: milliseconds since 1970 in the upper 48 bits, a counter in the lower 16.
+  pub clock: i64,
+}
+
+impl Edit {
+  pub fn new<F4, F5>(cseq: i64, collection: String, key: String, value: F4, format: F5, base_seq: i64, clock: i64) -> Edit where F4: Into<Option<Vec<u8>>>, F5: Into<Option<ValueFormat>> {
+    Edit {
+      cseq,
+      collection,
+      key,
+      value: value.into(),
+      format: format.into(),
+      base_seq,
+      clock,
+    }
+  }
+}
+
+impl TSerializable for Edit {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Edit> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<ValueFormat> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = ValueFormat::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Edit.cseq", &f_1)?;
+    verify_required_field_exists("Edit.collection", &f_2)?;
+    verify_required_field_exists("Edit.key", &f_3)?;
+    verify_required_field_exists("Edit.base_seq", &f_6)?;
+    verify_required_field_exists("Edit.clock", &f_7)?;
+    let ret = Edit {
+      cseq: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      collection: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      key: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      value: f_4,
+      format: f_5,
+      base_seq: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      clock: f_7.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Edit");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cseq", TType::I64, 1))?;
+    o_prot.write_i64(self.cseq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("collection", TType::String, 2))?;
+    o_prot.write_string(&self.collection)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 3))?;
+    o_prot.write_string(&self.key)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 4))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.format {
+      o_prot.write_field_begin(&TFieldIdentifier::new("format", TType::I32, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("base_seq", TType::I64, 6))?;
+    o_prot.write_i64(self.base_seq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 7))?;
+    o_prot.write_i64(self.clock)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Upload
+//
+
+/// Changes of collections of an alias, in the order in which they were made. Sent again, it gets the same answer.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Upload {
+  pub regid: String,
+  pub alias_name: String,
+  /// The epoch of the base_seqs.
+  pub epoch: i32,
+  pub edits: Vec<Edit>,
+}
+
+impl Upload {
+  pub fn new(regid: String, alias_name: String, epoch: i32, edits: Vec<Edit>) -> Upload {
+    Upload {
+      regid,
+      alias_name,
+      epoch,
+      edits,
+    }
+  }
+}
+
+impl TSerializable for Upload {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Upload> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i32> = None;
+    let mut f_4: Option<Vec<Edit>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i32()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Edit> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_5 = Edit::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_5);
+          }
+          i_prot.read_list_end()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Upload.regid", &f_1)?;
+    verify_required_field_exists("Upload.alias_name", &f_2)?;
+    verify_required_field_exists("Upload.epoch", &f_3)?;
+    verify_required_field_exists("Upload.edits", &f_4)?;
+    let ret = Upload {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      alias_name: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      epoch: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      edits: f_4.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Upload");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("alias_name", TType::String, 2))?;
+    o_prot.write_string(&self.alias_name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I32, 3))?;
+    o_prot.write_i32(self.epoch)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("edits", TType::List, 4))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.edits.len() as i32))?;
+    for e in &self.edits {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// KeyRange
+//
+
+/// The items of a collection whose keys are from `first` on and before `before`, in the order of their bytes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct KeyRange {
+  pub first: String,
+  /// Absent: up to the last.
+  pub before: Option<String>,
+  /// How many items are there, and the digest of them: see docs/PROTOCOL.md.
+  pub items: i64,
+  pub digest: i64,
+}
+
+impl KeyRange {
+  pub fn new<F2>(first: String, before: F2, items: i64, digest: i64) -> KeyRange where F2: Into<Option<String>> {
+    KeyRange {
+      first,
+      before: before.into(),
+      items,
+      digest,
+    }
+  }
+}
+
+impl TSerializable for KeyRange {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<KeyRange> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("KeyRange.first", &f_1)?;
+    verify_required_field_exists("KeyRange.items", &f_3)?;
+    verify_required_field_exists("KeyRange.digest", &f_4)?;
+    let ret = KeyRange {
+      first: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      before: f_2,
+      items: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      digest: f_4.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("KeyRange");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("first", TType::String, 1))?;
+    o_prot.write_string(&self.first)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.before {
+      o_prot.write_field_begin(&TFieldIdentifier::new("before", TType::String, 2))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_begin(&TFieldIdentifier::new("items", TType::I64, 3))?;
+    o_prot.write_i64(self.items)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("digest", TType::I64, 4))?;
+    o_prot.write_i64(self.digest)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Repair
+//
+
+/// The device's collection differs from the digest that it was given: it says what it holds.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Repair {
+  pub regid: String,
+  pub alias_name: String,
+  pub collection: String,
+  /// The position at which the device's items are as stated here.
+  pub epoch: i32,
+  pub seq: i64,
+  pub ranges: Vec<KeyRange>,
+}
+
+impl Repair {
+  pub fn new(regid: String, alias_name: String, collection: String, epoch: i32, seq: i64, ranges: Vec<KeyRange>) -> Repair {
+    Repair {
+      regid,
+      alias_name,
+      collection,
+      epoch,
+      seq,
+      ranges,
+    }
+  }
+}
+
+impl TSerializable for Repair {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Repair> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<i32> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<Vec<KeyRange>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i32()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<KeyRange> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_6 = KeyRange::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_6);
+          }
+          i_prot.read_list_end()?;
+          f_6 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Repair.regid", &f_1)?;
+    verify_required_field_exists("Repair.alias_name", &f_2)?;
+    verify_required_field_exists("Repair.collection", &f_3)?;
+    verify_required_field_exists("Repair.epoch", &f_4)?;
+    verify_required_field_exists("Repair.seq", &f_5)?;
+    verify_required_field_exists("Repair.ranges", &f_6)?;
+    let ret = Repair {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      alias_name: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      collection: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      epoch: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      seq: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      ranges: f_6.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Repair");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("alias_name", TType::String, 2))?;
+    o_prot.write_string(&self.alias_name)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("collection", TType::String, 3))?;
+    o_prot.write_string(&self.collection)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I32, 4))?;
+    o_prot.write_i32(self.epoch)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("seq", TType::I64, 5))?;
+    o_prot.write_i64(self.seq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("ranges", TType::List, 6))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.ranges.len() as i32))?;
+    for e in &self.ranges {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Up
 //
 
@@ -1808,10 +2609,12 @@ pub struct Up {
   pub accept: Option<Accept>,
   pub event: Option<Event>,
   pub rekey: Option<Rekey>,
+  pub upload: Option<Upload>,
+  pub repair: Option<Repair>,
 }
 
 impl Up {
-  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, describe: F11, accept: F12, event: F13, rekey: F14) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F11: Into<Option<Describe>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>>, F14: Into<Option<Rekey>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, F12, F13, F14, F15, F16>(request: F1, resume: F2, positions: F3, register_app: F4, unregister: F5, bind: F6, unbind: F7, subscribe: F8, unsubscribe: F9, heartbeat: F10, describe: F11, accept: F12, event: F13, rekey: F14, upload: F15, repair: F16) -> Up where F1: Into<Option<i64>>, F2: Into<Option<Resume>>, F3: Into<Option<Positions>>, F4: Into<Option<Register>>, F5: Into<Option<Unregister>>, F6: Into<Option<Bind>>, F7: Into<Option<Unbind>>, F8: Into<Option<Subscribe>>, F9: Into<Option<Unsubscribe>>, F10: Into<Option<HeartbeatReport>>, F11: Into<Option<Describe>>, F12: Into<Option<Accept>>, F13: Into<Option<Event>>, F14: Into<Option<Rekey>>, F15: Into<Option<Upload>>, F16: Into<Option<Repair>> {
     Up {
       request: request.into(),
       resume: resume.into(),
@@ -1827,6 +2630,8 @@ impl Up {
       accept: accept.into(),
       event: event.into(),
       rekey: rekey.into(),
+      upload: upload.into(),
+      repair: repair.into(),
     }
   }
 }
@@ -1848,6 +2653,8 @@ impl TSerializable for Up {
     let mut f_12: Option<Accept> = None;
     let mut f_13: Option<Event> = None;
     let mut f_14: Option<Rekey> = None;
+    let mut f_15: Option<Upload> = None;
+    let mut f_16: Option<Repair> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -1911,6 +2718,14 @@ impl TSerializable for Up {
           let val = Rekey::read_from_in_protocol(i_prot)?;
           f_14 = Some(val);
         },
+        15 => {
+          let val = Upload::read_from_in_protocol(i_prot)?;
+          f_15 = Some(val);
+        },
+        16 => {
+          let val = Repair::read_from_in_protocol(i_prot)?;
+          f_16 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -1933,6 +2748,8 @@ impl TSerializable for Up {
       accept: f_12,
       event: f_13,
       rekey: f_14,
+      upload: f_15,
+      repair: f_16,
     };
     Ok(ret)
   }
@@ -2009,6 +2826,16 @@ impl TSerializable for Up {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.upload {
+      o_prot.write_field_begin(&TFieldIdentifier::new("upload", TType::Struct, 15))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.repair {
+      o_prot.write_field_begin(&TFieldIdentifier::new("repair", TType::Struct, 16))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -2031,6 +2858,8 @@ impl Default for Up {
       accept: None,
       event: None,
       rekey: None,
+      upload: None,
+      repair: None,
     }
   }
 }
@@ -2107,6 +2936,328 @@ impl TSerializable for SealAnswer {
 }
 
 //
+// EditResult
+//
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EditResult {
+  pub cseq: i64,
+  pub outcome: EditOutcome,
+  /// The entry that it led to.
+  pub seq: Option<i64>,
+  /// For humans, with INVALID.
+  pub message: Option<String>,
+}
+
+impl EditResult {
+  pub fn new<F3, F4>(cseq: i64, outcome: EditOutcome, seq: F3, message: F4) -> EditResult where F3: Into<Option<i64>>, F4: Into<Option<String>> {
+    EditResult {
+      cseq,
+      outcome,
+      seq: seq.into(),
+      message: message.into(),
+    }
+  }
+}
+
+impl TSerializable for EditResult {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<EditResult> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i64> = None;
+    let mut f_2: Option<EditOutcome> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<String> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i64()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = EditOutcome::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_string()?;
+          f_4 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("EditResult.cseq", &f_1)?;
+    verify_required_field_exists("EditResult.outcome", &f_2)?;
+    let ret = EditResult {
+      cseq: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      outcome: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      seq: f_3,
+      message: f_4,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("EditResult");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("cseq", TType::I64, 1))?;
+    o_prot.write_i64(self.cseq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("outcome", TType::I32, 2))?;
+    self.outcome.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    if let Some(fld_var) = self.seq {
+      o_prot.write_field_begin(&TFieldIdentifier::new("seq", TType::I64, 3))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.message {
+      o_prot.write_field_begin(&TFieldIdentifier::new("message", TType::String, 4))?;
+      o_prot.write_string(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// RepairedRange
+//
+
+/// The range differs: the gateway's items there, or smaller ranges to compare.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RepairedRange {
+  pub range: KeyRange,
+  /// All that the gateway holds in the range; the device replaces what it has there.
+  pub items: Option<Vec<Box<Item>>>,
+  /// In the place of items: the digests of its parts. State those that differ in a further Repair.
+  pub parts: Option<Vec<KeyRange>>,
+}
+
+impl RepairedRange {
+  pub fn new<F2, F3>(range: KeyRange, items: F2, parts: F3) -> RepairedRange where F2: Into<Option<Vec<Box<Item>>>>, F3: Into<Option<Vec<KeyRange>>> {
+    RepairedRange {
+      range,
+      items: items.into(),
+      parts: parts.into(),
+    }
+  }
+}
+
+impl TSerializable for RepairedRange {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<RepairedRange> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<KeyRange> = None;
+    let mut f_2: Option<Vec<Box<Item>>> = None;
+    let mut f_3: Option<Vec<KeyRange>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = KeyRange::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Box<Item>> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_7 = Box::new(Item::read_from_in_protocol(i_prot)?);
+            val.push(list_elem_7);
+          }
+          i_prot.read_list_end()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<KeyRange> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_8 = KeyRange::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_8);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("RepairedRange.range", &f_1)?;
+    let ret = RepairedRange {
+      range: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      items: f_2,
+      parts: f_3,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("RepairedRange");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("range", TType::Struct, 1))?;
+    self.range.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.items {
+      o_prot.write_field_begin(&TFieldIdentifier::new("items", TType::List, 2))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.parts {
+      o_prot.write_field_begin(&TFieldIdentifier::new("parts", TType::List, 3))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Item
+//
+
+/// An item of a collection as it stands.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Item {
+  pub collection: String,
+  pub key: String,
+  /// The change that made it so.
+  pub seq: i64,
+  pub value: Vec<u8>,
+  /// Absent: JSON.
+  pub format: Option<ValueFormat>,
+  pub clock: Option<i64>,
+}
+
+impl Item {
+  pub fn new<F5, F6>(collection: String, key: String, seq: i64, value: Vec<u8>, format: F5, clock: F6) -> Item where F5: Into<Option<ValueFormat>>, F6: Into<Option<i64>> {
+    Item {
+      collection,
+      key,
+      seq,
+      value,
+      format: format.into(),
+      clock: clock.into(),
+    }
+  }
+}
+
+impl TSerializable for Item {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Item> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<i64> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<ValueFormat> = None;
+    let mut f_6: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_i64()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = ValueFormat::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Item.collection", &f_1)?;
+    verify_required_field_exists("Item.key", &f_2)?;
+    verify_required_field_exists("Item.seq", &f_3)?;
+    verify_required_field_exists("Item.value", &f_4)?;
+    let ret = Item {
+      collection: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      key: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      seq: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      value: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      format: f_5,
+      clock: f_6,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Item");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("collection", TType::String, 1))?;
+    o_prot.write_string(&self.collection)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 2))?;
+    o_prot.write_string(&self.key)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("seq", TType::I64, 3))?;
+    o_prot.write_i64(self.seq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 4))?;
+    o_prot.write_bytes(&self.value)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.format {
+      o_prot.write_field_begin(&TFieldIdentifier::new("format", TType::I32, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.clock {
+      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Result
 //
 
@@ -2121,16 +3272,22 @@ pub struct Result {
   pub regid: Option<String>,
   /// Set by Register with a key, and by Rekey.
   pub seal: Option<SealAnswer>,
+  /// Set by Upload: one for each edit. With UNAVAILABLE or LIMIT: those before the first that was not taken.
+  pub edits: Option<Vec<EditResult>>,
+  /// Set by Repair: the ranges that differ. None: all are equal.
+  pub ranges: Option<Vec<RepairedRange>>,
 }
 
 impl Result {
-  pub fn new<F3, F4, F5>(request: i64, code: ResultCode, message: F3, regid: F4, seal: F5) -> Result where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<SealAnswer>> {
+  pub fn new<F3, F4, F5, F6, F7>(request: i64, code: ResultCode, message: F3, regid: F4, seal: F5, edits: F6, ranges: F7) -> Result where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<SealAnswer>>, F6: Into<Option<Vec<EditResult>>>, F7: Into<Option<Vec<RepairedRange>>> {
     Result {
       request,
       code,
       message: message.into(),
       regid: regid.into(),
       seal: seal.into(),
+      edits: edits.into(),
+      ranges: ranges.into(),
     }
   }
 }
@@ -2143,6 +3300,8 @@ impl TSerializable for Result {
     let mut f_3: Option<String> = None;
     let mut f_4: Option<String> = None;
     let mut f_5: Option<SealAnswer> = None;
+    let mut f_6: Option<Vec<EditResult>> = None;
+    let mut f_7: Option<Vec<RepairedRange>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2170,6 +3329,26 @@ impl TSerializable for Result {
           let val = SealAnswer::read_from_in_protocol(i_prot)?;
           f_5 = Some(val);
         },
+        6 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<EditResult> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_9 = EditResult::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_9);
+          }
+          i_prot.read_list_end()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<RepairedRange> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_10 = RepairedRange::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_10);
+          }
+          i_prot.read_list_end()?;
+          f_7 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2185,6 +3364,8 @@ impl TSerializable for Result {
       message: f_3,
       regid: f_4,
       seal: f_5,
+      edits: f_6,
+      ranges: f_7,
     };
     Ok(ret)
   }
@@ -2210,6 +3391,24 @@ impl TSerializable for Result {
     if let Some(ref fld_var) = self.seal {
       o_prot.write_field_begin(&TFieldIdentifier::new("seal", TType::Struct, 5))?;
       fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.edits {
+      o_prot.write_field_begin(&TFieldIdentifier::new("edits", TType::List, 6))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.ranges {
+      o_prot.write_field_begin(&TFieldIdentifier::new("ranges", TType::List, 7))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -2251,8 +3450,8 @@ impl TSerializable for Resumed {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<String> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_4 = i_prot.read_string()?;
-            val.push(list_elem_4);
+            let list_elem_11 = i_prot.read_string()?;
+            val.push(list_elem_11);
           }
           i_prot.read_list_end()?;
           f_1 = Some(val);
@@ -2656,6 +3855,142 @@ impl Default for Content {
 }
 
 //
+// Change
+//
+
+/// An item of a collection changed.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Change {
+  pub collection: String,
+  pub key: String,
+  pub kind: ChangeKind,
+  /// Absent when it is deleted, and when the device's own edit (`cseq`) stands as it was made.
+  pub value: Option<Vec<u8>>,
+  /// Absent: JSON.
+  pub format: Option<ValueFormat>,
+  pub clock: Option<i64>,
+  /// The device's own edit led to this.
+  pub cseq: Option<i64>,
+}
+
+impl Change {
+  pub fn new<F4, F5, F6, F7>(collection: String, key: String, kind: ChangeKind, value: F4, format: F5, clock: F6, cseq: F7) -> Change where F4: Into<Option<Vec<u8>>>, F5: Into<Option<ValueFormat>>, F6: Into<Option<i64>>, F7: Into<Option<i64>> {
+    Change {
+      collection,
+      key,
+      kind,
+      value: value.into(),
+      format: format.into(),
+      clock: clock.into(),
+      cseq: cseq.into(),
+    }
+  }
+}
+
+impl TSerializable for Change {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Change> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<String> = None;
+    let mut f_3: Option<ChangeKind> = None;
+    let mut f_4: Option<Vec<u8>> = None;
+    let mut f_5: Option<ValueFormat> = None;
+    let mut f_6: Option<i64> = None;
+    let mut f_7: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_string()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = ChangeKind::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_bytes()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = ValueFormat::read_from_in_protocol(i_prot)?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let val = i_prot.read_i64()?;
+          f_7 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Change.collection", &f_1)?;
+    verify_required_field_exists("Change.key", &f_2)?;
+    verify_required_field_exists("Change.kind", &f_3)?;
+    let ret = Change {
+      collection: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      key: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      kind: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      value: f_4,
+      format: f_5,
+      clock: f_6,
+      cseq: f_7,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Change");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("collection", TType::String, 1))?;
+    o_prot.write_string(&self.collection)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("key", TType::String, 2))?;
+    o_prot.write_string(&self.key)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("kind", TType::I32, 3))?;
+    self.kind.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.value {
+      o_prot.write_field_begin(&TFieldIdentifier::new("value", TType::String, 4))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.format {
+      o_prot.write_field_begin(&TFieldIdentifier::new("format", TType::I32, 5))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.clock {
+      o_prot.write_field_begin(&TFieldIdentifier::new("clock", TType::I64, 6))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.cseq {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cseq", TType::I64, 7))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Entry
 //
 
@@ -2676,10 +4011,11 @@ pub struct Entry {
   pub recall: Option<Vec<u8>>,
   /// A sealed Content, in the place of `payload` and `notification`.
   pub sealed: Option<Vec<u8>>,
+  pub change: Option<Change>,
 }
 
 impl Entry {
-  pub fn new<F2, F3, F4, F5, F6, F7, F8, F9>(seq: i64, id: F2, time_ms: F3, payload: F4, notification: F5, follow: F6, unfollow: F7, recall: F8, sealed: F9) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<Notification>>, F6: Into<Option<Follow>>, F7: Into<Option<Unfollow>>, F8: Into<Option<Vec<u8>>>, F9: Into<Option<Vec<u8>>> {
+  pub fn new<F2, F3, F4, F5, F6, F7, F8, F9, F10>(seq: i64, id: F2, time_ms: F3, payload: F4, notification: F5, follow: F6, unfollow: F7, recall: F8, sealed: F9, change: F10) -> Entry where F2: Into<Option<Vec<u8>>>, F3: Into<Option<i64>>, F4: Into<Option<Vec<u8>>>, F5: Into<Option<Notification>>, F6: Into<Option<Follow>>, F7: Into<Option<Unfollow>>, F8: Into<Option<Vec<u8>>>, F9: Into<Option<Vec<u8>>>, F10: Into<Option<Change>> {
     Entry {
       seq,
       id: id.into(),
@@ -2690,6 +4026,7 @@ impl Entry {
       unfollow: unfollow.into(),
       recall: recall.into(),
       sealed: sealed.into(),
+      change: change.into(),
     }
   }
 }
@@ -2706,6 +4043,7 @@ impl TSerializable for Entry {
     let mut f_7: Option<Unfollow> = None;
     let mut f_8: Option<Vec<u8>> = None;
     let mut f_9: Option<Vec<u8>> = None;
+    let mut f_10: Option<Change> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -2749,6 +4087,10 @@ impl TSerializable for Entry {
           let val = i_prot.read_bytes()?;
           f_9 = Some(val);
         },
+        10 => {
+          let val = Change::read_from_in_protocol(i_prot)?;
+          f_10 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -2767,6 +4109,7 @@ impl TSerializable for Entry {
       unfollow: f_7,
       recall: f_8,
       sealed: f_9,
+      change: f_10,
     };
     Ok(ret)
   }
@@ -2814,6 +4157,11 @@ impl TSerializable for Entry {
     if let Some(ref fld_var) = self.sealed {
       o_prot.write_field_begin(&TFieldIdentifier::new("sealed", TType::String, 9))?;
       o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.change {
+      o_prot.write_field_begin(&TFieldIdentifier::new("change", TType::Struct, 10))?;
+      fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;
@@ -2903,8 +4251,8 @@ impl TSerializable for Delta {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Entry> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_5 = Entry::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_5);
+            let list_elem_12 = Entry::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_12);
           }
           i_prot.read_list_end()?;
           f_6 = Some(val);
@@ -2993,6 +4341,123 @@ impl TSerializable for Delta {
 }
 
 //
+// CollectionDigest
+//
+
+/// What a collection is at `seq` of its alias's queue, the newest change in it: see docs/PROTOCOL.md.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct CollectionDigest {
+  pub queue: Queue,
+  pub epoch: i32,
+  pub collection: String,
+  pub seq: i64,
+  pub items: i64,
+  pub digest: i64,
+}
+
+impl CollectionDigest {
+  pub fn new(queue: Queue, epoch: i32, collection: String, seq: i64, items: i64, digest: i64) -> CollectionDigest {
+    CollectionDigest {
+      queue,
+      epoch,
+      collection,
+      seq,
+      items,
+      digest,
+    }
+  }
+}
+
+impl TSerializable for CollectionDigest {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<CollectionDigest> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<Queue> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<String> = None;
+    let mut f_4: Option<i64> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<i64> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = Queue::read_from_in_protocol(i_prot)?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_string()?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i64()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_i64()?;
+          f_6 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("CollectionDigest.queue", &f_1)?;
+    verify_required_field_exists("CollectionDigest.epoch", &f_2)?;
+    verify_required_field_exists("CollectionDigest.collection", &f_3)?;
+    verify_required_field_exists("CollectionDigest.seq", &f_4)?;
+    verify_required_field_exists("CollectionDigest.items", &f_5)?;
+    verify_required_field_exists("CollectionDigest.digest", &f_6)?;
+    let ret = CollectionDigest {
+      queue: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      epoch: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      collection: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      seq: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      items: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      digest: f_6.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("CollectionDigest");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("queue", TType::Struct, 1))?;
+    self.queue.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I32, 2))?;
+    o_prot.write_i32(self.epoch)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("collection", TType::String, 3))?;
+    o_prot.write_string(&self.collection)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("seq", TType::I64, 4))?;
+    o_prot.write_i64(self.seq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("items", TType::I64, 5))?;
+    o_prot.write_i64(self.items)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("digest", TType::I64, 6))?;
+    o_prot.write_i64(self.digest)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
 // Deltas
 //
 
@@ -3001,13 +4466,16 @@ impl TSerializable for Delta {
 pub struct Deltas {
   pub regid: String,
   pub deltas: Vec<Delta>,
+  /// With the last frame of a resume, and now and then: compare what has the same seq.
+  pub digests: Option<Vec<CollectionDigest>>,
 }
 
 impl Deltas {
-  pub fn new(regid: String, deltas: Vec<Delta>) -> Deltas {
+  pub fn new<F3>(regid: String, deltas: Vec<Delta>, digests: F3) -> Deltas where F3: Into<Option<Vec<CollectionDigest>>> {
     Deltas {
       regid,
       deltas,
+      digests: digests.into(),
     }
   }
 }
@@ -3017,6 +4485,7 @@ impl TSerializable for Deltas {
     i_prot.read_struct_begin()?;
     let mut f_1: Option<String> = None;
     let mut f_2: Option<Vec<Delta>> = None;
+    let mut f_3: Option<Vec<CollectionDigest>> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3032,11 +4501,21 @@ impl TSerializable for Deltas {
           let list_ident = i_prot.read_list_begin()?;
           let mut val: Vec<Delta> = Vec::with_capacity(list_ident.size as usize);
           for _ in 0..list_ident.size {
-            let list_elem_6 = Delta::read_from_in_protocol(i_prot)?;
-            val.push(list_elem_6);
+            let list_elem_13 = Delta::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_13);
           }
           i_prot.read_list_end()?;
           f_2 = Some(val);
+        },
+        3 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<CollectionDigest> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_14 = CollectionDigest::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_14);
+          }
+          i_prot.read_list_end()?;
+          f_3 = Some(val);
         },
         _ => {
           i_prot.skip(field_ident.field_type)?;
@@ -3050,6 +4529,7 @@ impl TSerializable for Deltas {
     let ret = Deltas {
       regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
       deltas: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      digests: f_3,
     };
     Ok(ret)
   }
@@ -3065,6 +4545,281 @@ impl TSerializable for Deltas {
       e.write_to_out_protocol(o_prot)?;
     }
     o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.digests {
+      o_prot.write_field_begin(&TFieldIdentifier::new("digests", TType::List, 3))?;
+      o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, fld_var.len() as i32))?;
+      for e in fld_var {
+        e.write_to_out_protocol(o_prot)?;
+      }
+      o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// SnapshotChunk
+//
+
+/// A part of the folded collections of one queue, newest items first. Deltas from at_seq + 1 on follow the last chunk.
+/// The device gathers chunks beside its items and takes them in their place when it has come to `until_seq`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SnapshotChunk {
+  pub regid: String,
+  pub queue: Queue,
+  /// Why it is not a delta.
+  pub jump: JumpReason,
+  pub epoch: i32,
+  /// The position of the snapshot, and the proof of it: as in Delta.
+  pub at_seq: i64,
+  pub tag: Vec<u8>,
+  pub items: Vec<Item>,
+  /// Where the next chunk begins: keep it with the position. Absent in the last chunk.
+  pub cursor: Option<Vec<u8>>,
+  /// Set in the last chunk: from this seq on what was gathered, with the deltas up to it, is exact.
+  pub until_seq: Option<i64>,
+  /// The first chunk: what was gathered before is void.
+  pub begins: Option<bool>,
+}
+
+impl SnapshotChunk {
+  pub fn new<F8, F9, F10>(regid: String, queue: Queue, jump: JumpReason, epoch: i32, at_seq: i64, tag: Vec<u8>, items: Vec<Item>, cursor: F8, until_seq: F9, begins: F10) -> SnapshotChunk where F8: Into<Option<Vec<u8>>>, F9: Into<Option<i64>>, F10: Into<Option<bool>> {
+    SnapshotChunk {
+      regid,
+      queue,
+      jump,
+      epoch,
+      at_seq,
+      tag,
+      items,
+      cursor: cursor.into(),
+      until_seq: until_seq.into(),
+      begins: begins.into(),
+    }
+  }
+}
+
+impl TSerializable for SnapshotChunk {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<SnapshotChunk> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<String> = None;
+    let mut f_2: Option<Queue> = None;
+    let mut f_3: Option<JumpReason> = None;
+    let mut f_4: Option<i32> = None;
+    let mut f_5: Option<i64> = None;
+    let mut f_6: Option<Vec<u8>> = None;
+    let mut f_7: Option<Vec<Item>> = None;
+    let mut f_8: Option<Vec<u8>> = None;
+    let mut f_9: Option<i64> = None;
+    let mut f_10: Option<bool> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_string()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = Queue::read_from_in_protocol(i_prot)?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = JumpReason::read_from_in_protocol(i_prot)?;
+          f_3 = Some(val);
+        },
+        4 => {
+          let val = i_prot.read_i32()?;
+          f_4 = Some(val);
+        },
+        5 => {
+          let val = i_prot.read_i64()?;
+          f_5 = Some(val);
+        },
+        6 => {
+          let val = i_prot.read_bytes()?;
+          f_6 = Some(val);
+        },
+        7 => {
+          let list_ident = i_prot.read_list_begin()?;
+          let mut val: Vec<Item> = Vec::with_capacity(list_ident.size as usize);
+          for _ in 0..list_ident.size {
+            let list_elem_15 = Item::read_from_in_protocol(i_prot)?;
+            val.push(list_elem_15);
+          }
+          i_prot.read_list_end()?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = i_prot.read_bytes()?;
+          f_8 = Some(val);
+        },
+        9 => {
+          let val = i_prot.read_i64()?;
+          f_9 = Some(val);
+        },
+        10 => {
+          let val = i_prot.read_bool()?;
+          f_10 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("SnapshotChunk.regid", &f_1)?;
+    verify_required_field_exists("SnapshotChunk.queue", &f_2)?;
+    verify_required_field_exists("SnapshotChunk.jump", &f_3)?;
+    verify_required_field_exists("SnapshotChunk.epoch", &f_4)?;
+    verify_required_field_exists("SnapshotChunk.at_seq", &f_5)?;
+    verify_required_field_exists("SnapshotChunk.tag", &f_6)?;
+    verify_required_field_exists("SnapshotChunk.items", &f_7)?;
+    let ret = SnapshotChunk {
+      regid: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      queue: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      jump: f_3.expect("auto-generated code should have checked for presence of required fields"),
+      epoch: f_4.expect("auto-generated code should have checked for presence of required fields"),
+      at_seq: f_5.expect("auto-generated code should have checked for presence of required fields"),
+      tag: f_6.expect("auto-generated code should have checked for presence of required fields"),
+      items: f_7.expect("auto-generated code should have checked for presence of required fields"),
+      cursor: f_8,
+      until_seq: f_9,
+      begins: f_10,
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("SnapshotChunk");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("regid", TType::String, 1))?;
+    o_prot.write_string(&self.regid)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("queue", TType::Struct, 2))?;
+    self.queue.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("jump", TType::I32, 3))?;
+    self.jump.write_to_out_protocol(o_prot)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("epoch", TType::I32, 4))?;
+    o_prot.write_i32(self.epoch)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("at_seq", TType::I64, 5))?;
+    o_prot.write_i64(self.at_seq)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("tag", TType::String, 6))?;
+    o_prot.write_bytes(&self.tag)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("items", TType::List, 7))?;
+    o_prot.write_list_begin(&TListIdentifier::new(TType::Struct, self.items.len() as i32))?;
+    for e in &self.items {
+      e.write_to_out_protocol(o_prot)?;
+    }
+    o_prot.write_list_end()?;
+    o_prot.write_field_end()?;
+    if let Some(ref fld_var) = self.cursor {
+      o_prot.write_field_begin(&TFieldIdentifier::new("cursor", TType::String, 8))?;
+      o_prot.write_bytes(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.until_seq {
+      o_prot.write_field_begin(&TFieldIdentifier::new("until_seq", TType::I64, 9))?;
+      o_prot.write_i64(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.begins {
+      o_prot.write_field_begin(&TFieldIdentifier::new("begins", TType::Bool, 10))?;
+      o_prot.write_bool(fld_var)?;
+      o_prot.write_field_end()?
+    }
+    o_prot.write_field_stop()?;
+    o_prot.write_struct_end()
+  }
+}
+
+//
+// Packed
+//
+
+/// A Down, compressed by zstd with a dictionary of docs/PROTOCOL.md.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Packed {
+  pub dictionary: i32,
+  /// How long it is unpacked: at most 128 KiB.
+  pub bytes: i32,
+  pub zstd: Vec<u8>,
+}
+
+impl Packed {
+  pub fn new(dictionary: i32, bytes: i32, zstd: Vec<u8>) -> Packed {
+    Packed {
+      dictionary,
+      bytes,
+      zstd,
+    }
+  }
+}
+
+impl TSerializable for Packed {
+  fn read_from_in_protocol(i_prot: &mut dyn TInputProtocol) -> thrift::Result<Packed> {
+    i_prot.read_struct_begin()?;
+    let mut f_1: Option<i32> = None;
+    let mut f_2: Option<i32> = None;
+    let mut f_3: Option<Vec<u8>> = None;
+    loop {
+      let field_ident = i_prot.read_field_begin()?;
+      if field_ident.field_type == TType::Stop {
+        break;
+      }
+      let field_id = field_id(&field_ident)?;
+      match field_id {
+        1 => {
+          let val = i_prot.read_i32()?;
+          f_1 = Some(val);
+        },
+        2 => {
+          let val = i_prot.read_i32()?;
+          f_2 = Some(val);
+        },
+        3 => {
+          let val = i_prot.read_bytes()?;
+          f_3 = Some(val);
+        },
+        _ => {
+          i_prot.skip(field_ident.field_type)?;
+        },
+      };
+      i_prot.read_field_end()?;
+    }
+    i_prot.read_struct_end()?;
+    verify_required_field_exists("Packed.dictionary", &f_1)?;
+    verify_required_field_exists("Packed.bytes", &f_2)?;
+    verify_required_field_exists("Packed.zstd", &f_3)?;
+    let ret = Packed {
+      dictionary: f_1.expect("auto-generated code should have checked for presence of required fields"),
+      bytes: f_2.expect("auto-generated code should have checked for presence of required fields"),
+      zstd: f_3.expect("auto-generated code should have checked for presence of required fields"),
+    };
+    Ok(ret)
+  }
+  fn write_to_out_protocol(&self, o_prot: &mut dyn TOutputProtocol) -> thrift::Result<()> {
+    let struct_ident = TStructIdentifier::new("Packed");
+    o_prot.write_struct_begin(&struct_ident)?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("dictionary", TType::I32, 1))?;
+    o_prot.write_i32(self.dictionary)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("bytes", TType::I32, 2))?;
+    o_prot.write_i32(self.bytes)?;
+    o_prot.write_field_end()?;
+    o_prot.write_field_begin(&TFieldIdentifier::new("zstd", TType::String, 3))?;
+    o_prot.write_bytes(&self.zstd)?;
     o_prot.write_field_end()?;
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
@@ -3251,10 +5006,12 @@ pub struct Down {
   pub ask_positions: Option<AskPositions>,
   pub advice: Option<Advice>,
   pub ended: Option<Ended>,
+  pub snapshot: Option<SnapshotChunk>,
+  pub packed: Option<Packed>,
 }
 
 impl Down {
-  pub fn new<F1, F2, F3, F4, F5, F6>(result: F1, deltas: F2, resumed: F3, ask_positions: F4, advice: F5, ended: F6) -> Down where F1: Into<Option<Result>>, F2: Into<Option<Deltas>>, F3: Into<Option<Resumed>>, F4: Into<Option<AskPositions>>, F5: Into<Option<Advice>>, F6: Into<Option<Ended>> {
+  pub fn new<F1, F2, F3, F4, F5, F6, F7, F8>(result: F1, deltas: F2, resumed: F3, ask_positions: F4, advice: F5, ended: F6, snapshot: F7, packed: F8) -> Down where F1: Into<Option<Result>>, F2: Into<Option<Deltas>>, F3: Into<Option<Resumed>>, F4: Into<Option<AskPositions>>, F5: Into<Option<Advice>>, F6: Into<Option<Ended>>, F7: Into<Option<SnapshotChunk>>, F8: Into<Option<Packed>> {
     Down {
       result: result.into(),
       deltas: deltas.into(),
@@ -3262,6 +5019,8 @@ impl Down {
       ask_positions: ask_positions.into(),
       advice: advice.into(),
       ended: ended.into(),
+      snapshot: snapshot.into(),
+      packed: packed.into(),
     }
   }
 }
@@ -3275,6 +5034,8 @@ impl TSerializable for Down {
     let mut f_4: Option<AskPositions> = None;
     let mut f_5: Option<Advice> = None;
     let mut f_6: Option<Ended> = None;
+    let mut f_7: Option<SnapshotChunk> = None;
+    let mut f_8: Option<Packed> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3306,6 +5067,14 @@ impl TSerializable for Down {
           let val = Ended::read_from_in_protocol(i_prot)?;
           f_6 = Some(val);
         },
+        7 => {
+          let val = SnapshotChunk::read_from_in_protocol(i_prot)?;
+          f_7 = Some(val);
+        },
+        8 => {
+          let val = Packed::read_from_in_protocol(i_prot)?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3320,6 +5089,8 @@ impl TSerializable for Down {
       ask_positions: f_4,
       advice: f_5,
       ended: f_6,
+      snapshot: f_7,
+      packed: f_8,
     };
     Ok(ret)
   }
@@ -3356,6 +5127,16 @@ impl TSerializable for Down {
       fld_var.write_to_out_protocol(o_prot)?;
       o_prot.write_field_end()?
     }
+    if let Some(ref fld_var) = self.snapshot {
+      o_prot.write_field_begin(&TFieldIdentifier::new("snapshot", TType::Struct, 7))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
+    if let Some(ref fld_var) = self.packed {
+      o_prot.write_field_begin(&TFieldIdentifier::new("packed", TType::Struct, 8))?;
+      fld_var.write_to_out_protocol(o_prot)?;
+      o_prot.write_field_end()?
+    }
     o_prot.write_field_stop()?;
     o_prot.write_struct_end()
   }
@@ -3370,6 +5151,8 @@ impl Default for Down {
       ask_positions: None,
       advice: None,
       ended: None,
+      snapshot: None,
+      packed: None,
     }
   }
 }

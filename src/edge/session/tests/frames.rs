@@ -23,7 +23,12 @@ fn empty() -> idl::Up {
 }
 
 pub(super) fn resume(rig: &mut Rig, registrations: &[Registration]) {
-    up(rig, &idl::Up { resume: Some(idl::Resume { digest: 0 }), ..empty() }, Qos::AtMostOnce, 0);
+    up(
+        rig,
+        &idl::Up { resume: Some(idl::Resume { digest: 0, dictionary: None }), ..empty() },
+        Qos::AtMostOnce,
+        0,
+    );
     let Some(Call::Resume(ticket, 0)) = rig.out.call.take() else { panic!("a resume is a call") };
     let standings = registrations.iter().map(|r| rig.standing(r)).collect();
     rig.input(Input::Answer(Answer::Resumed(ticket, Some(standings))));
@@ -68,7 +73,7 @@ fn a_device_whose_digest_differs_is_asked_for_its_positions() {
     let mut rig = Rig::v5();
     up(
         &mut rig,
-        &idl::Up { resume: Some(idl::Resume { digest: 5 }), ..empty() },
+        &idl::Up { resume: Some(idl::Resume { digest: 5, dictionary: None }), ..empty() },
         Qos::AtLeastOnce,
         3,
     );
