@@ -9,6 +9,7 @@ pub mod digest;
 pub mod frame;
 pub mod limits;
 pub mod mqtt;
+pub mod ranges;
 pub mod seal;
 
 /// The structs of `thrift/device.thrift`, as the Thrift compiler writes them. Decode them through [`frame`] only:

@@ -1,0 +1,94 @@
+//! Two copies of a collection, and what it costs to make them equal.
+
+use std::collections::BTreeMap;
+
+use carillon_wire::ranges::{Answer, Bounds, KeyRange, PARTS_MAX};
+use proptest::prelude::*;
+
+type Copy = BTreeMap<String, u64>;
+
+fn within<'a>(copy: &'a Copy, bounds: &Bounds) -> Vec<(&'a str, u64)> {
+    let held = copy.iter().map(|(key, seq)| (key.as_str(), *seq));
+    held.filter(|(key, _)| bounds.contains(key)).collect()
+}
+
+fn range(copy: &Copy, bounds: Bounds) -> KeyRange {
+    let items = within(copy, &bounds);
+    KeyRange::of("notes", bounds, items)
+}
+
+/// Makes the device's copy what the gateway's is, as both ends do it. How many ranges and items went over the wire.
+fn repair(device: &mut Copy, gateway: &Copy) -> (usize, usize) {
+    let (mut ranges, mut items) = (0, 0);
+    let mut stated = vec![range(device, Bounds::everything())];
+    while let Some(one) = stated.pop() {
+        ranges += 1;
+        let one = KeyRange::from_idl(one.to_idl()).unwrap();
+        let held = range(gateway, one.bounds.clone());
+        match held.answer(&one) {
+            Answer::Equal => {}
+            Answer::Items => {
+                device.retain(|key, _| !one.bounds.contains(key));
+                let given = within(gateway, &one.bounds);
+                items += given.len();
+                device.extend(given.into_iter().map(|(key, seq)| (key.to_owned(), seq)));
+            }
+            Answer::Parts => {
+                let parts = held.split("notes", within(gateway, &one.bounds));
+                assert!(parts.len() > 1 && parts.len() as u64 <= PARTS_MAX);
+                assert_eq!(parts.iter().map(|part| part.items).sum::<u64>(), held.items);
+                ranges += parts.len();
+                let ours = parts.into_iter().map(|part| (range(device, part.bounds.clone()), part));
+                stated.extend(ours.filter(|(ours, theirs)| ours != theirs).map(|(ours, _)| ours));
+            }
+        }
+    }
+    (ranges, items)
+}
+
+fn copies(count: u64) -> Copy {
+    (0..count).map(|n| (format!("note {n:06}"), n + 1)).collect()
+}
+
+#[test]
+fn s19_one_item_of_ten_thousand_costs_a_few_ranges_and_items() {
+    let gateway = copies(10_000);
+    let mut device = gateway.clone();
+    device.insert("note 004711".into(), 7);
+    let (ranges, items) = repair(&mut device, &gateway);
+    assert_eq!(device, gateway);
+    assert!(ranges <= 4 * 17 && items <= 8, "{ranges} ranges, {items} items");
+}
+
+#[test]
+fn s19_equal_copies_cost_one_range_and_empty_ones_are_filled() {
+    let gateway = copies(1_000);
+    assert_eq!(repair(&mut gateway.clone(), &gateway), (1, 0));
+    let mut empty = Copy::new();
+    assert_eq!(repair(&mut empty, &gateway).1, 1_000);
+    assert_eq!(empty, gateway);
+    assert_eq!(repair(&mut gateway.clone(), &Copy::new()), (1, 0));
+}
+
+#[test]
+fn bounds_hold_what_they_say_and_the_wire_refuses_those_that_hold_nothing() {
+    let one = Bounds::one("b");
+    assert!(one.contains("b") && !one.contains("a") && !one.contains("b1"));
+    let mut idl = range(&Copy::new(), one).to_idl();
+    idl.before = Some(idl.first.clone());
+    assert!(KeyRange::from_idl(idl.clone()).is_err());
+    (idl.before, idl.items) = (None, -1);
+    assert!(KeyRange::from_idl(idl).is_err());
+}
+
+fn any_copy() -> impl Strategy<Value = Copy> {
+    proptest::collection::btree_map("[a-dä]{0,3}", 1u64..50, 0..120)
+}
+
+proptest! {
+    #[test]
+    fn s19_any_two_copies_become_equal(mut device in any_copy(), gateway in any_copy()) {
+        repair(&mut device, &gateway);
+        prop_assert_eq!(device, gateway);
+    }
+}
