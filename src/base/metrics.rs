@@ -5,6 +5,7 @@
 
 pub mod engine;
 mod receipts;
+mod seals;
 mod sends;
 pub mod timing;
 
@@ -20,6 +21,7 @@ use self::engine::EngineMetrics;
 pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
 };
+pub use self::seals::{SealMetrics, SealRefusal, SealedIn};
 pub use self::sends::{SendMetrics, TargetKind, Unsent};
 pub use self::skips::{Skip, Skipped};
 
@@ -380,6 +382,8 @@ pub struct Metrics {
     pub node: NodeMetrics,
     /// Receipts, callbacks, feedback.
     pub receipts: ReceiptMetrics,
+    /// Sealed payloads.
+    pub seals: SealMetrics,
     /// Scheduled and held messages.
     pub timing: timing::TimingMetrics,
 }
@@ -396,7 +400,8 @@ impl Metrics {
         let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
         let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
         let (sends, timing) = (SendMetrics::new(), timing::TimingMetrics::new());
-        Self { edge: edge(), queue: queue(), sends, api: api(), engine, node, receipts, timing }
+        let (edge, queue, api, seals) = (edge(), queue(), api(), SealMetrics::new());
+        Self { edge, queue, sends, api, engine, node, receipts, seals, timing }
     }
 }
 

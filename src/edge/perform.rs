@@ -22,7 +22,7 @@ use super::{
 use crate::{
     base::{
         ids::{DeviceId, RegId},
-        metrics::ResumeReason,
+        metrics::{ResumeReason, SealRefusal},
     },
     queue::{
         filter::Attributes,
@@ -289,7 +289,11 @@ fn is_open(
     let Some(registration) = registrations.iter().find(|one| one.regid == *regid) else {
         return Ok(false);
     };
-    Ok(service.sealing(registration)? == Sealing::Open)
+    let is_open = service.sealing(registration)? == Sealing::Open;
+    if !is_open {
+        service.metrics().seals.refusals.of(SealRefusal::PlainUse).increment(1);
+    }
+    Ok(is_open)
 }
 
 async fn unsubscribe(

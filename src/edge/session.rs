@@ -43,7 +43,7 @@ use super::{
 use crate::{
     base::{
         ids::{Queue, QueueId, RegId},
-        metrics::ResumeReason,
+        metrics::{ResumeReason, SealRefusal},
     },
     config,
     queue::position::{Position, Seq, Tag},
@@ -405,6 +405,7 @@ impl Session {
                     self.close(CloseReason::Unregistered, out);
                 }
                 if is_sealed {
+                    out.seal_refusals.push(SealRefusal::PlainUse);
                     self.close(CloseReason::Sealed, out);
                 }
             }

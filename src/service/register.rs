@@ -7,7 +7,7 @@ use super::{
     bind::By,
     feedback::Why,
     records::{App, Device, Follow, Registration, member_key},
-    seals::{Registered, SealOffer, UNSEALED},
+    seals::{KEPT, Registered, SealOffer, UNSEALED},
     seen::day_key,
 };
 use crate::{
@@ -66,7 +66,7 @@ impl Service {
     ) -> Result<NewDevice, Error> {
         let app = self.app_by_key(app_id, app_key)?;
         if first == FirstRegistration::Yes && app.seal.is_demanded() {
-            return Err(UNREGISTERABLE);
+            return self.unregisterable();
         }
         let created = self.create(&app.id, 1, first).await?;
         created.into_iter().next().ok_or(Error::NotFound { what: "new device" })
@@ -79,7 +79,7 @@ impl Service {
     pub async fn create_devices(&self, app: &AppId, count: usize) -> Result<Vec<NewDevice>, Error> {
         self.app(app.as_str())?;
         if self.demands_seal(app)? {
-            return Err(UNREGISTERABLE);
+            return self.unregisterable();
         }
         let mut created = Vec::with_capacity(count.min(1 << 16));
         while created.len() < count {
@@ -87,6 +87,12 @@ impl Service {
             created.extend(self.create(app, chunk, FirstRegistration::Yes).await?);
         }
         Ok(created)
+    }
+
+    fn unregisterable<T>(&self) -> Result<T, Error> {
+        let refused = Err(UNREGISTERABLE);
+        self.note_refusal(&refused);
+        refused
     }
 
     async fn create(
@@ -143,7 +149,7 @@ impl Service {
             None => (None, None),
         };
         let (listed, held) = ending.unzip();
-        let (registered, is_new, ended) = self
+        let done = self
             .router
             .run(device.shard(), move |txn| {
                 let mut record = load(txn, &device)?;
@@ -172,7 +178,9 @@ impl Service {
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
                 Ok((registered, true, ended))
             })
-            .await?;
+            .await;
+        self.note_refusal(&done);
+        let (registered, is_new, ended) = done?;
         if is_new {
             self.member_added(&queue);
         }
@@ -289,7 +297,7 @@ fn keep(
             Ok(Some(Registered { regid: known.regid, seal: Some(seal.answer()?) }))
         }
         (Some(_), Some(_)) => Ok(None),
-        (Some(_), None) => Err(Error::Forbidden("the registration is sealed")),
+        (Some(_), None) => Err(Error::Forbidden(KEPT)),
     }
 }
 

@@ -21,7 +21,11 @@ use super::{
     register::{NO_REGISTRATION, load},
 };
 use crate::{
-    base::ids::{AppId, DeviceId, RegId},
+    base::{
+        ids::{AppId, DeviceId, RegId},
+        metrics::SealRefusal,
+    },
+    crash_point,
     queue::store::{Space, decode, encode},
 };
 
@@ -31,6 +35,13 @@ const KEYS_MAX: usize = 8;
 /// Why a registration without a key of an app that demands sealing is refused.
 pub(super) const UNSEALED: Error =
     Error::Sealed("this app seals its payloads: register with a key");
+
+/// Why a registration that has a key is not given to who offers none.
+pub(super) const KEPT: &str = "the registration is sealed";
+const APP_KEY: &str = "live key of the app";
+const PUBLIC_KEY: &str = "this public key cannot be used";
+const PROOF: &str = "the proof is not made with the registration's key";
+const REPLAY: &str = "this key was changed since";
 
 /// 256 secret bits, as stored.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +79,8 @@ pub struct RegistrationSeal {
     number: u32,
     app_key: u32,
     device: [u8; KEY_BYTES],
+    /// The public half that it took the place of, so that its offer is known if it comes again.
+    before: Option<[u8; KEY_BYTES]>,
     key: Hidden,
 }
 
@@ -205,12 +218,12 @@ impl AppSeal {
         number: u32,
     ) -> Result<RegistrationSeal, Error> {
         let pair = self.pairs.iter().find(|pair| pair.id == offer.app_key);
-        let pair = pair.ok_or(Error::NotFound { what: "live key of the app" })?;
+        let pair = pair.ok_or(Error::NotFound { what: APP_KEY })?;
         let private = PrivateKey::from_bytes(pair.private.0);
         let key = RegistrationKey::of_app(&private, &offer.device, &regid.to_string());
-        let key = key.map_err(|_| Error::Forbidden("this public key cannot be used"))?;
+        let key = key.map_err(|_| Error::Forbidden(PUBLIC_KEY))?;
         let (app_key, device) = (offer.app_key, offer.device.0);
-        Ok(RegistrationSeal { number, app_key, device, key: Hidden(key.to_bytes()) })
+        Ok(RegistrationSeal { number, app_key, device, before: None, key: Hidden(key.to_bytes()) })
     }
 }
 
@@ -233,10 +246,11 @@ impl RegistrationSeal {
     fn changed(&self, next: RegistrationSeal, proof: &[u8]) -> Result<RegistrationSeal, Error> {
         let device = PublicKey(next.device);
         let expected = self.key().rekey_proof(next.number, next.app_key, &device);
-        match is_proof(&expected.map_err(broken)?, proof) {
-            true => Ok(next),
-            false => Err(Error::Forbidden("the proof is not made with the registration's key")),
+        if is_proof(&expected.map_err(broken)?, proof) {
+            return Ok(RegistrationSeal { before: Some(self.device), ..next });
         }
+        let is_replay = self.before == Some(next.device);
+        Err(Error::Forbidden(if is_replay { REPLAY } else { PROOF }))
     }
 }
 
@@ -256,9 +270,11 @@ impl Service {
                 let before = app.seal.is_demanded;
                 app.seal.change(change)?;
                 txn.put(Space::Apps, key, encode(&app));
+                crash_point!("keys::before_change");
                 Ok::<_, Error>((before, app.seal))
             })
             .await?;
+        crash_point!("keys::after_change");
         if before != after.is_demanded {
             self.refresh_all();
         }
@@ -282,7 +298,8 @@ impl Service {
         let app = registrations.into_iter().find(|one| one.regid == regid);
         let app = self.app_record(&app.ok_or(NO_REGISTRATION)?.app)?.ok_or(NO_REGISTRATION)?;
         let device = *device;
-        self.router
+        let changed = self
+            .router
             .run(device.shard(), move |txn| {
                 let mut record = load(txn, &device)?;
                 let one = record.registrations.iter_mut().find(|one| one.regid == regid);
@@ -295,9 +312,20 @@ impl Service {
                 }
                 let seal = one.seal.as_ref().map(RegistrationSeal::answer).transpose()?;
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                crash_point!("keys::before_rekey");
                 Ok(Registered { regid, seal })
             })
-            .await
+            .await;
+        self.note_refusal(&changed);
+        crash_point!("keys::after_rekey");
+        changed
+    }
+
+    /// Counts what was refused for the sake of sealing.
+    pub(super) fn note_refusal<T>(&self, done: &Result<T, Error>) {
+        if let Some(reason) = done.as_ref().err().and_then(refusal_of) {
+            self.metrics.seals.refusals.of(reason).increment(1);
+        }
     }
 
     /// How messages go to a registration.
@@ -323,6 +351,18 @@ impl Service {
     /// [`Error::Unavailable`].
     pub(super) fn demands_seal(&self, app: &AppId) -> Result<bool, Error> {
         Ok(self.app_record(app)?.is_some_and(|app| app.seal.is_demanded))
+    }
+}
+
+/// Why a call was refused, if that was for the sake of sealing.
+fn refusal_of(error: &Error) -> Option<SealRefusal> {
+    match error {
+        Error::Sealed(_) => Some(SealRefusal::NoKey),
+        Error::NotFound { what: APP_KEY } => Some(SealRefusal::AppKey),
+        Error::Forbidden(PUBLIC_KEY | KEPT) => Some(SealRefusal::PublicKey),
+        Error::Forbidden(PROOF) => Some(SealRefusal::Proof),
+        Error::Forbidden(REPLAY) => Some(SealRefusal::Replay),
+        _ => None,
     }
 }
 

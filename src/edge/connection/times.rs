@@ -1,9 +1,12 @@
-//! How long messages take on their way, for the histograms; and what never comes, for the counters.
+//! How long messages take on their way, for the histograms; what never comes and what is sealed, for the counters.
 
 use std::time::Duration;
 
 use super::Connection;
-use crate::edge::session::Output;
+use crate::{
+    base::metrics::{Label, SealedIn},
+    edge::session::Output,
+};
 
 impl<S> Connection<S> {
     /// Notes what was pushed and acknowledged in this turn.
@@ -22,6 +25,14 @@ impl<S> Connection<S> {
         }
         for (why, count) in std::mem::take(&mut out.acked.skipped).each() {
             metrics.queue.skips.of(why).increment(count.into());
+        }
+        for (kind, count) in SealedIn::ALL.iter().zip(std::mem::take(&mut out.sealed)) {
+            if count > 0 {
+                metrics.seals.entries.of(*kind).increment(count.into());
+            }
+        }
+        for reason in out.seal_refusals.drain(..) {
+            metrics.seals.refusals.of(reason).increment(1);
         }
     }
 }

@@ -15,13 +15,13 @@ use super::{
     feeds::Feed,
     feeds::News,
     frames::HEAD_BYTES,
-    seals::{DeltaSealer, Outcome},
+    seals::{self, DeltaSealer, Outcome},
     window::{self, Acked, Cover, InFlight, Note, Stage},
 };
 use crate::{
     base::{
         ids::{Queue, QueueName, RegId},
-        metrics::Skipped,
+        metrics::{SealRefusal, Skipped},
     },
     edge::close::{CloseReason, Ignored},
     queue::{
@@ -132,12 +132,17 @@ impl Session {
         let fitted = draft.fit(cx, &queue, want.after, &pulled, budget, out);
         let Ok(fitted) = fitted else {
             // It goes out sealed or not at all.
+            out.seal_refusals.push(SealRefusal::Cipher);
             return self.close(CloseReason::Unavailable, out);
         };
         let Some(fitted) = fitted else {
             draft.is_full = true;
             return self.set_draft(draft);
         };
+        if fitted.key_number.is_some() {
+            let sealed = &mut out.sealed[seals::kind_of(queue.name()) as usize];
+            *sealed += u32::try_from(fitted.at_ms.len()).unwrap_or(u32::MAX);
+        }
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         // A device takes a new epoch only where it is told to.
         let turn = (lane.epoch != fitted.to.epoch).then_some(Jump::EpochChanged);

@@ -5,7 +5,7 @@ use carillon_wire::mqtt::{self, Packet, Version};
 
 use super::{Call, Effect, window::Acked};
 use crate::{
-    base::metrics::Skipped,
+    base::metrics::{Label, SealRefusal, SealedIn, Skipped},
     edge::close::{CloseReason, Ignored},
 };
 
@@ -50,6 +50,10 @@ pub struct Output {
     pub acked: Acked,
     /// When the messages that are pushed now were accepted, in milliseconds since 1970.
     pub pushed_at_ms: Vec<u64>,
+    /// How many entries were sealed, by the kind of their queue.
+    pub sealed: [u32; SealedIn::ALL.len()],
+    /// What was refused for the sake of sealing.
+    pub seal_refusals: Vec<SealRefusal>,
     /// What was dropped or skipped.
     pub ignored: Vec<Ignored>,
     /// Uplink frames that were none, or of no known kind.
@@ -69,6 +73,8 @@ impl Output {
         self.acked.notes.clear();
         self.acked.skipped = Skipped::default();
         self.ignored.clear();
+        self.sealed = Default::default();
+        self.seal_refusals.clear();
     }
 
     pub(super) fn packet(&mut self, version: Version, packet: &Packet) {

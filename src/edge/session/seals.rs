@@ -14,7 +14,11 @@ use carillon_wire::{
 
 use super::down;
 use crate::{
-    base::ids::{QueueName, RegId},
+    base::{
+        crash_point::fails,
+        ids::{QueueName, RegId},
+        metrics::SealedIn,
+    },
     queue::{
         entry::{Body, Entry, Message},
         position::Epoch,
@@ -90,6 +94,7 @@ impl<'a> DeltaSealer<'a> {
         }
         let bytes = match &self.key {
             Some(Key::Own(key)) => {
+                unless(fails("seal::own"))?;
                 let content = frame::encode_content(&down::content(message));
                 let sealed = key.seal(&self.regid, &queue, &item, content)?;
                 if sealed.len() > STRING_BYTES_MAX {
@@ -101,6 +106,7 @@ impl<'a> DeltaSealer<'a> {
                 let Some(shared) = shared(self.sealer, self.queue, entry, message)? else {
                     return Ok(Outcome::Oversize);
                 };
+                unless(fails("seal::wrap"))?;
                 let (hash, entry_key) = (&shared.hash, &shared.key);
                 key.wrap(&self.regid, &queue, &item, hash, entry_key, &mut self.wrapped)?;
                 shared.bytes
@@ -109,6 +115,16 @@ impl<'a> DeltaSealer<'a> {
         };
         self.is_used = true;
         Ok(Outcome::Sealed(bytes))
+    }
+}
+
+/// Where its sealed entries are counted.
+pub fn kind_of(queue: &QueueName) -> SealedIn {
+    match queue {
+        QueueName::Own(_) => SealedIn::Own,
+        QueueName::Alias(..) => SealedIn::Alias,
+        QueueName::Topic(..) => SealedIn::Topic,
+        QueueName::All(_) => SealedIn::All,
     }
 }
 
@@ -126,6 +142,7 @@ fn shared(
     if known.is_some() {
         return Ok(known);
     }
+    unless(fails("seal::shared"))?;
     let (queue, item) = (queue(name, entry.position.epoch), item(entry, message));
     let key = sealer.entries.entry_key(&queue, &item)?;
     let sealed = key.seal(&queue, &item, frame::encode_content(&down::content(message)))?;
@@ -138,6 +155,11 @@ fn shared(
         recent.push_front((entry.clone(), fresh.clone()));
     });
     Ok(Some(fresh))
+}
+
+/// What a test wants to go wrong.
+fn unless(fails: bool) -> Result<(), Refused> {
+    if fails { Err(Refused) } else { Ok(()) }
 }
 
 fn encode(entry: &Entry, sealed: Vec<u8>) -> Bytes {
