@@ -304,8 +304,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         pool::give_back(out);
         let Some(reason) = over else { return Some(self) };
         self.close = Some(reason);
-        // Whether the other side hears the end is its affair.
-        drop(timeout(SHUTDOWN_WAIT, self.stream.shutdown()).await);
+        if !matches!(reason, CloseReason::Eof | CloseReason::Reset) {
+            // Whether the other side hears the end is its affair.
+            drop(timeout(SHUTDOWN_WAIT, self.stream.shutdown()).await);
+        }
         None
     }
 

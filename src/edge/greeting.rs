@@ -114,6 +114,7 @@ async fn read_connect<S: AsyncRead + Unpin>(
     unread: &mut BytesMut,
 ) -> Result<(Connect, u64), Failure> {
     let mut bytes_in = 0;
+    unread.reserve(CONNECT_BYTES);
     loop {
         let count = stream.read_buf(unread).await?;
         bytes_in += count as u64;
@@ -264,6 +265,8 @@ async fn say_no<S: AsyncWrite + Unpin>(stream: &mut S, version: Version, connack
 
 /// The user property of CONNACK that says when to come back.
 const RETRY_AFTER_MS: &str = "retry-after-ms";
+/// Read at first: a CONNECT and the frame that comes with it, which are rarely longer.
+const CONNECT_BYTES: usize = 256;
 /// How long a new connection waits for the older one of its device to park.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 
