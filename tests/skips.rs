@@ -358,7 +358,7 @@ impl Scene {
                     match &entry.body {
                         Body::Message(message) => given.push(message.id),
                         Body::Recall(recall) => self.recalls[who].push(recall.id),
-                        Body::Follow { .. } | Body::Unfollow { .. } => {}
+                        Body::Follow { .. } | Body::Unfollow { .. } | Body::Change(_) => {}
                     }
                 }
             }

@@ -35,6 +35,8 @@ pub enum Code {
     Unauthorized,
     /// The credential does not cover this.
     Forbidden,
+    /// The app's aliases are not safe enough for collections.
+    CollectionsNeedPolicy,
     /// There is no such thing.
     NotFound,
     /// There is no such path.
@@ -104,10 +106,11 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::Forbidden,
+        Self::CollectionsNeedPolicy,
         Self::NotFound,
         Self::UnknownPath,
         Self::MethodNotAllowed,
@@ -136,6 +139,7 @@ impl Code {
             Self::InvalidRequest => ("invalid_request", S::BAD_REQUEST, "The request cannot be read", Caller, Never),
             Self::Unauthorized => ("unauthorized", S::UNAUTHORIZED, "The credential is missing or wrong", Caller, Never),
             Self::Forbidden => ("forbidden", S::FORBIDDEN, "The credential does not cover this", Caller, Never),
+            Self::CollectionsNeedPolicy => ("collections_need_policy", S::FORBIDDEN, "The app's alias policy does not allow collections", Caller, Never),
             Self::NotFound => ("not_found", S::NOT_FOUND, "There is no such thing", Caller, Never),
             Self::UnknownPath => ("unknown_path", S::NOT_FOUND, "There is no such path", Caller, Never),
             Self::MethodNotAllowed => ("method_not_allowed", S::METHOD_NOT_ALLOWED, "The path does not know this method", Caller, Never),

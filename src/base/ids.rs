@@ -242,6 +242,19 @@ text_id!(
     "1 to 128 characters of a-z, A-Z, 0-9, - _ . ~ % and :"
 );
 
+text_id!(
+    /// A collection of an app.
+    CollectionName, "collection", 64,
+    |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'),
+    "1 to 64 characters of a-z, A-Z, 0-9, - _ and ."
+);
+text_id!(
+    /// An item of a collection.
+    ItemKey, "key", 256,
+    |c| !c.is_control() && c != '\u{feff}',
+    "1 to 256 bytes of UTF-8 without control characters"
+);
+
 /// A queue by the name that its users know.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum QueueName {

@@ -3,6 +3,7 @@
 //! Names are `carillon_<noun>_<unit>_total`; labels come from enums only, never
 //! from ids. A gauge has a counter pair beside it where one makes sense.
 
+mod collections;
 pub mod engine;
 mod receipts;
 mod seals;
@@ -17,6 +18,7 @@ use tokio::runtime::Handle;
 
 mod skips;
 
+pub use self::collections::{ChangeOutcome, CollectionMetrics};
 use self::engine::EngineMetrics;
 pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
@@ -374,6 +376,8 @@ pub struct Metrics {
     pub queue: QueueMetrics,
     /// What becomes of sends.
     pub sends: SendMetrics,
+    /// Collections.
+    pub collections: CollectionMetrics,
     /// The HTTPS API.
     pub api: ApiMetrics,
     /// Caches and lanes.
@@ -401,7 +405,8 @@ impl Metrics {
         let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
         let (sends, timing) = (SendMetrics::new(), timing::TimingMetrics::new());
         let (edge, queue, api, seals) = (edge(), queue(), api(), SealMetrics::new());
-        Self { edge, queue, sends, api, engine, node, receipts, seals, timing }
+        let collections = CollectionMetrics::new();
+        Self { edge, queue, sends, collections, api, engine, node, receipts, seals, timing }
     }
 }
 

@@ -112,6 +112,8 @@ labels! {
         UnknownAck = "unknown_ack",
         /// A message above the client's Maximum Packet Size.
         Oversize = "oversize",
+        /// An item of a collection for a registration whose payloads are sealed.
+        Unsealed = "unsealed",
         /// A PUBLISH to a topic that is not ours.
         ForeignTopic = "foreign_topic",
     }

@@ -173,6 +173,7 @@ async fn welcome(
         | Error::NotFound { .. }
         | Error::Limit { .. }
         | Error::Sealed(_)
+        | Error::NeedsPolicy
         | Error::Conflict(_)
         | Error::Allowance { .. }
         | Error::KeyInUse

@@ -1,14 +1,17 @@
-//! What a queue holds: messages, and changes of what a registration follows.
+//! What a queue holds: messages, changes of items, and changes of what a registration follows.
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    collection::change::{Kind, Stamp, Value},
     condition::Condition,
     filter::Filter,
     position::{Epoch, Position, Seq},
 };
-use crate::base::ids::{MessageId, QueueName};
+use crate::base::ids::{CollectionName, MessageId, QueueName};
 
 /// One immutable entry, shared by all who deliver it.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +43,53 @@ pub enum Body {
     },
     /// A message that was in this queue is taken back.
     Recall(Recall),
+    /// An item of a collection changed. Queues of aliases only.
+    Change(Change),
+}
+
+/// An item of a collection changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The item's collection.
+    pub collection: CollectionName,
+    /// The item's key in it.
+    pub key: Box<str>,
+    /// What happened to it.
+    pub kind: Kind,
+    /// What it is now; empty if it was deleted.
+    pub value: Value,
+    /// When and by whom.
+    pub stamp: Stamp,
+    /// The item stands as that one made it.
+    pub is_as_made: bool,
+    /// The change that created the item in the life that this belongs to.
+    pub born: Seq,
+    /// The change that ended the life before that, or the last one that may have; 0 if there was none.
+    pub gone: Seq,
+    /// The bytes of all changes of the queue so far, this one too.
+    pub bytes_so_far: u64,
+}
+
+impl Change {
+    /// Whether who stands at `position` never had the item that this deletes.
+    pub fn ends_unseen(&self, position: Seq) -> bool {
+        self.kind == Kind::Delete && self.gone <= position && position < self.born
+    }
+
+    /// Whether it is about the same item.
+    pub fn is_of_item_of(&self, other: &Self) -> bool {
+        self.key == other.key && self.collection == other.collection
+    }
+
+    /// Under which a newer change of the item takes its place. No message has such a key.
+    pub fn collapse_key(&self) -> Vec<u8> {
+        [&[0xff], self.collection.as_str().as_bytes(), &[0], self.key.as_bytes()].concat()
+    }
+
+    /// What it adds to [`Change::bytes_so_far`].
+    pub fn bytes(&self) -> usize {
+        self.collection.as_str().len() + self.key.len() + self.value.bytes.len()
+    }
 }
 
 /// A message is taken back.
@@ -159,6 +209,7 @@ impl Body {
             }
             Self::Recall(recall) => recall.audience.as_ref().map_or(0, |a| a.bytes()),
             Self::Follow { queue, .. } | Self::Unfollow { queue } => queue.wire_name().len(),
+            Self::Change(change) => change.bytes(),
         };
         FIXED + variable
     }
@@ -167,7 +218,19 @@ impl Body {
     pub fn priority(&self) -> Priority {
         match self {
             Self::Message(message) => message.priority,
-            Self::Follow { .. } | Self::Unfollow { .. } | Self::Recall(_) => Priority::Normal,
+            Self::Follow { .. } | Self::Unfollow { .. } => Priority::Normal,
+            Self::Recall(_) | Self::Change(_) => Priority::Normal,
+        }
+    }
+
+    /// Under which a newer entry of the queue takes its place, if one may.
+    pub fn collapse_key(&self) -> Option<Cow<'_, [u8]>> {
+        match self {
+            Self::Message(message) => {
+                message.collapse_key.as_ref().map(|key| Cow::Borrowed(key.as_bytes()))
+            }
+            Self::Change(change) => Some(Cow::Owned(change.collapse_key())),
+            Self::Follow { .. } | Self::Unfollow { .. } | Self::Recall(_) => None,
         }
     }
 
@@ -175,7 +238,8 @@ impl Body {
     pub fn is_live(&self, now_ms: u64) -> bool {
         match self {
             Self::Message(message) => message.expires_ms.is_none_or(|at| now_ms < at),
-            Self::Follow { .. } | Self::Unfollow { .. } | Self::Recall(_) => true,
+            Self::Follow { .. } | Self::Unfollow { .. } => true,
+            Self::Recall(_) | Self::Change(_) => true,
         }
     }
 }
@@ -209,18 +273,19 @@ impl Entry {
     }
 }
 
-mod bytes_field {
+/// Bytes as one field, without a copy for each of them.
+pub(super) mod bytes_field {
     use bytes::Bytes;
     use serde::{Deserializer, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(in crate::queue) fn serialize<S: Serializer>(
         bytes: &Bytes,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(in crate::queue) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Bytes, D::Error> {
         struct Visitor;

@@ -105,6 +105,13 @@ impl Log {
         Some(self.spans.get(at + 1).map_or(self.head, |next| next.first.prev()))
     }
 
+    /// Up to which of these entries somebody had seen who stands at a position: what was lost
+    /// since then is not among them.
+    pub fn seen_at(&self, position: Position) -> Seq {
+        let later = self.spans.iter().find(|span| span.epoch > position.epoch);
+        position.seq.min(later.map_or(self.head, |span| span.first.prev()))
+    }
+
     /// The days that hold `seq` and what follows, with the first number to read in each.
     pub fn days_from(&self, seq: Seq, oldest: u32) -> Vec<(u32, Seq)> {
         let held: Vec<&Span> = self.held(oldest).collect();
@@ -142,6 +149,14 @@ mod tests {
         assert_eq!(log.last_of(Epoch(1)), Some(Seq(3)));
         assert_eq!(log.last_of(Epoch(2)), Some(Seq(5)));
         assert_eq!(log.last_of(Epoch(3)), None);
+    }
+
+    #[test]
+    fn what_was_lost_was_not_seen() {
+        let log = log(&[(1, 1), (1, 1), (2, 3), (2, 3)]);
+        let seen = |epoch, seq| log.seen_at(Position { epoch: Epoch(epoch), seq: Seq(seq) });
+        assert_eq!((seen(1, 1), seen(1, 9), seen(2, 9)), (Seq(1), Seq(2), Seq(2)));
+        assert_eq!((seen(3, 3), seen(3, 9), seen(7, 9)), (Seq(3), Seq(4), Seq(4)));
     }
 
     #[test]

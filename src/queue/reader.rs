@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    entry::{Body, Entry},
+    entry::Entry,
     epochs::Epochs,
     log::Log,
     position::{Epoch, Position, Seq},
@@ -109,7 +109,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Error`] if the store cannot be read.
-    pub fn is_collapsed(&self, queue: &QueueId, key: &str, seq: Seq) -> Result<bool, Error> {
+    pub fn is_collapsed(&self, queue: &QueueId, key: &[u8], seq: Seq) -> Result<bool, Error> {
         if self.head(queue)?.seq <= seq {
             return Ok(false);
         }
@@ -130,12 +130,9 @@ impl Reader {
         Ok(false)
     }
 
-    fn is_collapsed_within(&self, queue: &QueueId, key: &str, seq: Seq) -> Result<bool, Error> {
+    fn is_collapsed_within(&self, queue: &QueueId, key: &[u8], seq: Seq) -> Result<bool, Error> {
         let take = Take { entries: COLLAPSE_LOOK, bytes: usize::MAX };
-        let has_key = |entry: &Arc<Entry>| match &entry.body {
-            Body::Message(message) => message.collapse_key.as_deref() == Some(key),
-            Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => false,
-        };
+        let has_key = |entry: &Arc<Entry>| entry.body.collapse_key().as_deref() == Some(key);
         Ok(self.read(queue, seq, take)?.iter().any(has_key))
     }
 
@@ -198,9 +195,9 @@ fn taken(entries: impl Iterator<Item = Arc<Entry>>, take: Take) -> Vec<Arc<Entry
 const COLLAPSE_LOOK: usize = 256;
 
 /// The key of a collapse key of a queue.
-pub(super) fn collapse_key(queue: &QueueId, key: &str) -> Key {
+pub(super) fn collapse_key(queue: &QueueId, key: &[u8]) -> Key {
     let mut whole = Key::from_slice(queue.as_bytes());
-    whole.extend_from_slice(key.as_bytes());
+    whole.extend_from_slice(key);
     whole
 }
 

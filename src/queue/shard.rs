@@ -46,6 +46,9 @@ pub enum Error {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Others changed the same at the same time, again and again.
+    #[error("too many change the same at once")]
+    Contended,
     /// The owner is gone: the node stops.
     #[error("the node is stopping")]
     Stopped,
@@ -322,6 +325,7 @@ pub(super) fn is_read_back(space: Space) -> bool {
         Space::Apps | Space::Devices | Space::Registrations => true,
         Space::Pending | Space::Scheduled => true,
         Space::Messages(_) | Space::Recalls => true,
+        Space::Items | Space::Collections => true,
         Space::Meta | Space::Members | Space::Pointers | Space::Heads => false,
         Space::Entries(_) | Space::Collapse(_) => false,
         Space::Callbacks | Space::Feedback => false,

@@ -38,6 +38,10 @@ pub enum Space {
     Scheduled,
     /// Message id → how it was recalled, for messages of days that are held.
     Recalls,
+    /// (queue, collection, 0, key) → the item without its value.
+    Items,
+    /// Queue → what each of its collections holds in all.
+    Collections,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
     /// Message id → where it went; and (message id, queue) → position. One day's.
@@ -51,7 +55,7 @@ pub enum Space {
 
 impl Space {
     /// The spaces that are not a day's.
-    pub const FIXED: [Self; 12] = [
+    pub const FIXED: [Self; 14] = [
         Self::Meta,
         Self::Apps,
         Self::Devices,
@@ -64,6 +68,8 @@ impl Space {
         Self::Feedback,
         Self::Scheduled,
         Self::Recalls,
+        Self::Items,
+        Self::Collections,
     ];
 
     /// The spaces of a day.
@@ -88,7 +94,9 @@ impl Space {
             | Self::Callbacks
             | Self::Feedback
             | Self::Scheduled
-            | Self::Recalls => None,
+            | Self::Recalls
+            | Self::Items
+            | Self::Collections => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     entry::{Body, Entry},
     log::Log,
-    position::{Epoch, Position},
+    position::{Epoch, Position, Seq},
     reader::{collapse_key, entry_key},
     shard::{Owner, is_read_back},
     store::{Batch, Error, Key, Space, Write},
@@ -120,10 +120,8 @@ impl<'a> Txn<'a> {
         let day = day_of(now_ms).max(log.newest_day().unwrap_or(0)).max(oldest_day);
         log.trim(oldest_day);
         let position = log.append(day, epoch);
-        if let Body::Message(message) = &body
-            && let Some(key) = &message.collapse_key
-        {
-            let (key, seq) = (collapse_key(&queue, key), position.seq.0.to_be_bytes());
+        if let Some(key) = body.collapse_key() {
+            let (key, seq) = (collapse_key(&queue, &key), position.seq.0.to_be_bytes());
             self.scratch.batch.put(Space::Collapse(day), key, seq.to_vec());
         }
         let entry = Arc::new(Entry { position, at_ms: now_ms, body });
@@ -140,6 +138,14 @@ impl<'a> Txn<'a> {
     /// [`Error`] if the queue's log cannot be read.
     pub fn head(&self, queue: &QueueId) -> Result<Position, Error> {
         Ok(self.log(queue)?.head_position(self.epoch(queue.shard())))
+    }
+
+    /// Up to which entry of a queue of this owner somebody had seen who stands at a position.
+    ///
+    /// # Errors
+    /// [`Error`] if the queue's log cannot be read.
+    pub fn seen_at(&self, queue: &QueueId, position: Position) -> Result<Seq, Error> {
+        Ok(self.log(queue)?.seen_at(position))
     }
 
     /// Gives a shard of this owner a new epoch.

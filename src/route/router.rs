@@ -161,7 +161,12 @@ impl Router {
     ///
     /// # Errors
     /// [`store::Error`].
-    pub fn is_collapsed(&self, queue: &QueueId, key: &str, seq: Seq) -> Result<bool, store::Error> {
+    pub fn is_collapsed(
+        &self,
+        queue: &QueueId,
+        key: &[u8],
+        seq: Seq,
+    ) -> Result<bool, store::Error> {
         self.reader.is_collapsed(queue, key, seq)
     }
 

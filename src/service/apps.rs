@@ -1,6 +1,6 @@
 //! Tenants and their credentials.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use aws_lc_rs::{digest, hmac};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,7 @@ impl Service {
             alias_policy: policy,
             is_revoked: false,
             seal: AppSeal::default(),
+            collections: BTreeMap::new(),
         };
         let change = move |txn: &mut Txn<'_>| {
             let key = app.id.as_str().as_bytes().to_vec();

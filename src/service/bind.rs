@@ -50,7 +50,7 @@ impl Service {
         let max = self.limits.load().aliases_per_registration;
         let since = self.router.head(&queue.id())?;
         let changes = vec![Change::Follow { queue, since, max }];
-        self.change(device, registration.regid, changes).await
+        self.change_follows(device, registration.regid, changes).await
     }
 
     /// Unbinds an alias; one that is not bound is no error.
@@ -62,7 +62,7 @@ impl Service {
         let (device, registration) = self.registration_of(regid, by)?;
         self.may_unbind(&registration, by)?;
         let queue = QueueName::Alias(registration.app, alias);
-        self.change(device, registration.regid, vec![Change::Unfollow { queue }]).await
+        self.change_follows(device, registration.regid, vec![Change::Unfollow { queue }]).await
     }
 
     /// Subscribes to topics: all of them or none. A topic that is followed already stays as it is.
@@ -77,7 +77,7 @@ impl Service {
             let since = self.router.head(&queue.id())?;
             changes.push(Change::Follow { queue, since, max });
         }
-        self.change(device, registration.regid, changes).await
+        self.change_follows(device, registration.regid, changes).await
     }
 
     /// Unsubscribes from topics; one that is not followed is no error.
@@ -93,7 +93,7 @@ impl Service {
         let (device, registration) = self.registration_of(regid, by)?;
         let topics = self.topics(&registration.app, topics)?;
         let changes = topics.into_iter().map(|queue| Change::Unfollow { queue }).collect();
-        self.change(device, registration.regid, changes).await
+        self.change_follows(device, registration.regid, changes).await
     }
 
     fn topics(&self, app: &AppId, topics: &[String]) -> Result<Vec<QueueName>, Error> {
@@ -140,7 +140,7 @@ impl Service {
         }
     }
 
-    async fn change(
+    async fn change_follows(
         &self,
         device: DeviceId,
         regid: RegId,

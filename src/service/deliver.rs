@@ -16,7 +16,7 @@ use crate::{
         tasks,
     },
     queue::{
-        entry::Entry,
+        entry::{Body, Entry},
         log::Log,
         plan::{Jump, Stand, plan},
         position::{self, Epoch, Position, Seq, Tag},
@@ -230,23 +230,18 @@ impl Service {
             return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
         };
         let to = last.position;
-        let (mut failure, mut skipped) = (None, Vec::new());
-        entries.retain(|entry| match self.judge(entry, all, at, now_ms) {
-            Ok(Verdict::Deliver) => true,
-            Ok(Verdict::Elsewhere) => false,
-            Ok(Verdict::Skip(why)) => {
-                skipped.push((entry.position.seq, why));
-                false
+        let (mut given, mut skipped) = (Vec::with_capacity(entries.len()), Vec::new());
+        for entry in entries {
+            match self.judge(&entry, all, at, now_ms)? {
+                Verdict::Deliver if comes_and_goes(&entry, after, &given) => {
+                    skipped.push((entry.position.seq, Skip::Coalesced));
+                }
+                Verdict::Deliver => given.push(entry),
+                Verdict::Elsewhere => {}
+                Verdict::Skip(why) => skipped.push((entry.position.seq, why)),
             }
-            Err(error) => {
-                failure = Some(error);
-                true
-            }
-        });
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(Next::Pulled(Pulled { entries, to, skipped })),
         }
+        Ok(Next::Pulled(Pulled { entries: given, to, skipped }))
     }
 
     /// The tag of a position, for deltas in frames.
@@ -268,6 +263,16 @@ impl Service {
     pub fn unfollow(&self, queue: QueueId, nudge: &Arc<Nudge>) {
         self.router.followers().remove(queue, nudge);
     }
+}
+
+/// Whether an entry ends an item that who stands at `after` never had, nor is `given`.
+fn comes_and_goes(entry: &Entry, after: Seq, given: &[Arc<Entry>]) -> bool {
+    let Body::Change(change) = &entry.body else { return false };
+    let is_same = |other: &Arc<Entry>| match &other.body {
+        Body::Change(other) => other.is_of_item_of(change),
+        _ => false,
+    };
+    change.ends_unseen(after) && !given.iter().any(is_same)
 }
 
 /// A pointer is never behind where its following began.

@@ -30,6 +30,11 @@ pub enum Error {
     /// The app seals its payloads, and this has no key.
     #[error("{0}")]
     Sealed(&'static str),
+    /// The app's aliases are not safe enough for collections.
+    #[error(
+        "collections need an app whose alias policy is `signed` or `server`: with `open` any device may bind any alias"
+    )]
+    NeedsPolicy,
     /// A bound on the number of things is reached.
     #[error("at most {max} {what}")]
     Limit {
@@ -77,7 +82,9 @@ impl Error {
             Self::Allowance { bound, .. } => *bound,
             Self::KeyInUse => Unsent::KeyInUse,
             Self::KeyReused => Unsent::KeyReused,
-            Self::Forbidden(_) | Self::Sealed(_) | Self::Conflict(_) => Unsent::Refused,
+            Self::Forbidden(_) | Self::Sealed(_) | Self::NeedsPolicy | Self::Conflict(_) => {
+                Unsent::Refused
+            }
             Self::Unavailable(_) => Unsent::Unavailable,
         }
     }

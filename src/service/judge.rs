@@ -15,7 +15,7 @@ use crate::{
         metrics::Skip,
     },
     queue::{
-        entry::{Audience, Body, Entry, Message},
+        entry::{Audience, Body, Entry},
         position::Position,
         store::decode,
     },
@@ -57,7 +57,7 @@ impl Service {
                     at,
                 )?;
                 match meant {
-                    Verdict::Deliver => self.not_collapsed(message, entry.position, &all[at]),
+                    Verdict::Deliver => self.not_collapsed(entry, &all[at], Skip::Collapsed),
                     Verdict::Elsewhere | Verdict::Skip(_) => Ok(meant),
                 }
             }
@@ -70,6 +70,7 @@ impl Service {
                 let meant = self.is_meant(&recall.id, recall.is_shared, audience, all, at)?;
                 Ok(if meant == Verdict::Deliver { meant } else { Verdict::Elsewhere })
             }
+            Body::Change(_) => self.not_collapsed(entry, &all[at], Skip::Coalesced),
             Body::Follow { .. } | Body::Unfollow { .. } => Ok(Verdict::Deliver),
         }
     }
@@ -136,15 +137,15 @@ impl Service {
 
     fn not_collapsed(
         &self,
-        message: &Message,
-        position: Position,
+        entry: &Entry,
         of: &Following,
+        otherwise: Skip,
     ) -> Result<Verdict, Error> {
-        let Some(key) = &message.collapse_key else {
+        let Some(key) = entry.body.collapse_key() else {
             return Ok(Verdict::Deliver);
         };
-        let is_collapsed = self.router.is_collapsed(&of.queue.id(), key, position.seq)?;
-        Ok(if is_collapsed { Verdict::Skip(Skip::Collapsed) } else { Verdict::Deliver })
+        let is_collapsed = self.router.is_collapsed(&of.queue.id(), &key, entry.position.seq)?;
+        Ok(if is_collapsed { Verdict::Skip(otherwise) } else { Verdict::Deliver })
     }
 
     /// Whether an earlier one of a message's queues brings it.

@@ -11,6 +11,7 @@ pub mod attributes;
 mod batch;
 pub mod bind;
 pub mod caches;
+pub mod collections;
 pub mod deliver;
 mod ended;
 pub mod error;
@@ -73,6 +74,7 @@ pub struct Service {
     running: once::Running,
     allowances: allowance::Allowances,
     slow: slow::SlowLog,
+    turns: collections::Turns,
 }
 
 impl Service {
@@ -105,6 +107,7 @@ impl Service {
             running: once::Running::default(),
             allowances: allowance::Allowances::default(),
             slow: slow::SlowLog::default(),
+            turns: collections::Turns::default(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! The stored forms of the registry.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -9,10 +11,11 @@ use super::{
 };
 use crate::{
     base::{
-        ids::{AppId, DeviceId, MessageId, QueueId, QueueName, RegId},
+        ids::{AppId, CollectionName, DeviceId, MessageId, QueueId, QueueName, RegId},
         keys::SecretHash,
     },
     queue::{
+        collection::rule::Rule,
         entry::{Audience, Message},
         filter::Attributes,
         position::{Position, Seq},
@@ -34,6 +37,8 @@ pub struct App {
     pub is_revoked: bool,
     /// Its keys for sealed payloads.
     pub seal: AppSeal,
+    /// The collections that its aliases may have.
+    pub collections: BTreeMap<CollectionName, Rule>,
 }
 
 /// What is stored of an app secret.

@@ -90,7 +90,8 @@ impl Service {
 pub(super) fn cut(entries: &mut Vec<Arc<Entry>>, all: &[Following], now_ms: u64) -> Option<u64> {
     let is_spread = |entry: &Entry| match &entry.body {
         Body::Message(message) => message.spread_ms > 0,
-        Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => false,
+        Body::Follow { .. } | Body::Unfollow { .. } => false,
+        Body::Recall(_) | Body::Change(_) => false,
     };
     if !entries.iter().any(|entry| is_spread(entry)) {
         return None;
@@ -110,9 +111,8 @@ pub fn visible_ms(entry: &Entry, regid: &RegId) -> u64 {
         Body::Message(message) if message.spread_ms > 0 => {
             entry.at_ms + share_of(message.spread_ms, regid)
         }
-        Body::Message(_) | Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => {
-            entry.at_ms
-        }
+        Body::Message(_) | Body::Follow { .. } | Body::Unfollow { .. } => entry.at_ms,
+        Body::Recall(_) | Body::Change(_) => entry.at_ms,
     }
 }
 

@@ -9,6 +9,8 @@ crate::labels! {
         Expired = "expired",
         /// A newer one has its collapse key.
         Collapsed = "collapsed",
+        /// A newer change of its item is there, or the item came and went.
+        Coalesced = "coalesced",
         /// The registration's attributes do not match its filter.
         Filtered = "filtered",
         /// Its condition does not hold for what the registration follows.

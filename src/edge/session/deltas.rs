@@ -262,9 +262,13 @@ impl Draft {
         let mut bytes = fixed;
         for entry in &pulled.entries {
             let before = sealing.as_ref().map_or(0, |sealing| sealing.wrapped.len());
-            let Some(encoded) = ready(queue.name(), entry, sealing.as_mut())? else {
-                out.ignored.push(Ignored::Oversize);
-                continue;
+            let ready = ready(queue.name(), entry, &self.regid, sealing.as_mut())?;
+            let encoded = match ready {
+                Ok(encoded) => encoded,
+                Err(why) => {
+                    out.ignored.push(why);
+                    continue;
+                }
             };
             let wrapped = sealing.as_ref().map_or(0, |sealing| sealing.wrapped.len());
             let encoded_bytes = encoded.len() + wrapped - before;
@@ -368,31 +372,33 @@ fn is_over(bytes: usize, budget: usize) -> bool {
     budget < DELTAS_BYTES_MAX || bytes > FRAME_BYTES_MAX
 }
 
-/// An entry as it goes to this registration; `None` if no frame takes it.
+/// An entry as it goes to this registration, or why it does not.
 fn ready(
     queue: &QueueName,
     entry: &Arc<Entry>,
+    to: &RegId,
     sealing: Option<&mut DeltaSealer<'_>>,
-) -> Result<Option<Bytes>, Refused> {
-    let Some(sealing) = sealing else { return Ok(Some(encode(queue, entry))) };
+) -> Result<Result<Bytes, Ignored>, Refused> {
+    let Some(sealing) = sealing else { return Ok(Ok(encode(queue, entry, to))) };
     Ok(match sealing.seal(entry)? {
-        Outcome::Sealed(bytes) => Some(bytes),
-        Outcome::Oversize => None,
-        Outcome::Control => Some(encode(queue, entry)),
+        Outcome::Sealed(bytes) => Ok(bytes),
+        Outcome::Oversize => Err(Ignored::Oversize),
+        Outcome::Unsealed => Err(Ignored::Unsealed),
+        Outcome::Control => Ok(encode(queue, entry, to)),
     })
 }
 
 /// An entry as it goes into a frame. One that many follow is encoded once for all of them who
 /// are served by this thread.
-fn encode(queue: &QueueName, entry: &Arc<Entry>) -> Bytes {
-    let fresh = || frame::encode_entry(&down::entry(entry));
+fn encode(queue: &QueueName, entry: &Arc<Entry>, to: &RegId) -> Bytes {
+    let fresh = |to| frame::encode_entry(&down::entry(entry, to));
     match queue {
-        QueueName::Own(_) | QueueName::Alias(..) => fresh(),
+        QueueName::Own(_) | QueueName::Alias(..) => fresh(Some(to)),
         QueueName::Topic(..) | QueueName::All(_) => ENCODED.with_borrow_mut(|recent| {
             if let Some((_, bytes)) = recent.iter().find(|(known, _)| Arc::ptr_eq(known, entry)) {
                 return bytes.clone();
             }
-            let bytes = fresh();
+            let bytes = fresh(None);
             recent.truncate(ENCODED_MAX - 1);
             recent.push_front((entry.clone(), bytes.clone()));
             bytes

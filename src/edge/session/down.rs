@@ -6,9 +6,13 @@ use carillon_wire::{
 };
 
 use crate::{
-    base::{ids::QueueName, metrics::UpResult},
+    base::{
+        ids::{QueueName, RegId},
+        metrics::UpResult,
+    },
     queue::{
-        entry::{Body, Entry, Message},
+        collection::change::{Format, Kind, Origin},
+        entry::{Body, Change, Entry, Message},
         plan::Jump,
     },
     service::{self, seals::Registered},
@@ -99,6 +103,7 @@ pub fn up_result(result: &Result<Option<Registered>, service::Error>) -> UpResul
             | service::Error::NotFound { .. }
             | service::Error::Forbidden(_)
             | service::Error::Sealed(_)
+            | service::Error::NeedsPolicy
             | service::Error::Limit { .. }
             | service::Error::Conflict(_)
             | service::Error::Allowance { .. }
@@ -136,8 +141,8 @@ pub fn jump(jump: Jump) -> idl::JumpReason {
     }
 }
 
-/// An entry as devices read it.
-pub fn entry(entry: &Entry) -> idl::Entry {
+/// An entry as devices read it: all alike, or the one of this registration.
+pub fn entry(entry: &Entry, to: Option<&RegId>) -> idl::Entry {
     let mut idl = idl::Entry {
         seq: seq_to_idl(entry.position.seq.0),
         id: None,
@@ -162,8 +167,40 @@ pub fn entry(entry: &Entry) -> idl::Entry {
         }
         Body::Unfollow { queue } => idl.unfollow = Some(idl::Unfollow { queue: queue_of(queue) }),
         Body::Recall(recall) => idl.recall = Some(recall.id.as_bytes().to_vec()),
+        Body::Change(changed) => idl.change = Some(change(changed, to)),
     }
     idl
+}
+
+fn change(change: &Change, to: Option<&RegId>) -> idl::Change {
+    let cseq = match change.stamp.origin {
+        Origin::Device { regid, cseq } if to == Some(&regid) => i64::try_from(cseq).ok(),
+        Origin::Device { .. } | Origin::Server => None,
+    };
+    let kind = match change.kind {
+        Kind::New => idl::ChangeKind::NEW,
+        Kind::Update => idl::ChangeKind::UPDATE,
+        Kind::Delete => idl::ChangeKind::DELETE,
+    };
+    // Who made it has it.
+    let is_told = change.kind != Kind::Delete && !(cseq.is_some() && change.is_as_made);
+    idl::Change {
+        collection: change.collection.to_string(),
+        key: change.key.to_string(),
+        kind,
+        value: is_told.then(|| change.value.bytes.to_vec()),
+        format: is_told.then_some(change.value.format).and_then(format),
+        clock: Some(change.stamp.clock.0.cast_signed()),
+        cseq,
+    }
+}
+
+/// The IDL's format of a value; JSON is not said.
+pub fn format(format: Format) -> Option<idl::ValueFormat> {
+    match format {
+        Format::Json => None,
+        Format::Thrift => Some(idl::ValueFormat::THRIFT),
+    }
 }
 
 /// What of a message is sealed where anything is.
@@ -187,7 +224,7 @@ fn code_of(error: &service::Error) -> idl::ResultCode {
         | service::Error::KeyInUse
         | service::Error::KeyReused => idl::ResultCode::INVALID,
         service::Error::NotFound { .. } => idl::ResultCode::NOT_FOUND,
-        service::Error::Forbidden(_) => idl::ResultCode::FORBIDDEN,
+        service::Error::Forbidden(_) | service::Error::NeedsPolicy => idl::ResultCode::FORBIDDEN,
         service::Error::Sealed(_) => idl::ResultCode::SEALED,
         service::Error::Limit { .. } | service::Error::Allowance { .. } => idl::ResultCode::LIMIT,
         service::Error::Unavailable(_) => idl::ResultCode::UNAVAILABLE,

@@ -105,7 +105,8 @@ pub fn refusal(error: &service::Error) -> u8 {
         | service::Error::KeyReused => reason::TOPIC_FILTER_INVALID,
         service::Error::NotFound { .. }
         | service::Error::Forbidden(_)
-        | service::Error::Sealed(_) => reason::NOT_AUTHORIZED,
+        | service::Error::Sealed(_)
+        | service::Error::NeedsPolicy => reason::NOT_AUTHORIZED,
         service::Error::Limit { .. } | service::Error::Allowance { .. } => reason::QUOTA_EXCEEDED,
         service::Error::Unavailable(_) => reason::IMPLEMENTATION_SPECIFIC,
     }

@@ -269,7 +269,7 @@ impl Session {
         }
         let regid = self.feeds.at(feed).regid;
         match &entry.body {
-            Body::Message(_) | Body::Recall(_) => return,
+            Body::Message(_) | Body::Recall(_) | Body::Change(_) => return,
             Body::Follow { queue, since } => {
                 let following =
                     Following { queue: queue.clone().into(), since: *since, control: seq };

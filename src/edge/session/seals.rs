@@ -61,6 +61,8 @@ pub enum Outcome {
     Oversize,
     /// It is a control entry, which goes as it is.
     Control,
+    /// It would have to be sealed, and there is no way to: it does not go.
+    Unsealed,
 }
 
 impl<'a> DeltaSealer<'a> {
@@ -80,7 +82,13 @@ impl<'a> DeltaSealer<'a> {
     /// # Errors
     /// The cipher refuses: the entry must not go out in any form.
     pub fn seal(&mut self, entry: &Arc<Entry>) -> Result<Outcome, Refused> {
-        let Body::Message(message) = &entry.body else { return Ok(Outcome::Control) };
+        let message = match &entry.body {
+            Body::Message(message) => message,
+            Body::Change(_) => return Ok(Outcome::Unsealed),
+            Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => {
+                return Ok(Outcome::Control);
+            }
+        };
         let item = item(entry, message);
         let queue = queue(self.queue, self.epoch);
         if self.key.is_none() {
@@ -163,7 +171,7 @@ fn unless(fails: bool) -> Result<(), Refused> {
 }
 
 fn encode(entry: &Entry, sealed: Vec<u8>) -> Bytes {
-    let entry = down::entry(entry);
+    let entry = down::entry(entry, None);
     let entry = idl::Entry { payload: None, notification: None, sealed: Some(sealed), ..entry };
     frame::encode_entry(&entry)
 }

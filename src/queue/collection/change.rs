@@ -3,10 +3,16 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{base::ids::RegId, queue::position::Seq};
+use crate::{
+    base::ids::RegId,
+    queue::{entry::bytes_field, position::Seq},
+};
 
 /// The largest value of an item, in bytes.
 pub const VALUE_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest key of an item, in bytes.
+pub const KEY_BYTES_MAX: usize = 256;
 
 /// A hybrid clock: 48 bits of milliseconds since 1970, then 16 bits that count within one.
 ///
@@ -98,6 +104,23 @@ pub enum Format {
     Thrift,
 }
 
+/// What an item is: a document.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Value {
+    /// How it is written.
+    pub format: Format,
+    /// The document.
+    #[serde(with = "bytes_field")]
+    pub bytes: Bytes,
+}
+
+impl Value {
+    /// A JSON document.
+    pub fn json(text: impl Into<Bytes>) -> Self {
+        Self { format: Format::Json, bytes: text.into() }
+    }
+}
+
 /// What somebody wants to do to an item.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wish {
@@ -106,7 +129,7 @@ pub struct Wish {
     /// Up to where its maker had seen the queue; `None`: it means whatever is there.
     pub base: Option<Seq>,
     /// The new value; `None` deletes.
-    pub value: Option<Bytes>,
+    pub value: Option<Value>,
 }
 
 #[cfg(test)]

@@ -8,11 +8,10 @@ mod merge;
 #[cfg(test)]
 mod tests;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    change::{Hlc, Kind, Origin, Stamp, Wish},
+    change::{Hlc, Kind, Origin, Stamp, Value, Wish},
     head::ItemHead,
 };
 use crate::queue::position::Seq;
@@ -39,9 +38,9 @@ pub struct Present {
     /// `None`: it never was.
     pub head: Option<ItemHead>,
     /// Its value; `None` if it is not there.
-    pub value: Option<Bytes>,
-    /// The heads and values of the copies that the head names and that are still there.
-    pub copies: Vec<(Box<str>, ItemHead, Option<Bytes>)>,
+    pub value: Option<Value>,
+    /// The heads of the copies that the head names and that are still there.
+    pub copies: Vec<(Box<str>, ItemHead)>,
 }
 
 /// One entry that a change leads to.
@@ -52,7 +51,7 @@ pub struct Put {
     /// What it does.
     pub kind: Kind,
     /// The value; empty for a delete.
-    pub value: Bytes,
+    pub value: Value,
     /// The item afterwards; its seq is where the entry goes.
     pub head: ItemHead,
 }

@@ -128,6 +128,8 @@ fn name_of(space: Space) -> String {
         Space::Feedback => "feedback".into(),
         Space::Scheduled => "scheduled".into(),
         Space::Recalls => "recalls".into(),
+        Space::Items => "items".into(),
+        Space::Collections => "collections".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
         Space::Once(day) => format!("once.{day}"),

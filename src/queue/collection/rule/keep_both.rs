@@ -1,12 +1,11 @@
 //! Keeping both: the newest of what nobody replaced has the item's key, each other one a copy.
 
-use bytes::Bytes;
 use carillon_wire::digest::position_hash;
 
 use super::{Decision, Outcome, Present, Put, after, put};
 use crate::queue::{
     collection::{
-        change::{Kind, Origin, Stamp, Wish},
+        change::{KEY_BYTES_MAX, Kind, Origin, Stamp, Value, Wish},
         head::{ItemHead, Sibling},
     },
     position::Seq,
@@ -65,7 +64,7 @@ impl Work {
 
     /// Takes away the copies that the change stands for.
     fn end_replaced(&mut self, present: &Present, wish: &Wish) {
-        for (key, head, _) in &present.copies {
+        for (key, head) in &present.copies {
             let is_replaced = |s: &Sibling| s.key == *key && s.is_replaced_by(wish);
             let Some(at) = self.siblings.iter().position(is_replaced) else { continue };
             self.take(at, head);
@@ -80,7 +79,7 @@ impl Work {
         }
     }
 
-    fn copy(&mut self, key: &str, stamp: Stamp, value: Bytes, original: Option<Seq>) {
+    fn copy(&mut self, key: &str, stamp: Stamp, value: Value, original: Option<Seq>) {
         let key = copy_key(key, stamp);
         let head = after(None, stamp, false, self.next);
         let sibling = Sibling { key: key.clone(), stamp, original, copied: self.next };
@@ -92,16 +91,19 @@ impl Work {
 /// A change that takes a copy away again; whoever changed the copy meanwhile keeps it.
 fn end(key: &str, head: &ItemHead, seq: Seq) -> Put {
     let head = after(Some(head), Stamp::default(), true, seq);
-    Put { key: key.into(), kind: Kind::Delete, value: Bytes::new(), head }
+    Put { key: key.into(), kind: Kind::Delete, value: Value::default(), head }
 }
 
-/// `<key>~<origin>-<cseq>`. The origin is a hash: a regID is nothing for the other devices.
+/// `<key>~<origin>-<cseq>`, at most [`KEY_BYTES_MAX`] long. The origin is a hash: a regID is nothing for the other devices.
 fn copy_key(key: &str, stamp: Stamp) -> Box<str> {
-    match stamp.origin {
-        Origin::Server => format!("{key}~server-{:x}", stamp.clock.0).into(),
+    let name = match stamp.origin {
+        Origin::Server => format!("server-{:x}", stamp.clock.0),
         Origin::Device { regid, cseq } => {
             let origin = position_hash(&regid.to_string(), 0, "", 0, 0);
-            format!("{key}~{origin:016x}-{cseq}").into()
+            format!("{origin:016x}-{cseq}")
         }
-    }
+    };
+    // The name of the change alone tells copies apart, so that a long key may lose its end.
+    let room = KEY_BYTES_MAX - 1 - name.len();
+    format!("{}~{name}", &key[..key.floor_char_boundary(room)]).into()
 }

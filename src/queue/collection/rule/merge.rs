@@ -1,12 +1,11 @@
 //! Merging documents: each top-level field is what its newest change made it.
 
-use bytes::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::{Decision, Error, Outcome, Present, Put, after, kind};
 use crate::queue::{
     collection::{
-        change::{Stamp, VALUE_BYTES_MAX, Wish},
+        change::{Format, Stamp, VALUE_BYTES_MAX, Value, Wish},
         head::Registers,
     },
     position::Seq,
@@ -22,9 +21,9 @@ pub(super) fn decide(
     let before = present.head.as_ref();
     let mut registers =
         before.and_then(|head| head.registers.as_deref()).cloned().unwrap_or_default();
-    let mut document = present.value.as_deref().map_or(Ok(Map::new()), object)?;
+    let mut document = present.value.as_ref().map_or(Ok(Map::new()), object)?;
     let was = (registers.clone(), document.clone());
-    let wanted = wish.value.as_deref().map(object).transpose()?;
+    let wanted = wish.value.as_ref().map(object).transpose()?;
     match &wanted {
         None => registers.deleted = registers.deleted.max(Some(wish.stamp)),
         Some(fields) => set(&mut registers, &mut document, fields, wish.stamp),
@@ -39,8 +38,8 @@ pub(super) fn decide(
     let kind = kind(before, &head);
     head.registers = Some(Box::new(registers));
     let is_alone = wanted.is_none() == is_deleted && wanted.unwrap_or_default() == document;
-    let value = if is_deleted { Bytes::new() } else { text(document) };
-    if value.len() > VALUE_BYTES_MAX {
+    let value = if is_deleted { Value::default() } else { text(document) };
+    if value.bytes.len() > VALUE_BYTES_MAX {
         return Err(Error::TooLarge);
     }
     let outcome = if is_alone { Outcome::Applied } else { Outcome::Merged };
@@ -50,8 +49,8 @@ pub(super) fn decide(
 
 fn set(
     registers: &mut Registers,
-    document: &mut Map<String, Value>,
-    fields: &Map<String, Value>,
+    document: &mut Map<String, serde_json::Value>,
+    fields: &Map<String, serde_json::Value>,
     stamp: Stamp,
 ) {
     registers.changed = registers.changed.max(stamp);
@@ -61,14 +60,14 @@ fn set(
         }
         registers.fields.insert(name.as_str().into(), stamp);
         match value {
-            Value::Null => drop(document.remove(name)),
+            serde_json::Value::Null => drop(document.remove(name)),
             value => drop(document.insert(name.clone(), value.clone())),
         }
     }
 }
 
 /// Drops the fields that were set before the item was deleted.
-fn forget(registers: &mut Registers, document: &mut Map<String, Value>) {
+fn forget(registers: &mut Registers, document: &mut Map<String, serde_json::Value>) {
     let Some(deleted) = registers.deleted else { return };
     registers.fields.retain(|name, stamp| {
         let is_kept = *stamp > deleted;
@@ -79,10 +78,13 @@ fn forget(registers: &mut Registers, document: &mut Map<String, Value>) {
     });
 }
 
-fn object(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
-    serde_json::from_slice(bytes).map_err(|_| Error::NotAnObject)
+fn object(value: &Value) -> Result<Map<String, serde_json::Value>, Error> {
+    match value.format {
+        Format::Json => serde_json::from_slice(&value.bytes).map_err(|_| Error::NotAnObject),
+        Format::Thrift => Err(Error::NotAnObject),
+    }
 }
 
-fn text(document: Map<String, Value>) -> Bytes {
-    Value::Object(document).to_string().into()
+fn text(document: Map<String, serde_json::Value>) -> Value {
+    Value::json(serde_json::Value::Object(document).to_string())
 }

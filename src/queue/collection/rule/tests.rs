@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
@@ -25,11 +26,11 @@ struct Made {
 }
 
 /// What a replica holds at last: live values by key.
-type Items = BTreeMap<Box<str>, Bytes>;
+type Items = BTreeMap<Box<str>, Value>;
 
 #[derive(Default)]
 struct World {
-    items: BTreeMap<Box<str>, (ItemHead, Bytes)>,
+    items: BTreeMap<Box<str>, (ItemHead, Value)>,
     seq: u64,
     /// The newest seq after each number of arrivals.
     heads: Vec<u64>,
@@ -40,8 +41,8 @@ impl World {
         let item = self.items.get("k");
         let names = item.iter().flat_map(|(head, _)| &head.siblings).map(|s| s.key.clone());
         let copy = |key: Box<str>| {
-            let (head, value) = self.items.get(&key)?;
-            Some((key, head.clone(), Some(value.clone())))
+            let (head, _) = self.items.get(&key)?;
+            Some((key, head.clone()))
         };
         Present {
             head: item.map(|(head, _)| head.clone()),
@@ -83,12 +84,12 @@ impl World {
 }
 
 /// Each field says who set it; the last one removes itself.
-fn document(made: &Made, fields: &[u8]) -> Bytes {
+fn document(made: &Made, fields: &[u8]) -> Value {
     let field = |f: &u8| match f {
         3 => r#""f0":null"#.into(),
         f => format!(r#""f{f}":"{}-{}""#, made.maker, made.cseq),
     };
-    format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(",")).into()
+    Value::json(format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(",")))
 }
 
 /// A history, in one possible order of arrival.
@@ -201,7 +202,8 @@ proptest! {
         }
         // Under which key depends on whether the delete came first.
         let values = |history: &[Made]| {
-            let mut values: Vec<Bytes> = end_of(Rule::KeepBoth, history).into_values().collect();
+            let ends = end_of(Rule::KeepBoth, history).into_values();
+            let mut values: Vec<Bytes> = ends.map(|value| value.bytes).collect();
             values.sort();
             values
         };
@@ -225,7 +227,7 @@ fn outcome_of_two(rule: Rule, first: usize, second: usize) -> (Outcome, Items) {
 
 #[test]
 fn each_rule_says_what_became_of_a_late_change() {
-    let server = Bytes::from_static(br#"{"f2":"0-1"}"#);
+    let server = Value::json(&br#"{"f2":"0-1"}"#[..]);
     let (outcome, items) = outcome_of_two(Rule::ServerWins, 1, 0);
     assert_eq!((outcome, &items["k"]), (Outcome::Applied, &server), "whatever its clock says");
     assert_eq!(outcome_of_two(Rule::ServerWins, 0, 1).0, Outcome::Lost);
@@ -234,7 +236,7 @@ fn each_rule_says_what_became_of_a_late_change() {
     assert_eq!(outcome_of_two(Rule::Newest, 1, 2).0, Outcome::Lost);
     let (outcome, items) = outcome_of_two(Rule::Merge, 1, 2);
     assert_eq!(
-        (outcome, items["k"].as_ref()),
+        (outcome, items["k"].bytes.as_ref()),
         (Outcome::Merged, &br#"{"f1":"1-1","f2":"2-1"}"#[..])
     );
     let (outcome, items) = outcome_of_two(Rule::KeepBoth, 1, 2);
@@ -249,13 +251,13 @@ fn a_clock_that_runs_behind_does_not_undo_a_change_that_knew_everything() {
     world.arrive(Rule::Newest, &made(2, 1, 5, &[1]));
     let late = world.arrive(Rule::Newest, &made(3, 0, 50, &[1]));
     assert_eq!(late, Outcome::Lost);
-    assert_eq!(world.live()["k"].as_ref(), br#"{"f1":"2-1"}"#);
+    assert_eq!(world.live()["k"].bytes.as_ref(), br#"{"f1":"2-1"}"#);
 }
 
 #[test]
 fn a_value_that_is_no_object_cannot_be_merged() {
     let stamp = Stamp::default();
-    let wish = Wish { stamp, base: None, value: Some(Bytes::from_static(b"[1]")) };
+    let wish = Wish { stamp, base: None, value: Some(Value::json(&b"[1]"[..])) };
     let refused = decide(Rule::Merge, "k", &Present::default(), wish, Seq(1));
     assert_eq!(refused, Err(Error::NotAnObject));
 }

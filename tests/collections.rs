@@ -1,0 +1,110 @@
+//! Changes of collections over the whole service: what a follower is given of them, from any
+//! position, makes of what it holds there exactly what the alias holds at last.
+
+mod replica;
+
+use carillon::{
+    queue::{
+        collection::{
+            change::{Kind, Value},
+            rule::{Outcome, Rule},
+        },
+        position::Seq,
+    },
+    service::Error,
+};
+use replica::{Scene, json};
+
+#[tokio::test(start_paused = true)]
+async fn changes_and_messages_of_an_alias_are_in_one_order() {
+    let scene = Scene::new().await;
+    scene.set("newest", "a", "1").await;
+    scene.message().await;
+    scene.set("newest", "a", "2").await;
+    scene.set("newest", "b", "3").await;
+    let given = scene.given(Seq(0));
+    let keys: Vec<_> = given.iter().map(|entry| entry.seq).collect();
+    assert_eq!(keys, [2, 3, 4], "the first change of `a` is covered, and not given");
+    assert_eq!(given[1].kind, Some(Kind::Update));
+    assert_eq!(scene.given(Seq(1))[1].value, Some(json("2")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s18_what_came_and_went_unseen_vanishes() {
+    let scene = Scene::new().await;
+    scene.set("newest", "a", "1").await;
+    scene.set("newest", "a", "2").await;
+    scene.delete("newest", "a").await;
+    scene.set("newest", "b", "1").await;
+    let seqs = |after| scene.given(Seq(after)).iter().map(|entry| entry.seq).collect::<Vec<_>>();
+    assert_eq!(seqs(0), [4], "`a` was never there");
+    assert_eq!(seqs(1), [3, 4], "who has it is told that it is no more");
+    assert_eq!(seqs(2), [3, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_that_came_back_and_went_is_ended_for_who_had_it_before() {
+    let scene = Scene::new().await;
+    scene.set("newest", "a", "1").await;
+    scene.delete("newest", "a").await;
+    scene.set("newest", "a", "2").await;
+    scene.delete("newest", "a").await;
+    let seqs = |after| scene.given(Seq(after)).iter().map(|entry| entry.seq).collect::<Vec<_>>();
+    assert_eq!(seqs(1), [4], "it has the first life");
+    assert_eq!(seqs(2), [0_u64; 0], "it has none");
+    assert_eq!(seqs(3), [4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fields_of_several_makers_are_merged_in_one_call_and_over_calls() {
+    let scene = Scene::new().await;
+    let base = Some(Seq(0));
+    let first = scene.ask("merge", "a", Some(json(r#"{"x":1}"#)), None);
+    let late = scene.of_device(scene.ask("merge", "a", Some(json(r#"{"y":2}"#)), base), 1);
+    let done = scene.change(vec![first, late]).await;
+    assert_eq!(scene.outcomes(&done), [Some(Outcome::Applied), Some(Outcome::Merged)]);
+    let late = scene.of_device(scene.ask("merge", "a", Some(json(r#"{"z":3}"#)), base), 2);
+    let list = scene.of_device(scene.ask("merge", "a", Some(json("[1]")), base), 3);
+    let done = scene.change(vec![late, list]).await;
+    assert_eq!(scene.outcomes(&done), [Some(Outcome::Merged), None], "a list has no fields");
+    let given = scene.given(Seq(0));
+    assert_eq!(given.last().unwrap().value, Some(json(r#"{"x":1,"y":2,"z":3}"#)));
+    assert_eq!(given.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_who_change_one_item_at_once_all_get_their_fields_in() {
+    let scene = Scene::new().await;
+    let change = |n: u64| {
+        let value = json(&format!(r#"{{"f{n}":{n}}}"#));
+        scene.change(vec![
+            scene.of_device(scene.ask("merge", "a", Some(value), Some(Seq(0))), n + 1),
+        ])
+    };
+    let done = futures_util::future::join_all((0..32).map(change)).await;
+    assert!(done.iter().all(|one| one[0].is_ok()));
+    let Value { bytes, .. } = scene.given(Seq(0)).pop().unwrap().value.unwrap();
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(object.len(), 32);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_far_ahead_is_brought_back() {
+    let scene = Scene::new().await;
+    let mut ask = scene.of_device(scene.ask("newest", "a", Some(json("1")), Some(Seq(0))), 1);
+    ask.stamp.clock.0 = u64::MAX - 5;
+    scene.change(vec![ask]).await;
+    let mut later = scene.of_device(scene.ask("newest", "a", Some(json("2")), Some(Seq(0))), 2);
+    later.stamp.clock = scene.clock_in(60_000);
+    later.stamp.origin = scene.other_device(1);
+    assert_eq!(scene.outcomes(&scene.change(vec![later]).await), [Some(Outcome::Applied)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn collections_need_aliases_that_not_every_device_may_bind() {
+    let scene = Scene::open().await;
+    let declared = scene.service.declare(&scene.app, "notes", Rule::Newest).await;
+    assert!(matches!(declared, Err(Error::NeedsPolicy)));
+    assert!(matches!(scene.service.collections(&scene.app), Err(Error::NeedsPolicy)));
+}
