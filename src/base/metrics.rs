@@ -3,6 +3,7 @@
 //! Names are `carillon_<noun>_<unit>_total`; labels come from enums only, never
 //! from ids. A gauge has a counter pair beside it where one makes sense.
 
+mod api;
 mod collections;
 pub mod engine;
 mod receipts;
@@ -18,6 +19,7 @@ use tokio::runtime::Handle;
 
 mod skips;
 
+pub use self::api::ApiMetrics;
 pub use self::collections::{ChangeOutcome, CollectionMetrics};
 use self::engine::EngineMetrics;
 pub use self::receipts::{
@@ -294,25 +296,6 @@ pub struct QueueMetrics {
     pub store_bytes: Gauge,
 }
 
-/// The HTTPS API.
-pub struct ApiMetrics {
-    /// Answers by status class: index 2 is 2xx.
-    responses: [Counter; 6],
-    /// Calls that were refused because `api.calls_max` were in hand.
-    pub overloaded: Counter,
-    /// From the head of the request to the end of the answer.
-    pub request_seconds: Histogram,
-}
-
-impl ApiMetrics {
-    /// Notes an answer.
-    pub fn response(&self, status: u16, took: Duration) {
-        let class = usize::from(status / 100).min(5);
-        self.responses[class].increment(1);
-        self.request_seconds.record(took);
-    }
-}
-
 /// The process and its runtime, sampled.
 pub struct RuntimeMetrics {
     /// Threads that run tasks.
@@ -404,7 +387,7 @@ impl Metrics {
         let node = NodeMetrics { reloads: CounterBy::new("carillon_reloads_total", "result") };
         let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
         let (sends, timing) = (SendMetrics::new(), timing::TimingMetrics::new());
-        let (edge, queue, api, seals) = (edge(), queue(), api(), SealMetrics::new());
+        let (edge, queue, api, seals) = (edge(), queue(), ApiMetrics::new(), SealMetrics::new());
         let collections = CollectionMetrics::new();
         Self { edge, queue, sends, collections, api, engine, node, receipts, seals, timing }
     }
@@ -465,17 +448,6 @@ fn queue() -> QueueMetrics {
         store_bytes: gauge!("carillon_store_bytes"),
     }
 }
-
-fn api() -> ApiMetrics {
-    let class = |i: usize| counter!("carillon_api_responses_total", "class" => CLASSES[i]);
-    ApiMetrics {
-        responses: std::array::from_fn(class),
-        overloaded: counter!("carillon_api_overloaded_total"),
-        request_seconds: histogram!("carillon_api_request_seconds"),
-    }
-}
-
-const CLASSES: [&str; 6] = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BUCKETS: [f64; 16] = [
