@@ -1,8 +1,10 @@
-//! Thrift frames: decoding anything, and what was decoded comes back.
+//! Thrift frames: decoding anything, and what was decoded comes back; of what is sealed only what was sealed opens.
 //!
 //! Input: the frame.
 
 use carillon_wire::frame;
+
+use super::sealed;
 
 pub fn run(data: &[u8]) {
     if let Ok(up) = frame::decode_up(data) {
@@ -15,7 +17,8 @@ pub fn run(data: &[u8]) {
     if let Ok(down) = frame::decode_down(data) {
         let mut bytes = Vec::new();
         frame::encode_down(&down, &mut bytes).expect("what was read can be written");
-        assert_eq!(frame::decode_down(&bytes).ok(), Some(down), "it comes back the same");
+        assert_eq!(frame::decode_down(&bytes).as_ref().ok(), Some(&down), "it comes back the same");
+        sealed::judge(&down);
     }
 }
 

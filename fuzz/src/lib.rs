@@ -9,6 +9,7 @@ pub mod frame;
 pub mod mqtt;
 pub mod proxy;
 pub mod script;
+pub mod sealed;
 pub mod seeds;
 pub mod session;
 pub mod world;

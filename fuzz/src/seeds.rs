@@ -9,6 +9,8 @@ use carillon_wire::{
     },
 };
 
+use super::sealed;
+
 /// Inputs of a target, each with its file name.
 pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     let named = match target {
@@ -84,12 +86,19 @@ fn mqtt() -> Seeds {
     ]
 }
 
+fn up(up: &idl::Up) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode_up(up, &mut bytes).expect("a frame");
+    bytes
+}
+
+fn down(down: &idl::Down) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode_down(down, &mut bytes).expect("a frame");
+    bytes
+}
+
 fn frames() -> Seeds {
-    let up = |up: idl::Up| {
-        let mut bytes = Vec::new();
-        frame::encode_up(&up, &mut bytes).expect("a frame");
-        bytes
-    };
     let none = idl::Up::default;
     let queue = idl::Queue { kind: idl::QueueKind::TOPIC, name: Some("news".into()) };
     let position = idl::Position { queue, epoch: 3, seq: 17, tag: Some(vec![1; 8]) };
@@ -97,25 +106,97 @@ fn frames() -> Seeds {
     let registration = idl::RegistrationPositions { gathered: None, regid: "r".into(), positions };
     let positions = idl::Positions { registrations: vec![registration; 2], more: Some(true) };
     let subscribe = idl::Subscribe { regid: "r".into(), topics: vec!["a".into(), "b".into()] };
-    let register = idl::Register {
-        app_id: "demo".into(),
-        app_key: "key".into(),
-        seal: None,
-        attributes: None,
-    };
-    let mut down = Vec::new();
+    let resume = Some(idl::Resume { digest: -5, dictionary: None });
     let advice = idl::Advice { reconnect_after_ms: Some(5), ..idl::Advice::default() };
     let advice = idl::Down { advice: Some(advice), ..idl::Down::default() };
-    frame::encode_down(&advice, &mut down).expect("a frame");
+    let mut seeds = vec![
+        ("resume", up(&idl::Up { resume, ..none() })),
+        ("positions", up(&idl::Up { positions: Some(positions), ..none() })),
+        ("subscribe", up(&idl::Up { subscribe: Some(subscribe), request: Some(2), ..none() })),
+        ("register", up(&idl::Up { request: Some(1), ..register(None) })),
+        ("advice", down(&advice)),
+    ];
+    seeds.extend(sealed_frames());
+    seeds.extend(later_kinds());
+    seeds
+}
+
+fn register(seal: Option<idl::SealOffer>) -> idl::Up {
+    let (app_id, app_key) = ("demo".into(), "key".into());
+    let register = idl::Register { app_id, app_key, seal, attributes: None };
+    idl::Up { register_app: Some(register), ..idl::Up::default() }
+}
+
+/// How keys are agreed and changed, and what is sealed.
+fn sealed_frames() -> Seeds {
+    let offer = || idl::SealOffer { app_key: 1, public_key: vec![0x42; 32] };
+    let rekey = idl::Rekey { regid: "r".into(), seal: offer(), proof: vec![3; 16] };
+    let rekey = idl::Up { rekey: Some(rekey), request: Some(4), ..idl::Up::default() };
+    let seal = Some(idl::SealAnswer { number: 1, confirmation: vec![6; 16] });
+    let result = idl::Result {
+        request: 4,
+        code: idl::ResultCode::OK,
+        message: None,
+        regid: Some("r".into()),
+        seal,
+        edits: None,
+        ranges: None,
+    };
+    let result = idl::Down { result: Some(result), ..idl::Down::default() };
     vec![
-        (
-            "resume",
-            up(idl::Up { resume: Some(idl::Resume { digest: -5, dictionary: None }), ..none() }),
-        ),
-        ("positions", up(idl::Up { positions: Some(positions), ..none() })),
-        ("subscribe", up(idl::Up { subscribe: Some(subscribe), request: Some(2), ..none() })),
-        ("register", up(idl::Up { register_app: Some(register), request: Some(1), ..none() })),
-        ("advice", down),
+        ("register-sealed", up(&idl::Up { request: Some(1), ..register(Some(offer())) })),
+        ("rekey", up(&rekey)),
+        ("seal-answer", down(&result)),
+        ("sealed", down(&sealed::down())),
+    ]
+}
+
+/// Uplink kinds from 12 on; 14 is `rekey`.
+fn later_kinds() -> Seeds {
+    let none = || idl::Up { request: Some(7), ..idl::Up::default() };
+    let accept = idl::Accept {
+        regid: "r".into(),
+        paused: Some(false),
+        start_minute: Some(1_320),
+        end_minute: Some(360),
+        zone: Some("Europe/Berlin".into()),
+    };
+    let (message, kind) = ((0..15).collect(), idl::EventKind::CLICKED);
+    let event = idl::Event { regid: "r".into(), message, kind };
+    let edit = |cseq, value: Option<&[u8]>| idl::Edit {
+        cseq,
+        collection: "notes".into(),
+        key: "k1".into(),
+        value: value.map(<[u8]>::to_vec),
+        format: Some(idl::ValueFormat::JSON),
+        base_seq: 17,
+        clock: 1_700_000_000_000 << 16,
+    };
+    let upload = idl::Upload {
+        regid: "r".into(),
+        alias_name: "ann".into(),
+        epoch: 3,
+        edits: vec![edit(1, Some(b"{\"a\":1}")), edit(2, None)],
+    };
+    let range = |first: &str, before: Option<&str>| idl::KeyRange {
+        first: first.into(),
+        before: before.map(str::to_owned),
+        items: 2,
+        digest: -9,
+    };
+    let repair = idl::Repair {
+        regid: "r".into(),
+        alias_name: "ann".into(),
+        collection: "notes".into(),
+        epoch: 3,
+        seq: 17,
+        ranges: vec![range("", Some("k")), range("k", None)],
+    };
+    vec![
+        ("accept", up(&idl::Up { accept: Some(accept), ..none() })),
+        ("event", up(&idl::Up { event: Some(event), ..none() })),
+        ("upload", up(&idl::Up { upload: Some(upload), ..none() })),
+        ("repair", up(&idl::Up { repair: Some(repair), ..none() })),
     ]
 }
 
@@ -140,12 +221,14 @@ fn sessions() -> Seeds {
     let frames = [1, 0, 2, 3, 4, 0, 0, 0, 0, 1, 6, 0, 0, 9, 3, 0, 12, 0, 0, 0, 0];
     let parked = [1, 0, 1, 0, 1, 0, 0, 1, 0, 6, 0, 0, 9, 6, 0, 0, 9, 10, 0, 1, 3, 0, 15];
     let refresh = [1, 0, 2, 3, 1, 0, 0, 1, 0, 12, 0, 1, 0, 6, 0, 2, 9, 13, 0, 0, 0];
+    let later: Vec<u8> = (0..5).flat_map(|kind| [4, 5, kind, 1, 0, kind, 0, 0, 0]).collect();
     let raw = [0, 0, 11, 6, 0x82, 4, 0, 1, 0, 0, 0, 11, 2, 0xC0, 0, 10, 0];
     vec![
         ("plain", plain.to_vec()),
         ("steady", [&plain[..], &steady].concat()),
         ("frames", frames.to_vec()),
         ("frames-steady", [&frames[..], &steady].concat()),
+        ("frames-later", [&frames[..], &later, &steady].concat()),
         ("parked", parked.to_vec()),
         ("refresh", refresh.to_vec()),
         ("raw", raw.to_vec()),

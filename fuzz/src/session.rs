@@ -224,7 +224,7 @@ impl Rig {
     fn uplink(&mut self, script: &mut Script<'_>) {
         let regid = self.world.registrations.first().map_or(String::new(), |r| r.regid.to_string());
         let none = idl::Up::default;
-        let up = match script.below(6) {
+        let up = match script.below(12) {
             0 | 1 => Some(idl::Up {
                 resume: Some(idl::Resume { digest: 0, dictionary: None }),
                 ..none()
@@ -239,6 +239,7 @@ impl Rig {
                 Some(idl::Up { bind: Some(bind), request: Some(1), ..none() })
             }
             4 => Some(idl::Up { unregister: Some(idl::Unregister { regid }), ..none() }),
+            5..10 => Some(later(script.below(5), regid)),
             _ => None,
         };
         let mut payload = Vec::new();
@@ -356,3 +357,30 @@ const TURNS_MAX: usize = 10_000;
 const FILTERS: [&str; 8] =
     ["push", "push/demo", "push/other", "topic/demo/a", "topic/other/b", "down", "topic/a", "x/#"];
 const TOPICS: [&str; 3] = ["a", "b", "c"];
+
+/// A request of one of the kinds from 12 on.
+fn later(kind: usize, regid: String) -> idl::Up {
+    let mut up = idl::Up { request: Some(2), ..idl::Up::default() };
+    let alias_name = "a".to_owned();
+    match kind {
+        0 => {
+            let (paused, start_minute, end_minute, zone) = (Some(true), None, None, None);
+            up.accept = Some(idl::Accept { regid, paused, start_minute, end_minute, zone });
+        }
+        1 => {
+            let (message, kind) = (vec![1; 15], idl::EventKind::CLICKED);
+            up.event = Some(idl::Event { regid, message, kind });
+        }
+        2 => {
+            let seal = idl::SealOffer { app_key: 1, public_key: vec![9; 32] };
+            up.rekey = Some(idl::Rekey { regid, seal, proof: vec![1; 16] });
+        }
+        3 => up.upload = Some(idl::Upload { regid, alias_name, epoch: 1, edits: Vec::new() }),
+        _ => {
+            let (collection, ranges) = ("c".to_owned(), Vec::new());
+            let (epoch, seq) = (1, 1);
+            up.repair = Some(idl::Repair { regid, alias_name, collection, epoch, seq, ranges });
+        }
+    }
+    up
+}
