@@ -64,6 +64,13 @@ impl<K: Clone + Eq + Hash, V: Clone> Cache<K, V> {
         Ok(found)
     }
 
+    /// The value of a key if it is kept; counted as a hit then.
+    pub fn peek(&self, key: &K) -> Option<V> {
+        let kept = self.kept.get(key)?;
+        self.hits.increment(1);
+        Some(kept)
+    }
+
     /// The source has changed for this key: who asks from now on reads it.
     pub fn forget(&self, key: &K) {
         let mut gate = self.gate(key);

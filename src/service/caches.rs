@@ -99,6 +99,11 @@ impl Service {
         })
     }
 
+    /// Whether memory has a regID as the app's.
+    pub(super) fn is_known_of(&self, app: &AppId, regid: &RegId) -> bool {
+        self.caches.registrations.peek(regid).is_some_and(|one| one.app == *app)
+    }
+
     /// Whose a regID is, if it is registered.
     pub(super) fn registered(&self, regid: &RegId) -> Result<Option<Registered>, Error> {
         self.caches.registrations.get_or_read(regid, || {

@@ -4,11 +4,12 @@ use std::collections::HashSet;
 
 use super::{
     Error, Service,
+    records::member_key,
     send::{Send, Target},
 };
 use crate::{
-    base::ids::{Alias, AppId, QueueName, RegId, Topic},
-    queue::condition::Condition,
+    base::ids::{Alias, AppId, QueueId, QueueName, RegId, Topic},
+    queue::{condition::Condition, store::Space},
 };
 
 /// A target as queues.
@@ -71,9 +72,11 @@ impl Service {
         self.check_targets("target.regids", regids)?;
         let (mut queues, mut invalid) = (Vec::with_capacity(regids.len()), Vec::new());
         let mut seen = HashSet::with_capacity(regids.len());
+        // Every registration follows this.
+        let all = QueueName::All(app.clone()).id();
         for text in regids {
             match text.parse::<RegId>() {
-                Ok(regid) if self.is_registered(app, &regid)? => {
+                Ok(regid) if self.is_registered(app, &all, &regid)? => {
                     if seen.insert(regid) {
                         queues.push(QueueName::Own(regid));
                     }
@@ -84,7 +87,15 @@ impl Service {
         Ok((queues, invalid))
     }
 
-    fn is_registered(&self, app: &AppId, regid: &RegId) -> Result<bool, Error> {
+    /// Whether a regID is the app's. What nobody has and what another app has take the same way through
+    /// the store, whatever is in memory: the time of an answer does not tell them apart.
+    fn is_registered(&self, app: &AppId, all: &QueueId, regid: &RegId) -> Result<bool, Error> {
+        if self.is_known_of(app, regid) {
+            return Ok(true);
+        }
+        if self.router.get(Space::Members, &member_key(all, regid))?.is_none() {
+            return Ok(false);
+        }
         Ok(self.registered(regid)?.is_some_and(|one| one.app == *app))
     }
 
