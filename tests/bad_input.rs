@@ -10,6 +10,7 @@ mod openapi;
 mod support;
 
 use api::*;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 /// Where the queues of the registration end.
@@ -17,6 +18,25 @@ async fn heads(api: &Api) -> Vec<Value> {
     let seen = api.node.registration(&api.device.regid).await;
     let pointers = seen["pointers"].as_array().expect("pointers");
     pointers.iter().map(|one| one["head"].clone()).collect()
+}
+
+const HOOK: &str = "https://app.example.org/hook";
+
+fn in_days(days: i64) -> String {
+    (jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * days)).to_string()
+}
+
+type Case = (Value, u16, &'static str);
+
+/// Alone, in a batch, and with a key, which is then still free.
+async fn refused(api: &mut Api, cases: &[Case]) {
+    for (message, status, code) in cases {
+        api.problem(SEND, Ask::send(message.clone()), *status, code, "").await;
+        let batch = Ask::post("/v1/apps/demo/messages:batch", json!({"messages": [message]}));
+        let fared = api.ask(BATCH, batch.keyed("key"), 200).await;
+        let is = fared["accepted"] == 0 && fared["results"][0]["code"] == *code;
+        api.want(is, || format!("{message} in a batch: {fared}"));
+    }
 }
 
 #[tokio::test]
@@ -55,14 +75,7 @@ async fn bad_input_has_its_code_and_no_effect() {
         (with("notification", json!({"title": "x".repeat(5_000)})), 422, "out_of_bounds"),
         (with("urgency", json!("high")), 400, "invalid_request"),
     ];
-    for (message, status, code) in &cases {
-        api.problem(SEND, Ask::send(message.clone()), *status, code, "").await;
-        // The same in a batch, and with a key, which is then still free.
-        let batch = Ask::post("/v1/apps/demo/messages:batch", json!({"messages": [message]}));
-        let fared = api.ask(BATCH, batch.keyed("key"), 200).await;
-        let is = fared["accepted"] == 0 && fared["results"][0]["code"] == *code;
-        api.want(is, || format!("{message} in a batch: {fared}"));
-    }
+    refused(&mut api, &cases).await;
     for text in
         [&b"\xff\xfe"[..], b"{\"target\":{\"topic\":\"\xc3\x28\"},\"payload\":1}", b"{", b""]
     {
@@ -72,6 +85,57 @@ async fn bad_input_has_its_code_and_no_effect() {
     api.node.cli(&["app", "rotate-secret", "demo", "--revoke-older"]).await;
     let ask = Ask::send(to(json!({"all": true}))).bearing(&revoked);
     api.problem(SEND, ask, 401, "unauthorized", "").await;
+    assert!(api.failures.is_empty(), "{}", api.failures.join("\n"));
+    assert_eq!(heads(&api).await, before, "something was sent");
+}
+
+#[tokio::test]
+async fn options_out_of_their_bounds_have_their_codes_and_no_effect() {
+    let mut api = Api::start().await;
+    let before = heads(&api).await;
+    let regid = api.device.regid.clone();
+    let with = |field: &str, value: Value| {
+        let mut message = json!({"target": {"regids": [regid]}, "payload": 1});
+        message[field] = value;
+        message
+    };
+    let broadcast = |field: &str, value: Value| {
+        let mut message = json!({"target": {"all": true}, "payload": 1});
+        message[field] = value;
+        message
+    };
+    let hook = |url: &str| json!({"url": url, "events": ["acked"]});
+    let cases = [
+        (with("priority", json!("urgent")), 400, "invalid_request"),
+        (with("priority", json!(1)), 400, "invalid_request"),
+        (with("collapse_key", json!("")), 422, "out_of_bounds"),
+        (with("collapse_key", json!("x".repeat(65))), 422, "out_of_bounds"),
+        (with("collapse_key", json!(7)), 400, "invalid_request"),
+        (with("send_at", json!("tomorrow")), 422, "out_of_bounds"),
+        (with("send_at", json!("2020-01-01T00:00:00Z")), 422, "out_of_bounds"),
+        (with("send_at", json!(in_days(31))), 422, "out_of_bounds"),
+        (with("send_at", json!(1_700_000_000)), 400, "invalid_request"),
+        (with("max_rate_per_s", json!(5)), 422, "out_of_bounds"),
+        (broadcast("max_rate_per_s", json!(0)), 422, "out_of_bounds"),
+        (broadcast("max_rate_per_s", json!(-1)), 422, "out_of_bounds"),
+        (broadcast("max_rate_per_s", json!(1_u64 << 40)), 422, "out_of_bounds"),
+        (broadcast("max_rate_per_s", json!("fast")), 400, "invalid_request"),
+        (with("filter", json!({"shoe_size": ["43"]})), 400, "invalid_request"),
+        (with("filter", json!({"locale": "de"})), 400, "invalid_request"),
+        (with("filter", json!({"app_version": ["about 2"]})), 422, "out_of_bounds"),
+        (with("filter", json!({"model": ["x".repeat(65)]})), 422, "out_of_bounds"),
+        (with("filter", json!({"network": vec!["a"; 1_000]})), 422, "out_of_bounds"),
+        (with("callback", json!({"url": HOOK})), 400, "invalid_request"),
+        (with("callback", json!({"url": HOOK, "events": []})), 422, "out_of_bounds"),
+        (with("callback", json!({"url": HOOK, "events": ["opened"]})), 400, "invalid_request"),
+        (with("callback", hook("http://app.example.org/")), 422, "out_of_bounds"),
+        (with("callback", hook("https://127.0.0.1/")), 422, "out_of_bounds"),
+        (with("callback", hook("https://me:pw@app.example.org/")), 422, "out_of_bounds"),
+        (with("callback", hook("not a url")), 422, "out_of_bounds"),
+    ];
+    refused(&mut api, &cases).await;
+    let scheduled = api.node.call(Method::GET, "/v1/apps/demo/scheduled", None).await;
+    assert_eq!(scheduled.body["scheduled"], json!([]), "{}", scheduled.body);
     assert!(api.failures.is_empty(), "{}", api.failures.join("\n"));
     assert_eq!(heads(&api).await, before, "something was sent");
 }

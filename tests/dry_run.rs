@@ -54,6 +54,13 @@ async fn a_dry_run_lists_no_unknown_regid_and_a_send_does() {
     node.service.send(&node.app, to_regids(&[&known, STRANGER])).await.unwrap();
     settle().await;
     assert_eq!(listed(&node), [STRANGER]);
+    // Named again, alone or with others, it is there once; the others come behind it.
+    let other = "b".repeat(STRANGER.len());
+    for to in [&[known.as_str(), STRANGER][..], &[known.as_str(), STRANGER, &other, STRANGER]] {
+        node.service.send(&node.app, to_regids(to)).await.unwrap();
+        settle().await;
+    }
+    assert_eq!(listed(&node), [STRANGER, &other]);
 }
 
 #[tokio::test(start_paused = true)]
