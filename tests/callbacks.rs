@@ -6,7 +6,7 @@
 mod hook;
 mod support;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use hook::{Hook, Reaction};
 use reqwest::Method;
@@ -327,4 +327,59 @@ async fn messages_to_a_registration_that_ends_before_it_has_them_are_invalid() {
     assert_eq!(steps(&node, &sent[0], &here.regid).await, ["accepted", "durable", "passed"]);
     let path = format!("/v1/apps/{APP}/messages/{}/trace?regid={}", sent[0], "a".repeat(32));
     assert_eq!(node.call(Method::GET, &path, None).await.status, 404);
+}
+
+#[tokio::test]
+async fn whatever_was_to_bring_it_a_message_to_a_registration_that_ended_is_invalid() {
+    let mut node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    let (away, here) = (node.create_device().await, node.create_device().await);
+    for device in [&away, &here] {
+        node.bind(&device.regid, "ann").await;
+        node.bind(&device.regid, "bob").await;
+        node.subscribe(&device.regid, "news").await;
+        node.subscribe(&device.regid, "left").await;
+    }
+    let callback = json!({"url": hook.url(), "events": ["acked", "invalid"]});
+    let ask = |target: Value| json!({"target": target, "callback": callback});
+    let mut client = rumqtt::connect_v5(&node, &here, &["push"]);
+    client.ready().await;
+    let mut sent = Vec::new();
+    for target in
+        [json!({"aliases": ["ann", "bob"]}), json!({"topic": "news"}), json!({"all": true})]
+    {
+        sent.push(post(&node, ask(target)).await["id"].as_str().unwrap().to_owned());
+    }
+    // What it left by itself is no loss.
+    let left = post(&node, ask(json!({"topic": "left"}))).await["id"].as_str().unwrap().to_owned();
+    node.unsubscribe(&away.regid, "left").await;
+    client.messages(4).await;
+    node.wait_until_acknowledged(&here.regid).await;
+    // One is due while the node is there, one while it is away.
+    let mut later = Vec::new();
+    for in_s in [1, 4] {
+        let send_at = (jiff::Timestamp::now() + Duration::from_secs(in_s)).to_string();
+        let mut message = ask(json!({"regids": [away.regid, here.regid]}));
+        message["send_at"] = json!(send_at);
+        later.push(post(&node, message).await["id"].as_str().unwrap().to_owned());
+    }
+    let path = format!("/v1/apps/{APP}/registrations/{}", away.regid);
+    assert_eq!(node.call(Method::DELETE, &path, None).await.status, 204);
+    client.messages(1).await;
+    let mut wanted = ids("invalid", &sent, &away);
+    wanted.extend(ids("acked", &sent, &here));
+    wanted.extend(ids("acked", &[left], &here));
+    for message in &later[..1] {
+        wanted.extend(ids("invalid", std::slice::from_ref(message), &away));
+        wanted.extend(ids("acked", std::slice::from_ref(message), &here));
+    }
+    hook.wait_for(&wanted).await;
+    client.stop().await;
+    node.kill9();
+    node.restart().await;
+    wanted.extend(ids("invalid", &later[1..], &away));
+    hook.wait_for(&wanted).await;
+    // On a slow machine the last one was due before the kill.
+    wanted.extend(ids("acked", &later[1..], &here));
+    assert!(hook.taken().is_subset(&wanted), "and nothing else: {:?}", hook.taken());
 }

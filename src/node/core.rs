@@ -112,11 +112,12 @@ impl Core {
         let router = parts.start(config, writer, &caches);
         let followers = router.followers().clone();
         let service = Service::new(router, keys, clock, config, metrics, caches);
+        service.open_receipts().await.map_err(only_store)?;
         let completed = service.complete_pending().await.map_err(only_store)?;
         if completed > 0 {
             tracing::info!(completed, "appends that the last run left undone are done");
         }
-        service.load_asks().await.map_err(only_store)?;
+        service.load_recalls().await.map_err(only_store)?;
         let ended = service.complete_revocations().await.map_err(only_store)?;
         if ended > 0 {
             tracing::info!(ended, "registrations of revoked apps are ended");

@@ -1,7 +1,7 @@
 //! The end of registrations: what is written with it, and what is told of it afterwards.
 //!
 //! With the end its app's list gets the regID, and endpoints that want it hear of each message in
-//! the own queue that did not arrive. Kept beside the list is how far the registration was, so
+//! the queues that it followed that did not arrive. Kept beside the list is how far the registration was, so
 //! that traces can still say whether it had a message.
 
 use std::{collections::HashMap, sync::Arc};
@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// Entries of one look into an own queue, and how many looks there are: what is further away is
-/// not told of.
+/// Entries of one look into a queue, and how many looks there are for all queues of a registration:
+/// what is further away is not told of.
 const TAKE: Take = Take { entries: 256, bytes: usize::MAX };
 const PAGES: usize = 64;
 
@@ -63,8 +63,14 @@ impl Ended {
 pub(super) struct Held {
     claim: Claim,
     events: Vec<Appended>,
-    /// Own queues, and up to where they were looked at.
-    looked: Vec<(Following, Seq)>,
+    looked: Vec<Looked>,
+}
+
+/// What a registration followed, its own queue first, and up to where each was looked at.
+struct Looked {
+    app: AppId,
+    all: Vec<Following>,
+    to: Vec<Seq>,
 }
 
 type Events = Vec<(Arc<Endpoint>, Vec<Event>)>;
@@ -86,12 +92,14 @@ impl Service {
                 let acked = self.stored_position(&registration.regid, of)?.seq;
                 followed.push(Followed { queue, since, acked });
             }
-            let (missed, to) = self.missed(&followings[0], followed[0].acked)?;
-            for (endpoint, told) in missed {
+            let app = registration.app.clone();
+            let acked = followed.iter().map(|of| of.acked).collect();
+            let mut look = Looked { app, all: followings, to: acked };
+            for (endpoint, told) in self.missed(&mut look)? {
                 let log = &self.receipts.log;
                 events.extend(log.append(&endpoint, told, &mut batch, &self.metrics));
             }
-            looked.extend(followings.into_iter().next().map(|own| (own, to)));
+            looked.push(look);
             let ended = Ended { why, at_ms, followed };
             listed.push((registration.app.clone(), registration.regid, ended));
         }
@@ -99,7 +107,7 @@ impl Service {
         Ok((batch, Held { claim, events, looked }))
     }
 
-    /// The end is durable. What came into the own queues since they were looked at is told of too.
+    /// The end is durable. What came into the queues since they were looked at is told of too.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
@@ -109,39 +117,59 @@ impl Service {
         for one in events {
             self.receipts.log.became_durable(one, &self.metrics);
         }
-        for (own, after) in looked {
-            let (missed, _) = self.missed(&own, after)?;
+        for mut look in looked {
+            let missed = self.missed(&mut look)?;
             self.commit_events(Batch::default(), missed).await?;
         }
         Ok(())
     }
 
-    /// Events for those who want to hear that messages of an own queue, behind `after`, do not
-    /// arrive. Also gives up to where it has looked.
-    fn missed(&self, own: &Following, after: Seq) -> Result<(Events, Seq), Error> {
-        let (mut events, mut to): (HashMap<_, (_, Vec<_>)>, _) = (HashMap::new(), after);
-        let QueueName::Own(regid) = own.queue.name() else { return Ok((Vec::new(), to)) };
-        let at_ms = self.now_ms();
-        for _ in 0..PAGES {
-            let entries = self.router.read(&own.queue.id(), to, TAKE)?;
-            let Some(last) = entries.last() else { break };
-            to = last.position.seq;
-            for entry in &entries {
-                let Body::Message(message) = &entry.body else { continue };
-                let Some(endpoint) = self.endpoint_of(&message.id, EventKind::Invalid)? else {
-                    continue;
-                };
-                let all = std::slice::from_ref(own);
-                if self.judge(entry, all, 0, at_ms)? != Verdict::Deliver {
-                    continue;
+    /// Events for those who want to hear that messages of these queues do not arrive, behind where
+    /// they were looked at before.
+    fn missed(&self, look: &mut Looked) -> Result<Events, Error> {
+        let mut events: HashMap<_, (_, Vec<_>)> = HashMap::new();
+        let QueueName::Own(regid) = look.all[0].queue.name() else { return Ok(Vec::new()) };
+        if !self.receipts.log.is_used_by(&look.app) {
+            return Ok(Vec::new());
+        }
+        let (at_ms, regid, mut pages) = (self.now_ms(), regid.to_string(), PAGES);
+        for (at, following) in look.all.iter().enumerate() {
+            while pages > 0 {
+                let entries = self.router.read(&following.queue.id(), look.to[at], TAKE)?;
+                let Some(last) = entries.last() else { break };
+                (look.to[at], pages) = (last.position.seq, pages - 1);
+                for entry in &entries {
+                    let Body::Message(message) = &entry.body else { continue };
+                    let endpoint = self.endpoint_of(&message.id, EventKind::Invalid)?;
+                    let Some(endpoint) = endpoint else { continue };
+                    if self.judge(entry, &look.all, at, at_ms)? == Verdict::Deliver {
+                        let of =
+                            events.entry(endpoint.id).or_insert_with(|| (endpoint, Vec::new()));
+                        let (message, regid) = (message.id, regid.clone());
+                        of.1.push(Event { kind: EventKind::Invalid, message, regid, at_ms });
+                    }
                 }
-                let (message, regid) = (message.id, regid.to_string());
-                let event = Event { kind: EventKind::Invalid, message, regid, at_ms };
-                let of = events.entry(endpoint.id).or_insert_with(|| (endpoint, Vec::new()));
-                of.1.push(event);
             }
         }
-        Ok((events.into_values().collect(), to))
+        Ok(events.into_values().collect())
+    }
+
+    /// A message is in all its queues. Registrations that it names and that ended before are told of: at its due
+    /// time, or in the moment of its appends.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(super) async fn tell_of_gone(&self, id: &MessageId) -> Result<(), Error> {
+        let Some(endpoint) = self.endpoint_of(id, EventKind::Invalid)? else { return Ok(()) };
+        let (mut events, at_ms, kind) = (Vec::new(), self.now_ms(), EventKind::Invalid);
+        for queue in self.record_of(id)?.into_iter().flat_map(|record| record.queues) {
+            if let QueueName::Own(regid) = queue
+                && self.registered(&regid)?.is_none()
+            {
+                events.push(Event { kind, message: *id, regid: regid.to_string(), at_ms });
+            }
+        }
+        self.commit_events(Batch::default(), vec![(endpoint, events)]).await
     }
 
     /// What happened to a message on its way to a registration that has ended since.

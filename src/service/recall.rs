@@ -214,22 +214,12 @@ impl Service {
         self.router.run(id.shard(), change).await
     }
 
-    /// Learns which messages were recalled, and which ask for receipts. Before the doors open,
-    /// behind the appends of messages.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn load_asks(&self) -> Result<(), Error> {
-        self.load_recalls().await?;
-        self.open_receipts().await
-    }
-
     /// Learns what was recalled, and completes the appends that a crash left undone. Before the
     /// doors open, behind the appends of messages.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    async fn load_recalls(&self) -> Result<usize, Error> {
+    pub async fn load_recalls(&self) -> Result<usize, Error> {
         let (mut loaded, mut from) = (0, Vec::new());
         let oldest_day = self.router.oldest_day();
         loop {

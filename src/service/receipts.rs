@@ -435,7 +435,7 @@ impl Service {
         Ok(())
     }
 
-    /// Reads what an earlier run left. Before the doors open.
+    /// Reads what an earlier run left. Before the doors open, and before appends are completed: events may come of them.
     ///
     /// # Errors
     /// [`Error::Unavailable`].

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use super::{
     Error, Service,
     records::{MessageRecord, PendingMessage, ScheduledMessage},
-    send::{Prepared, Timing, messages_of},
+    send::{Gone, Prepared, Timing, messages_of},
     spread,
 };
 use crate::{
@@ -363,7 +363,7 @@ impl Service {
         for one in pending {
             let id = one.message.id;
             let appends = self.begin_appends(one).await;
-            finishes.push(self.finish_appends(id, appends));
+            finishes.push(self.finish_appends(id, appends, Gone::Told));
         }
         join_all(finishes).await;
         Ok(())

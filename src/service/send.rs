@@ -155,6 +155,15 @@ pub struct Sent {
     pub is_dry_run: bool,
 }
 
+/// Whether registrations that ended since a message was accepted are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// They are: it had waited.
+    Told,
+    /// It was accepted a moment ago.
+    NotTold,
+}
+
 /// A message that may be appended.
 pub(super) struct Prepared {
     pub(super) record: MessageRecord,
@@ -319,7 +328,7 @@ impl Service {
         let appends = self.begin_appends(pending).await;
         let this = self.clone();
         tasks::spawn("appends", async move {
-            this.finish_appends(id, appends).await;
+            this.finish_appends(id, appends, Gone::NotTold).await;
             drop(in_flight);
         });
         Ok(())
@@ -360,8 +369,12 @@ impl Service {
         &self,
         id: MessageId,
         appends: Vec<shard::Begun<(), Error>>,
+        gone: Gone,
     ) {
-        let appended: Result<(), Error> = join_all(appends).await.into_iter().collect();
+        let mut appended: Result<(), Error> = join_all(appends).await.into_iter().collect();
+        if gone == Gone::Told && appended.is_ok() {
+            appended = self.tell_of_gone(&id).await;
+        }
         crash_point!("send::before_done");
         let done = match appended {
             Ok(()) => {
@@ -401,9 +414,11 @@ impl Service {
     }
 
     async fn complete(&self, key: Vec<u8>, pending: PendingMessage) -> Result<(), Error> {
+        let id = pending.message.id;
         for append in self.begin_appends(pending).await {
             append.await?;
         }
+        self.tell_of_gone(&id).await?;
         let mut done = store::Batch::default();
         done.remove(Space::Pending, key);
         Ok(self.router.commit(done).await?)

@@ -213,6 +213,11 @@ impl Log {
         Ok(Used { endpoint, day, is_new })
     }
 
+    /// Whether an app has endpoints.
+    pub fn is_used_by(&self, app: &AppId) -> bool {
+        self.endpoints.iter().any(|one| one.app == *app)
+    }
+
     /// An endpoint that is known.
     pub fn known(&self, id: &EndpointId) -> Option<Arc<Endpoint>> {
         self.endpoints.get(id).map(|endpoint| endpoint.clone())
