@@ -2,6 +2,8 @@
 //! and what was acknowledged durably never comes again.
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+#[path = "callbacks/hook.rs"]
+mod hook;
 mod ledger;
 mod support;
 
@@ -11,8 +13,9 @@ use ledger::{
     Dice, Event, Queue,
     fleet::{Fleet, Plan},
     number_from_env,
+    rounds::CALLBACKS,
 };
-use support::Node;
+use support::{Node, Options};
 use tokio::time::sleep;
 
 /// Kills of one run of the gate; the slow set asks for more.
@@ -23,7 +26,10 @@ async fn a_node_that_is_killed_again_and_again_loses_nothing() {
     let kills = number_from_env("CARILLON_KILLS").unwrap_or(KILLS);
     let sends_per_s = number_from_env("CARILLON_RATE").unwrap_or(300);
     let mut dice = Dice::of_this_run("crash");
-    let mut node = Node::start().await;
+    let hook = hook::Hook::start("").await;
+    let config = Some(CALLBACKS.to_owned());
+    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
+    hook.trust(&node.app().app_secret);
     let senders = (sends_per_s as usize / 50).clamp(6, 40);
     let plan = Plan {
         sends_per_s,
@@ -31,6 +37,7 @@ async fn a_node_that_is_killed_again_and_again_loses_nothing() {
         scheduled_percent: 10,
         collapsed_percent: 10,
         recalled_percent: 5,
+        callback: Some(hook.url()),
         ..Plan::default()
     };
     let mut fleet = Fleet::set_up(&node, plan, dice.fork()).await;
@@ -52,7 +59,11 @@ async fn a_node_that_is_killed_again_and_again_loses_nothing() {
     fleet.stop_load().await;
     fleet.settle(&node).await;
     after_a_quiet_time_a_kill_costs_nothing(&mut node, &mut fleet).await;
+    // Everything is acknowledged: none of what was asked for is missing.
+    let owed = fleet.owed();
+    hook.wait_for(&owed).await;
     let report = fleet.end().await;
+    println!("{} events of callbacks, none missing", owed.len());
     println!("crash: {report}, longest restart to ready {longest:?}");
 }
 

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::fleet::Door;
-use crate::support::{Admin, Node};
+use super::{device::Account, fleet::Door};
+use crate::support::{APP, Admin, DEADLINE, Node, poll_until};
 
 /// The API.
 pub(super) struct Api {
@@ -61,4 +61,32 @@ impl Api {
         let text = response.text().await.ok()?;
         Some((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
     }
+}
+
+/// Devices of the demo app.
+pub(super) async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
+    let csv = node.cli(&["device", "create", "--app", APP, "--count", &count.to_string()]).await;
+    let account = |row: &str| {
+        let [device_id, secret, regid] = row
+            .split(',')
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("three columns");
+        Account { device_id, secret, regid }
+    };
+    let accounts: Vec<Account> = csv.lines().skip(1).map(account).collect();
+    assert_eq!(accounts.len(), count);
+    accounts
+}
+
+/// Waits until a scheduled message is in all its queues.
+pub(super) async fn wait_until_sent(node: &Node, id: &str) {
+    let path = format!("/v1/apps/{APP}/messages/{id}");
+    let mut last = Value::Null;
+    let sent = poll_until(DEADLINE, async || {
+        last = node.call(Method::GET, &path, None).await.body;
+        (last["state"] == "queued").then_some(())
+    });
+    assert!(sent.await.is_some(), "never sent: {last}");
 }

@@ -26,12 +26,12 @@ use tokio::{
 
 use super::{
     Dice, Event, Ledger, Queue,
-    api::Api,
+    api::{Api, create_accounts, wait_until_sent},
     check::Report,
     device::{Account, Device, Habit},
     frames::FramesDevice,
 };
-use crate::support::{APP, DEADLINE, Node, poll_until};
+use crate::support::{APP, Node};
 
 /// How much of everything.
 #[derive(Clone, Debug)]
@@ -229,22 +229,6 @@ const FOLLOWS_AT_ONCE: usize = 64;
 /// Devices that may come and go all the time.
 const RESTLESS_MAX: usize = 600;
 
-async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
-    let csv = node.cli(&["device", "create", "--app", APP, "--count", &count.to_string()]).await;
-    let account = |row: &str| {
-        let [device_id, secret, regid] = row
-            .split(',')
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-            .try_into()
-            .expect("three columns");
-        Account { device_id, secret, regid }
-    };
-    let accounts: Vec<Account> = csv.lines().skip(1).map(account).collect();
-    assert_eq!(accounts.len(), count);
-    accounts
-}
-
 impl Shared {
     /// Starts a device, of one kind or the other.
     fn open(
@@ -408,15 +392,19 @@ impl Shared {
         mut body: Value,
     ) -> Option<()> {
         let send_at = jiff::Timestamp::now() + Duration::from_millis(in_ms);
-        body["target"] = target;
-        body["ttl_s"] = json!(3600);
         body["send_at"] = json!(send_at.to_string());
+        let is_told = self.ask_for_events(message, &target, &mut body);
+        body["target"] = target.clone();
+        body["ttl_s"] = json!(3600);
         self.ledger.note(Event::Attempted { message, to });
         self.ledger.note(Event::Scheduled { message });
         let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
         if status.is_success() {
             let id = answer["id"].as_str().expect("an id").to_owned();
             self.scheduled.lock().unwrap().push(id.clone());
+            if is_told {
+                self.owe(&id, &target);
+            }
             self.ledger.note(Event::Accepted { message, id });
             return Some(());
         }
@@ -438,23 +426,15 @@ impl Shared {
         if body["payload"].is_null() {
             body["payload"] = json!({"m": message});
         }
-        let asks = self.asks(message) && target["regids"].is_array();
-        let callback = self.plan.callback.as_ref().filter(|_| asks);
-        if let (Some(url), Some(fields)) = (callback, body.as_object_mut()) {
-            // What is told of must arrive.
-            fields.remove("collapse_key");
-            body["callback"] = json!({"url": url, "events": ["acked"]});
-        }
+        let is_told = self.ask_for_events(message, &target, &mut body);
         body["target"] = target.clone();
         body["ttl_s"] = json!(3600);
         self.ledger.note(Event::Attempted { message, to });
         let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
         if status.is_success() {
             let id = answer["id"].as_str().expect("an id").to_owned();
-            if callback.is_some() {
-                let regids = target["regids"].as_array().into_iter().flatten();
-                let event = |regid: &Value| format!("acked.{id}.{}", regid.as_str().unwrap());
-                self.owed.lock().unwrap().extend(regids.map(event));
+            if is_told {
+                self.owe(&id, &target);
             }
             self.ledger.note(Event::Accepted { message, id: id.clone() });
             return Some(id);
@@ -478,6 +458,25 @@ impl Shared {
         }
     }
 
+    /// Asks for the acknowledgements of some messages to regIDs; whether of this one.
+    fn ask_for_events(&self, message: u64, target: &Value, body: &mut Value) -> bool {
+        let asks = self.asks(message) && target["regids"].is_array();
+        let callback = self.plan.callback.as_ref().filter(|_| asks);
+        if let (Some(url), Some(fields)) = (callback, body.as_object_mut()) {
+            // What is told of must arrive.
+            fields.remove("collapse_key");
+            body["callback"] = json!({"url": url, "events": ["acked"]});
+        }
+        callback.is_some()
+    }
+
+    /// The callback must be told of these acknowledgements.
+    fn owe(&self, id: &str, target: &Value) {
+        let regids = target["regids"].as_array().into_iter().flatten();
+        let event = |regid: &Value| format!("acked.{id}.{}", regid.as_str().unwrap());
+        self.owed.lock().unwrap().extend(regids.map(event));
+    }
+
     /// Whether the sender of a message to regIDs is told of its acknowledgements.
     fn asks(&self, message: u64) -> bool {
         self.plan.callback.is_some() && message.is_multiple_of(3)
@@ -486,15 +485,4 @@ impl Shared {
     fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
-}
-
-/// Waits until a scheduled message is in all its queues.
-async fn wait_until_sent(node: &Node, id: &str) {
-    let path = format!("/v1/apps/{APP}/messages/{id}");
-    let mut last = Value::Null;
-    let sent = poll_until(DEADLINE, async || {
-        last = node.call(Method::GET, &path, None).await.body;
-        (last["state"] == "queued").then_some(())
-    });
-    assert!(sent.await.is_some(), "never sent: {last}");
 }

@@ -95,7 +95,7 @@ impl Rounds {
 }
 
 /// A node that calls its neighbours, quickly.
-const CALLBACKS: &str = "
+pub const CALLBACKS: &str = "
 [callbacks]
 allow_private = true
 batch_delay_ms = 50
