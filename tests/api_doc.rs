@@ -21,26 +21,48 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     begins.map(|rest| rest.split("```").next().expect("a block").to_owned()).collect()
 }
 
+/// Runs the blocks of a document as an app server of this app; gives what they print.
+async fn run(node: &Node, text: &str, secret: &str, regid: &str) -> String {
+    let blocks = blocks(text, "sh");
+    let mut command = tokio::process::Command::new("bash");
+    command
+        .args(["-euo", "pipefail", "-c", &blocks.concat()])
+        .env("API", node.https_url())
+        .env("CA", node.ca_file())
+        .env("SECRET", secret)
+        .env("REGID", regid)
+        .stdin(Stdio::null());
+    let output = script::output(command, Duration::from_secs(60)).await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{errors}");
+    said
+}
+
+#[tokio::test]
+async fn the_blocks_about_collections_run_as_they_stand() {
+    let node = Node::start().await;
+    let made = node.cli(&["app", "create", "kept", "--alias-policy", "server"]).await;
+    let made: Value = serde_json::from_str(&made).expect("an app's credentials");
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/SYNC.md")).unwrap();
+    let said = run(&node, &text, made["app_secret"].as_str().unwrap(), "").await;
+    for wanted in [
+        r#"{"results":[{"outcome":"applied","seq":1},{"outcome":"applied","seq":2}]}"#,
+        r#""value":{"done":true,"text":"milk"}"#,
+        r#""kind":"delete""#,
+    ] {
+        assert!(said.contains(wanted), "no {wanted} in {said}");
+    }
+}
+
 #[tokio::test]
 async fn the_blocks_run_as_they_stand() {
     let node = Node::start().await;
     let device = node.create_device().await;
     let mut client = rumqtt::connect_v5(&node, &device, &["push"]);
     client.ready().await;
-    let blocks = blocks(&document(), "sh");
-    assert!(blocks.len() > 4, "the blocks are found");
-    let mut command = tokio::process::Command::new("bash");
-    command
-        .args(["-euo", "pipefail", "-c", &blocks.concat()])
-        .env("API", node.https_url())
-        .env("CA", node.ca_file())
-        .env("SECRET", &node.app().app_secret)
-        .env("REGID", &device.regid)
-        .stdin(Stdio::null());
-    let output = script::output(command, Duration::from_secs(60)).await;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}\n{errors}");
+    assert!(blocks(&document(), "sh").len() > 4, "the blocks are found");
+    let said = run(&node, &document(), &node.app().app_secret, &device.regid).await;
     let accepted = said.lines().filter(|line| line.contains("\"state\":\"accepted\"")).count();
     assert!(accepted >= 9, "{said}");
     for wanted in ["\"state\":\"dry_run\"", "\"state\":\"recalled\"", "\"milestones\":["] {

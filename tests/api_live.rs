@@ -4,6 +4,8 @@
 
 #[path = "support/api.rs"]
 mod api;
+#[path = "support/collections.rs"]
+mod collections;
 #[path = "support/openapi.rs"]
 mod openapi;
 mod support;
@@ -32,6 +34,7 @@ async fn every_documented_answer_is_given_as_documented() {
     let mut api = Api::start().await;
     succeed(&mut api).await;
     once(&mut api).await;
+    collections::all(&mut api).await;
     unreadable(&mut api).await;
     wrong_credentials(&mut api).await;
     what_is_not_there(&mut api).await;
@@ -216,6 +219,8 @@ async fn unreadable(api: &mut Api) {
         (ACCEPT_ALWAYS, Method::DELETE, "/v1/apps/demo/registrations/%ff/accept"),
         (BIND, Method::PUT, "/v1/apps/demo/registrations/x/aliases/%ff"),
         (UNBIND, Method::DELETE, "/v1/apps/demo/registrations/x/aliases/%ff"),
+        (DECLARED, Method::GET, "/v1/apps/demo/collections/%ff"),
+        (END, Method::DELETE, "/v1/apps/demo/collections/%ff"),
         (FOLLOW, Method::PUT, "/v1/apps/demo/registrations/x/topics/%ff"),
         (UNFOLLOW, Method::DELETE, "/v1/apps/demo/registrations/x/topics/%ff"),
     ] {

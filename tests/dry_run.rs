@@ -69,7 +69,7 @@ async fn a_dry_run_takes_no_key() {
     let once = |text: &str| Once::new(&node.app, "key", &[text.as_bytes()]);
     let answer = |_: &Sent| b"kept".to_vec();
     let all = || message(Target::All, "1");
-    let is_fresh = |answer: &Answer| matches!(answer, Answer::Sent(_));
+    let is_fresh = |answer: &Answer| matches!(answer, Answer::Fresh(_));
     let (app, service) = (&node.app, &node.service);
     for _ in 0..2 {
         let sent = service.send_once(app, dry(all()), &once("dry"), answer).await.unwrap();

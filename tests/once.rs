@@ -169,7 +169,7 @@ fn answer(sent: &Sent) -> Vec<u8> {
 /// The id, however it was answered.
 fn id(answer: Result<Answer, Error>) -> String {
     match answer.unwrap() {
-        Answer::Sent(sent) => sent.id.to_string(),
+        Answer::Fresh(sent) => sent.id.to_string(),
         Answer::Kept(text) => String::from_utf8(text).unwrap(),
     }
 }
@@ -196,7 +196,7 @@ async fn a_repeated_call_is_answered_as_before_and_sends_nothing() {
 async fn of_a_hundred_at_once_one_is_sent_and_the_others_are_told_to_wait() {
     let scene = Scene::new(1).await;
     let all = join_all((0..100).map(|_| scene.once(&[0], "key", "a"))).await;
-    let sent = all.iter().filter(|one| matches!(one, Ok(Answer::Sent(_)))).count();
+    let sent = all.iter().filter(|one| matches!(one, Ok(Answer::Fresh(_)))).count();
     let waiting = all.iter().filter(|one| matches!(one, Err(Error::KeyInUse))).count();
     assert_eq!((sent, waiting), (1, 99));
     assert_eq!(scene.held(0), [(1, 1)].into());
@@ -210,7 +210,7 @@ async fn a_refused_call_keeps_nothing() {
     let wrong = Send { ttl_s: Some(0), ..scene.send(&[0], 1) };
     let refused = scene.service.send_once(&scene.app, wrong, &once, answer).await;
     assert!(matches!(refused, Err(Error::Invalid { .. })));
-    assert!(matches!(scene.once(&[0], "key", "now right").await, Ok(Answer::Sent(_))));
+    assert!(matches!(scene.once(&[0], "key", "now right").await, Ok(Answer::Fresh(_))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -103,7 +103,7 @@ impl From<Problem> for Fared {
 impl From<Result<Answer, Error>> for Fared {
     fn from(answered: Result<Answer, Error>) -> Self {
         match answered {
-            Ok(Answer::Sent(sent)) => (&sent).into(),
+            Ok(Answer::Fresh(sent)) => (&sent).into(),
             Ok(Answer::Kept(text)) => {
                 let kept = String::from_utf8(text).ok().and_then(|t| RawValue::from_string(t).ok());
                 kept.map_or_else(|| Problem::new(Code::Internal, "").into(), Self::Kept)
@@ -153,13 +153,13 @@ async fn answer(
         None => {
             let sends = sends.into_iter().map(|(_, send)| send).collect();
             let sent = api.service.send_all(app, sends).await;
-            sent.into_iter().map(|sent| sent.map(Answer::Sent)).collect()
+            sent.into_iter().map(|sent| sent.map(Answer::Fresh)).collect()
         }
     };
     // A replay is one in which nothing was sent now, and something was before.
     let is_kept = |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Kept(_)));
     let is_sent =
-        |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Sent(sent)) if !sent.is_dry_run);
+        |one: &Result<Answer, Error>| matches!(one, Ok(Answer::Fresh(sent)) if !sent.is_dry_run);
     let is_replay = answered.iter().any(is_kept) && !answered.iter().any(is_sent);
     let mut answered = answered.into_iter().map(Fared::from);
     // There is an answer for each that could be read.

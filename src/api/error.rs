@@ -18,6 +18,7 @@ impl From<Error> for Problem {
             Error::Invalid { field, rule } => Self::out_of_bounds(field, &rule),
             Error::NotFound { .. } => Self::new(Code::NotFound, detail),
             Error::Forbidden(_) | Error::Sealed(_) => Self::new(Code::Forbidden, detail),
+            Error::Gone => Self::new(Code::PositionGone, detail),
             Error::NeedsPolicy => Self::new(Code::CollectionsNeedPolicy, detail),
             Error::Limit { .. } => Self::new(Code::LimitReached, detail),
             Error::Conflict(_) => Self::new(Code::AlreadyExists, detail),

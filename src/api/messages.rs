@@ -147,7 +147,7 @@ async fn sent(
     let answer = |sent: &Sent| once::text(&Accepted::of(sent, trace_id));
     match api.service.send_once(app, send, &once, answer).await? {
         Answer::Kept(text) => Ok(once::replayed(StatusCode::ACCEPTED, text)),
-        Answer::Sent(sent) => {
+        Answer::Fresh(sent) => {
             Ok((StatusCode::ACCEPTED, Json(Accepted::of(&sent, trace_id))).into_response())
         }
     }
@@ -297,12 +297,14 @@ fn invalid(detail: &str) -> Problem {
 }
 
 /// A field that is there, also if it is `null`: `null` is a payload like any other.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// Valid JSON without the whitespace between its tokens.
-fn compact(json: &str) -> Vec<u8> {
+pub(super) fn compact(json: &str) -> Vec<u8> {
     let (mut in_string, mut is_escaped) = (false, false);
     let keep = |c: &u8| {
         if !in_string {

@@ -9,6 +9,7 @@ mod audience;
 mod auth;
 mod batch;
 mod busy;
+mod collections;
 mod devices;
 mod documents;
 pub mod error;
@@ -158,6 +159,33 @@ pub const ROUTES: &[Route] = &[
         operations: &[("get", "/v1/apps/{app}/topics/{topic}/members")],
         path: "/v1/apps/{app}/topics/{topic}/members",
         methods: || get(topics::members),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[
+            ("put", "/v1/apps/{app}/collections/{collection}"),
+            ("get", "/v1/apps/{app}/collections/{collection}"),
+            ("delete", "/v1/apps/{app}/collections/{collection}"),
+        ],
+        path: "/v1/apps/{app}/collections/{collection}",
+        methods: || {
+            put(collections::declare).merge(get(collections::show)).merge(delete(collections::end))
+        },
+        door: Door::Both,
+    },
+    Route {
+        operations: &[
+            ("post", "/v1/apps/{app}/aliases/{alias}/changes"),
+            ("get", "/v1/apps/{app}/aliases/{alias}/changes"),
+        ],
+        path: "/v1/apps/{app}/aliases/{alias}/changes",
+        methods: || post(collections::change).merge(get(collections::changes)),
+        door: Door::Both,
+    },
+    Route {
+        operations: &[("get", "/v1/apps/{app}/aliases/{alias}/snapshot")],
+        path: "/v1/apps/{app}/aliases/{alias}/snapshot",
+        methods: || get(collections::snapshot),
         door: Door::Both,
     },
     Route {

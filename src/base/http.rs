@@ -47,6 +47,8 @@ pub enum Code {
     RequestTimeout,
     /// It exists already.
     AlreadyExists,
+    /// What followed the stated position is not held any more.
+    PositionGone,
     /// A call with the same idempotency key runs.
     IdempotencyKeyInUse,
     /// The idempotency key was used for another call.
@@ -106,7 +108,7 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -116,6 +118,7 @@ impl Code {
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::AlreadyExists,
+        Self::PositionGone,
         Self::IdempotencyKeyInUse,
         Self::IdempotencyKeyReused,
         Self::BodyTooLarge,
@@ -145,6 +148,7 @@ impl Code {
             Self::MethodNotAllowed => ("method_not_allowed", S::METHOD_NOT_ALLOWED, "The path does not know this method", Caller, Never),
             Self::RequestTimeout => ("request_timeout", S::REQUEST_TIMEOUT, "The request did not arrive in time", Caller, AfterS(1)),
             Self::AlreadyExists => ("already_exists", S::CONFLICT, "It exists already", Caller, Never),
+            Self::PositionGone => ("position_gone", S::GONE, "The changes after the position are gone", Caller, Never),
             Self::IdempotencyKeyInUse => ("idempotency_key_in_use", S::CONFLICT, "The same call is still running", Caller, AfterS(1)),
             Self::IdempotencyKeyReused => ("idempotency_key_reused", S::UNPROCESSABLE_ENTITY, "The idempotency key was used for another call", Caller, Never),
             Self::BodyTooLarge => ("body_too_large", S::PAYLOAD_TOO_LARGE, "The body is too large", Caller, Never),

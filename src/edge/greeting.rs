@@ -174,6 +174,7 @@ async fn welcome(
         | Error::Limit { .. }
         | Error::Sealed(_)
         | Error::NeedsPolicy
+        | Error::Gone
         | Error::Conflict(_)
         | Error::Allowance { .. }
         | Error::KeyInUse

@@ -64,16 +64,17 @@ pub struct Change {
     pub is_as_made: bool,
     /// The change that created the item in the life that this belongs to.
     pub born: Seq,
-    /// The change that ended the life before that, or the last one that may have; 0 if there was none.
-    pub gone: Seq,
+    /// There was an item of this key before that.
+    pub lived_before: bool,
     /// The bytes of all changes of the queue so far, this one too.
     pub bytes_so_far: u64,
 }
 
 impl Change {
-    /// Whether who stands at `position` never had the item that this deletes.
+    /// Whether who stands at `position` never had the item that this deletes. Who had it from a
+    /// life before may hold it still: the delete of then may have been left out for what followed.
     pub fn ends_unseen(&self, position: Seq) -> bool {
-        self.kind == Kind::Delete && self.gone <= position && position < self.born
+        self.kind == Kind::Delete && !self.lived_before && position < self.born
     }
 
     /// Whether it is about the same item.

@@ -11,7 +11,6 @@ use tokio::sync::Semaphore;
 use super::{
     Error, Service,
     apps::{APPS_SHARD, load_app},
-    deliver::Take,
     records::{AliasPolicy, App},
 };
 use crate::{
@@ -26,10 +25,9 @@ use crate::{
             item::{Item, item_key},
             rule::{self, Outcome, Rule},
         },
-        entry::Body,
         position::Position,
         shard,
-        store::{self, Space, decode, encode},
+        store::{self, Batch, Space, decode, encode},
         txn::Txn,
     },
 };
@@ -169,6 +167,34 @@ impl Service {
         Ok(declared)
     }
 
+    /// Ends a collection: no change of it is taken any more. What it holds stays, and is there if
+    /// it is declared again.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::NotFound`] (the app, the collection), [`Error::Unavailable`].
+    pub async fn undeclare(&self, app: &AppId, name: &str) -> Result<(), Error> {
+        let (id, name): (_, CollectionName) = (app.clone(), name.parse()?);
+        let change = move |txn: &mut Txn<'_>| {
+            let mut app = load_app(txn, &id)?;
+            app.collections.remove(&name).ok_or(NO_COLLECTION)?;
+            txn.put(Space::Apps, id.as_str().as_bytes(), encode(&app));
+            Ok(())
+        };
+        self.router.run(APPS_SHARD, change).await
+    }
+
+    /// A collection that an app declared.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::NotFound`] (the app, the collection), [`Error::NeedsPolicy`],
+    /// [`Error::Unavailable`].
+    pub fn declared(&self, app: &AppId, name: &str) -> Result<Declared, Error> {
+        let name: CollectionName = name.parse()?;
+        let Collections(app) = self.collections(app)?;
+        let rule = *app.collections.get(&name).ok_or(NO_COLLECTION)?;
+        Ok(Declared { name, rule })
+    }
+
     /// The collections of an app that declared some, for changes of one of its aliases.
     ///
     /// # Errors
@@ -195,13 +221,28 @@ impl Service {
         alias: &Alias,
         asks: Vec<Ask>,
     ) -> Result<Vec<Changed>, Error> {
+        self.change_with(app, alias, asks, |_| Batch::default()).await
+    }
+
+    /// The same, and what `also` makes of the results becomes durable with them.
+    pub(super) async fn change_with(
+        &self,
+        app: &AppId,
+        alias: &Alias,
+        asks: Vec<Ask>,
+        also: impl FnOnce(&[Changed]) -> Batch + Clone + Send + 'static,
+    ) -> Result<Vec<Changed>, Error> {
         let queue = QueueName::Alias(app.clone(), alias.clone()).id();
         let asks: Arc<[Ask]> = asks.into();
         let all = asks.clone();
         let act = move |changing: &mut Changing<'_, '_>| {
-            all.iter().map(|ask| Ok::<_, Failed>(changing.change(ask)?)).collect()
+            let done: Result<Vec<Changed>, append::Error> =
+                all.iter().map(|ask| changing.change(ask)).collect();
+            let done = done?;
+            changing.txn.put_all(also(&done));
+            Ok(done)
         };
-        let done: Vec<Changed> = self.changing(queue, &asks, act).await?;
+        let done = self.changing(queue, &asks, act).await?;
         self.count_changes(&asks, &done);
         Ok(done)
     }
@@ -252,32 +293,6 @@ impl Service {
             }
         }
         Ok(known)
-    }
-
-    /// The value of a live item. `None` if its change is not durable yet.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], also if the value is no longer held.
-    pub(super) fn value_of(
-        &self,
-        queue: &QueueId,
-        collection: &CollectionName,
-        key: &str,
-        item: &Item,
-    ) -> Result<Option<Value>, Error> {
-        let take = Take { entries: 1, bytes: 0 };
-        let read = self.router.read(queue, item.head.seq.prev(), take)?;
-        let Some(entry) = read.first() else { return Ok(None) };
-        match &entry.body {
-            Body::Change(change)
-                if entry.position == item.position()
-                    && change.collection == *collection
-                    && *change.key == *key =>
-            {
-                Ok(Some(change.value.clone()))
-            }
-            _ => Err(store::Error::Damaged(format!("the value of an item of {queue}")).into()),
-        }
     }
 
     pub(super) fn count_changes(&self, asks: &[Ask], done: &[Changed]) {

@@ -222,26 +222,70 @@ impl Service {
         after: Seq,
         take: Take,
     ) -> Result<Next, Error> {
-        let mut entries = self.router.read(&all[at].queue.id(), after, take)?;
         let now_ms = self.now_ms();
-        // The queue ends before what this follower does not see yet.
-        let not_before_ms = spread::cut(&mut entries, all, now_ms);
-        let Some(last) = entries.last() else {
-            return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
-        };
-        let to = last.position;
-        let (mut given, mut skipped) = (Vec::with_capacity(entries.len()), Vec::new());
-        for entry in entries {
-            match self.judge(&entry, all, at, now_ms)? {
-                Verdict::Deliver if comes_and_goes(&entry, after, &given) => {
-                    skipped.push((entry.position.seq, Skip::Coalesced));
+        let mut looked = Looked { after, ..Looked::default() };
+        loop {
+            let room = Take {
+                entries: take.entries.saturating_sub(looked.given.len()),
+                bytes: take.bytes.saturating_sub(looked.bytes),
+            };
+            let mut entries = self.router.read(&all[at].queue.id(), looked.end(), room)?;
+            // The queue ends before what this follower does not see yet.
+            let not_before_ms = spread::cut(&mut entries, all, now_ms);
+            let is_other = |of: Position| looked.to.is_some_and(|to| to.epoch != of.epoch);
+            let last = entries.last().map(|entry| entry.position);
+            match (last, looked.to) {
+                (None, None) => {
+                    return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
                 }
-                Verdict::Deliver => given.push(entry),
-                Verdict::Elsewhere => {}
-                Verdict::Skip(why) => skipped.push((entry.position.seq, why)),
+                (None, Some(to)) => return Ok(looked.pulled(to)),
+                (Some(last), Some(to)) if is_other(last) => return Ok(looked.pulled(to)),
+                (Some(last), _) => looked.to = Some(last),
+            }
+            let coalesced = self.judge_all(entries, all, at, now_ms, &mut looked)?;
+            // What is left out makes room for what follows.
+            let is_enough = looked.given.len() >= take.entries
+                || looked.bytes > take.bytes
+                || looked.count >= LOOK_MAX;
+            if let Some(to) = looked.to
+                && (coalesced == 0 || is_enough)
+            {
+                return Ok(looked.pulled(to));
             }
         }
-        Ok(Next::Pulled(Pulled { entries: given, to, skipped }))
+    }
+
+    /// Judges entries that follow what was looked at. Returns how many were coalesced.
+    fn judge_all(
+        &self,
+        entries: Vec<Arc<Entry>>,
+        all: &[Following],
+        at: usize,
+        now_ms: u64,
+        looked: &mut Looked,
+    ) -> Result<usize, Error> {
+        let mut coalesced = 0;
+        for entry in entries {
+            looked.count += 1;
+            let verdict = match self.judge(&entry, all, at, now_ms)? {
+                Verdict::Deliver if comes_and_goes(&entry, looked.after, &looked.given) => {
+                    Verdict::Skip(Skip::Coalesced)
+                }
+                verdict => verdict,
+            };
+            match verdict {
+                Verdict::Deliver => {
+                    looked.bytes += entry.body.bytes();
+                    looked.given.push(entry);
+                }
+                Verdict::Elsewhere => {}
+                Verdict::Skip(why) => {
+                    coalesced += usize::from(why == Skip::Coalesced);
+                    looked.skipped.push((entry.position.seq, why));
+                }
+            }
+        }
+        Ok(coalesced)
     }
 
     /// The tag of a position, for deltas in frames.
@@ -265,8 +309,32 @@ impl Service {
     }
 }
 
+/// A look at a queue, so far.
+#[derive(Default)]
+struct Looked {
+    after: Seq,
+    to: Option<Position>,
+    count: usize,
+    bytes: usize,
+    given: Vec<Arc<Entry>>,
+    skipped: Vec<(Seq, Skip)>,
+}
+
+impl Looked {
+    fn end(&self) -> Seq {
+        self.to.map_or(self.after, |to| to.seq)
+    }
+
+    fn pulled(self, to: Position) -> Next {
+        Next::Pulled(Pulled { entries: self.given, to, skipped: self.skipped })
+    }
+}
+
+/// Entries of one look, where most are coalesced.
+const LOOK_MAX: usize = 1_024;
+
 /// Whether an entry ends an item that who stands at `after` never had, nor is `given`.
-fn comes_and_goes(entry: &Entry, after: Seq, given: &[Arc<Entry>]) -> bool {
+pub(super) fn comes_and_goes(entry: &Entry, after: Seq, given: &[Arc<Entry>]) -> bool {
     let Body::Change(change) = &entry.body else { return false };
     let is_same = |other: &Arc<Entry>| match &other.body {
         Body::Change(other) => other.is_of_item_of(change),

@@ -35,6 +35,9 @@ pub enum Error {
         "collections need an app whose alias policy is `signed` or `server`: with `open` any device may bind any alias"
     )]
     NeedsPolicy,
+    /// What followed a position is not held any more, or was lost.
+    #[error("the changes after this position are not held any more: take a snapshot")]
+    Gone,
     /// A bound on the number of things is reached.
     #[error("at most {max} {what}")]
     Limit {
@@ -82,9 +85,11 @@ impl Error {
             Self::Allowance { bound, .. } => *bound,
             Self::KeyInUse => Unsent::KeyInUse,
             Self::KeyReused => Unsent::KeyReused,
-            Self::Forbidden(_) | Self::Sealed(_) | Self::NeedsPolicy | Self::Conflict(_) => {
-                Unsent::Refused
-            }
+            Self::Forbidden(_)
+            | Self::Sealed(_)
+            | Self::NeedsPolicy
+            | Self::Gone
+            | Self::Conflict(_) => Unsent::Refused,
             Self::Unavailable(_) => Unsent::Unavailable,
         }
     }

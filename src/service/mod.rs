@@ -17,6 +17,7 @@ mod ended;
 pub mod error;
 pub mod feedback;
 pub mod identify;
+pub mod items;
 mod judge;
 pub mod members;
 pub mod once;

@@ -14,14 +14,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Service,
+    collections::Changed,
     send::{Send, Sent},
 };
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
-        ids::AppId,
+        ids::{Alias, AppId},
     },
-    queue::store::{Batch, Range, Space, decode, encode},
+    queue::{
+        collection::append::Ask,
+        store::{Batch, Range, Space, decode, encode},
+    },
 };
 
 /// For how long an answer is kept, in milliseconds.
@@ -48,6 +52,13 @@ impl Once {
         Self { name: short, fingerprint: hash(asked) }
     }
 
+    fn keep(&self, at: u16, answer: Vec<u8>, now_ms: u64, day: u32) -> Batch {
+        let kept = Kept { at_ms: now_ms, fingerprint: self.fingerprint, answer };
+        let mut batch = Batch::default();
+        batch.put(Space::Once(day), self.key(at), encode(&kept));
+        batch
+    }
+
     fn key(&self, at: u16) -> Vec<u8> {
         [&self.name[..], &at.to_be_bytes()].concat()
     }
@@ -69,12 +80,12 @@ struct Kept {
     answer: Vec<u8>,
 }
 
-/// How a message of a call that is to happen once was answered.
+/// How what is to happen once was answered.
 #[derive(Debug)]
-pub enum Answer {
-    /// It was sent now.
-    Sent(Sent),
-    /// It was sent before; the answer of then.
+pub enum Answer<T = Sent> {
+    /// It happened now.
+    Fresh(T),
+    /// It happened before; the answer of then.
     Kept(Vec<u8>),
 }
 
@@ -120,14 +131,14 @@ impl Service {
     ) -> Result<Answer, Error> {
         // What is only checked happens as often as it is asked for.
         if send.is_dry_run {
-            return Ok(Answer::Sent(self.send(app, send).await?));
+            return Ok(Answer::Fresh(self.send(app, send).await?));
         }
         let _turn = self.running.begin(once)?;
         if let Some(kept) = self.kept(once)?.remove(&0) {
             return Ok(Answer::Kept(kept));
         }
         let keep = |sent: &Sent| self.keep(once, 0, answer(sent));
-        Ok(Answer::Sent(self.send_with(app, send, keep).await?))
+        Ok(Answer::Fresh(self.send_with(app, send, keep).await?))
     }
 
     /// Sends those messages that were not accepted under this key before: a call that was cut in
@@ -147,7 +158,7 @@ impl Service {
         if !sends.is_empty() && sends.iter().all(|(_, send)| send.is_dry_run) {
             let sends = sends.into_iter().map(|(_, send)| send).collect();
             let sent = self.send_all(app, sends).await;
-            return Ok(sent.into_iter().map(|sent| sent.map(Answer::Sent)).collect());
+            return Ok(sent.into_iter().map(|sent| sent.map(Answer::Fresh)).collect());
         }
         let _turn = self.running.begin(once)?;
         let mut kept = self.kept(once)?;
@@ -164,9 +175,30 @@ impl Service {
         let keep = |n: usize, sent: &Sent| self.keep(once, places[n].1, answer(sent));
         let sent = self.send_all_with(app, fresh, keep).await;
         for ((place, _), sent) in places.iter().zip(sent) {
-            results[*place] = Some(sent.map(Answer::Sent));
+            results[*place] = Some(sent.map(Answer::Fresh));
         }
         Ok(results.into_iter().flatten().collect())
+    }
+
+    /// Changes items of an alias unless that has happened; `answer` is kept with the changes.
+    ///
+    /// # Errors
+    /// As [`Service::send_once`], and those of [`Service::change`].
+    pub async fn change_once(
+        &self,
+        app: &AppId,
+        alias: &Alias,
+        asks: Vec<Ask>,
+        once: &Once,
+        answer: impl FnOnce(&[Changed]) -> Vec<u8> + Clone + std::marker::Send + 'static,
+    ) -> Result<Answer<Vec<Changed>>, Error> {
+        let _turn = self.running.begin(once)?;
+        if let Some(kept) = self.kept(once)?.remove(&0) {
+            return Ok(Answer::Kept(kept));
+        }
+        let (once, now_ms, day) = (once.clone(), self.now_ms(), self.day());
+        let keep = move |done: &[Changed]| once.keep(0, answer(done), now_ms, day);
+        Ok(Answer::Fresh(self.change_with(app, alias, asks, keep).await?))
     }
 
     /// The answers that are kept under a key, by the place in the call.
@@ -195,10 +227,7 @@ impl Service {
     }
 
     fn keep(&self, once: &Once, at: u16, answer: Vec<u8>) -> Batch {
-        let kept = Kept { at_ms: self.now_ms(), fingerprint: once.fingerprint, answer };
-        let mut batch = Batch::default();
-        batch.put(Space::Once(self.day()), once.key(at), encode(&kept));
-        batch
+        once.keep(at, answer, self.now_ms(), self.day())
     }
 
     /// Today, or the oldest day that is held, if the clock was set back behind it.

@@ -1,5 +1,7 @@
 //! An alias with collections, and what its followers make of its changes.
 
+pub mod oracle;
+
 use std::{sync::Arc, time::Duration};
 
 use carillon::{

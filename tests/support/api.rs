@@ -50,6 +50,12 @@ pub const UNFOLLOW: &str = "delete /v1/apps/{app}/registrations/{regid}/topics/{
 pub const INVALID: &str = "get /v1/apps/{app}/feedback/invalid";
 pub const SUBSCRIBE: &str = "post /v1/apps/{app}/topics/{topic}:subscribe";
 pub const UNSUBSCRIBE: &str = "post /v1/apps/{app}/topics/{topic}:unsubscribe";
+pub const DECLARE: &str = "put /v1/apps/{app}/collections/{collection}";
+pub const DECLARED: &str = "get /v1/apps/{app}/collections/{collection}";
+pub const END: &str = "delete /v1/apps/{app}/collections/{collection}";
+pub const CHANGE: &str = "post /v1/apps/{app}/aliases/{alias}/changes";
+pub const LIST_CHANGES: &str = "get /v1/apps/{app}/aliases/{alias}/changes";
+pub const SHOW_SNAPSHOT: &str = "get /v1/apps/{app}/aliases/{alias}/snapshot";
 
 /// A running node, its document, and who asks.
 pub struct Api {
@@ -250,6 +256,8 @@ impl Api {
         let trace = format!("{message}/trace?regid={}", self.device.regid);
         let regids = json!({"regids": [self.device.regid]});
         let batch = json!({"messages": [{"target": {"all": true}, "payload": 1}]});
+        let collection = "/v1/apps/demo/collections/notes";
+        let changes = json!({"changes": [{"collection": "notes", "key": "k", "value": 1}]});
         let account = json!({"app_id": APP, "app_key": self.app.app_key});
         vec![
             (DEVICES, Ask::post("/v1/devices", account)),
@@ -273,6 +281,12 @@ impl Api {
             (UNFOLLOW, Ask::new(Method::DELETE, &topic)),
             (SUBSCRIBE, Ask::post("/v1/apps/demo/topics/t:subscribe", regids.clone())),
             (UNSUBSCRIBE, Ask::post("/v1/apps/demo/topics/t:unsubscribe", regids)),
+            (DECLARE, Ask::put(collection, json!({"rule": "newest"}))),
+            (DECLARED, Ask::get(collection)),
+            (END, Ask::new(Method::DELETE, collection)),
+            (CHANGE, Ask::post("/v1/apps/demo/aliases/a/changes", changes)),
+            (LIST_CHANGES, Ask::get("/v1/apps/demo/aliases/a/changes")),
+            (SHOW_SNAPSHOT, Ask::get("/v1/apps/demo/aliases/a/snapshot")),
         ]
     }
 

@@ -104,6 +104,7 @@ pub fn up_result(result: &Result<Option<Registered>, service::Error>) -> UpResul
             | service::Error::Forbidden(_)
             | service::Error::Sealed(_)
             | service::Error::NeedsPolicy
+            | service::Error::Gone
             | service::Error::Limit { .. }
             | service::Error::Conflict(_)
             | service::Error::Allowance { .. }
@@ -220,6 +221,7 @@ fn queue_of(queue: &QueueName) -> idl::Queue {
 fn code_of(error: &service::Error) -> idl::ResultCode {
     match error {
         service::Error::Invalid { .. }
+        | service::Error::Gone
         | service::Error::Conflict(_)
         | service::Error::KeyInUse
         | service::Error::KeyReused => idl::ResultCode::INVALID,

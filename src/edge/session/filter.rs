@@ -100,6 +100,7 @@ pub fn resolve(wanted: Wanted, registrations: &[Registration]) -> Result<Subscri
 pub fn refusal(error: &service::Error) -> u8 {
     match error {
         service::Error::Invalid { .. }
+        | service::Error::Gone
         | service::Error::Conflict(_)
         | service::Error::KeyInUse
         | service::Error::KeyReused => reason::TOPIC_FILTER_INVALID,

@@ -1,6 +1,7 @@
 //! The session fed with plain data: packets and queue entries in, packets and effects out.
 
 mod beats;
+mod changes;
 mod frames;
 mod plain;
 

@@ -185,7 +185,9 @@ impl Changing<'_, '_> {
         let Put { key, kind, value, head } = put;
         let stored_key = item_key(&self.queue, collection, &key);
         let before = self.item(&stored_key)?;
-        let gone = gone(before.as_ref(), head.born == head.seq, head.seq);
+        let lived_before = before.as_ref().is_some_and(|before| {
+            before.lived_before || (head.born == head.seq && before.head.born > Seq(0))
+        });
         let mut change = Change {
             collection: collection.clone(),
             key,
@@ -194,7 +196,7 @@ impl Changing<'_, '_> {
             stamp: head.stamp,
             is_as_made,
             born: head.born,
-            gone,
+            lived_before,
             bytes_so_far: 0,
         };
         let bytes = change.bytes() as u64;
@@ -205,7 +207,7 @@ impl Changing<'_, '_> {
         let position = self.txn.append(self.queue, Body::Change(change))?;
         assert_eq!(position.seq, expected, "a change is where its rule said");
         let bytes = if head.is_deleted { 0 } else { bytes };
-        let after = Item { epoch: position.epoch, head, bytes, gone };
+        let after = Item { epoch: position.epoch, head, bytes, lived_before };
         self.totals.replace(collection, &key, before.as_ref(), &after);
         self.has_changed = true;
         self.txn.put(Space::Items, stored_key.clone(), encode(&after));
@@ -222,15 +224,4 @@ fn is_value_needed(rule: Rule, item: &Item, wish: &Wish) -> bool {
         Rule::KeepBoth => !item.head.was_seen_by(wish),
     };
     is_looked_at && !item.head.is_deleted
-}
-
-/// The change that ended an item's life before the present one. Where an item begins a life over
-/// another that has not ended, `at`: nobody may say then that he never had it.
-fn gone(before: Option<&Item>, is_born: bool, at: Seq) -> Seq {
-    match before {
-        None => Seq(0),
-        Some(before) if !is_born => before.gone,
-        Some(before) if before.head.is_deleted => before.head.seq,
-        Some(_) => at,
-    }
 }

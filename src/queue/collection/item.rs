@@ -18,8 +18,8 @@ pub struct Item {
     pub head: ItemHead,
     /// What it adds to [`Total::bytes`]; 0 if it is deleted.
     pub bytes: u64,
-    /// As [`crate::queue::entry::Change::gone`].
-    pub gone: Seq,
+    /// As [`crate::queue::entry::Change::lived_before`].
+    pub lived_before: bool,
 }
 
 /// What the collections of one queue hold.

@@ -34,7 +34,7 @@ pub(super) fn resume(rig: &mut Rig, registrations: &[Registration]) {
     rig.input(Input::Answer(Answer::Resumed(ticket, Some(standings))));
 }
 
-fn downs(packets: Vec<Packet>) -> Vec<(u16, idl::Down)> {
+pub(super) fn downs(packets: Vec<Packet>) -> Vec<(u16, idl::Down)> {
     publishes(packets)
         .into_iter()
         .map(|p| (p.packet_id, frame::decode_down(&p.payload).unwrap()))

@@ -1,0 +1,231 @@
+//! Reading what an alias's collections hold: changes after a position, and all items.
+//!
+//! Both come in pages, and each page goes on where the one before ended, or says that it was the
+//! last. Values are found by [`Service::value_of`] alone.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use super::{
+    Error, Service,
+    deliver::{Claim, Following, Take, comes_and_goes},
+    judge::Verdict,
+};
+use crate::{
+    base::ids::{Alias, AppId, CollectionName, QueueId, QueueName, base32, from_base32},
+    queue::{
+        collection::{
+            change::Value,
+            item::{Item, item_of},
+        },
+        entry::{Body, Entry},
+        plan::{Stand, plan},
+        position::{Epoch, Position, Seq},
+        store::{self, Range, Space, decode},
+    },
+};
+
+/// Changes of an alias's items after a position.
+#[derive(Clone, Debug)]
+pub struct ChangesPage {
+    /// They lead here.
+    pub to: Position,
+    /// There are more.
+    pub is_more: bool,
+    /// Of each item the newest; what came and went is not among them.
+    pub entries: Vec<Arc<Entry>>,
+}
+
+/// Items of an alias.
+#[derive(Clone, Debug)]
+pub struct ItemsPage {
+    /// Where the changes begin that may be missing in them.
+    pub at: Position,
+    /// The items.
+    pub items: Vec<ItemView>,
+    /// Where the next page begins; `None`: this was the last.
+    pub next: Option<Cursor>,
+}
+
+/// An item with its value.
+#[derive(Clone, Debug)]
+pub struct ItemView {
+    /// Its collection.
+    pub collection: CollectionName,
+    /// Its key.
+    pub key: Box<str>,
+    /// The change that made it so.
+    pub seq: Seq,
+    /// What it is.
+    pub value: Value,
+}
+
+/// A place among the items of an alias. Its text says nothing to who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    at: Position,
+    /// The collection and the key of the last item before it, as they are stored.
+    after: Vec<u8>,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (epoch, seq) = (self.at.epoch.0.to_be_bytes(), self.at.seq.0.to_be_bytes());
+        f.write_str(&base32(&[&epoch[..], &seq, &self.after].concat()))
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let rule = "the `next` of the answer before";
+        let invalid = || Error::Invalid { field: "after", rule: rule.to_owned() };
+        let bytes = from_base32(text).ok_or_else(invalid)?;
+        let (epoch, rest) = bytes.split_first_chunk().ok_or_else(invalid)?;
+        let (seq, after) = rest.split_first_chunk().ok_or_else(invalid)?;
+        let epoch = Epoch(u32::from_be_bytes(*epoch));
+        let seq = Seq(u64::from_be_bytes(*seq));
+        Ok(Self { at: Position { epoch, seq }, after: after.to_vec() })
+    }
+}
+
+impl Service {
+    /// At most `limit` changes of an alias's items after a position.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if what followed the position is not held any more, or was lost;
+    /// [`Error::NeedsPolicy`], [`Error::Unavailable`].
+    pub fn changes_after(
+        &self,
+        app: &AppId,
+        alias: &Alias,
+        at: Position,
+        limit: usize,
+    ) -> Result<ChangesPage, Error> {
+        self.collections(app)?;
+        let queue = QueueName::Alias(app.clone(), alias.clone());
+        let id = queue.id();
+        let log = self.router.log(&id)?;
+        let since = Position { seq: Seq(0), ..at };
+        let claim = Claim::At { position: at, is_genuine: false };
+        let stand = Stand { claim, stored: None, since };
+        if plan(&log, self.router.oldest_day(), stand).jump.is_some() {
+            return Err(Error::Gone);
+        }
+        let all = [Following { queue: queue.into(), since, control: Seq(0) }];
+        let (mut to, mut entries, mut bytes, mut looked_at) = (at, Vec::new(), 0, 0);
+        while entries.len() < limit && bytes < PAGE_BYTES && looked_at < LOOK_MAX {
+            let take = Take { entries: limit - entries.len(), bytes: PAGE_BYTES - bytes };
+            let read = self.router.read(&id, to.seq, take)?;
+            let Some(last) = read.last() else { break };
+            (to, looked_at) = (last.position, looked_at + read.len());
+            for entry in read.into_iter().filter(|entry| matches!(entry.body, Body::Change(_))) {
+                let is_given = self.judge(&entry, &all, 0, 0)? == Verdict::Deliver
+                    && !comes_and_goes(&entry, at.seq, &entries);
+                if is_given {
+                    bytes += entry.body.bytes();
+                    entries.push(entry);
+                }
+            }
+        }
+        let is_more = self.router.head(&id)?.seq > to.seq;
+        Ok(ChangesPage { to, is_more, entries })
+    }
+
+    /// At most `limit` items of an alias, as they are at the position that all pages state; one that
+    /// changed since is left out. The changes after it make of them what the alias holds.
+    ///
+    /// # Errors
+    /// [`Error::NeedsPolicy`], [`Error::Unavailable`].
+    pub fn items(
+        &self,
+        app: &AppId,
+        alias: &Alias,
+        after: Option<Cursor>,
+        limit: usize,
+    ) -> Result<ItemsPage, Error> {
+        self.collections(app)?;
+        let queue = QueueName::Alias(app.clone(), alias.clone()).id();
+        // Before the first item is read: what changes from now on is behind it.
+        let mut cursor = match after {
+            Some(cursor) => cursor,
+            None => Cursor { at: self.router.head(&queue)?, after: Vec::new() },
+        };
+        let at = cursor.at;
+        let (mut items, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
+        while items.len() < limit && bytes < PAGE_BYTES && looked_at < LOOK_MAX {
+            let mut from = [queue.as_bytes(), &cursor.after].concat();
+            if !cursor.after.is_empty() {
+                from.push(0);
+            }
+            let range = Range::prefix_after(queue.as_bytes(), from);
+            let read = self.router.scan(Space::Items, &range, limit - items.len())?;
+            if read.is_empty() {
+                return Ok(ItemsPage { at, items, next: None });
+            }
+            looked_at += read.len();
+            for (stored_key, item) in read {
+                cursor.after = stored_key[size_of::<QueueId>()..].to_vec();
+                let item: Item = decode(&item)?;
+                if let Some(view) = self.view(&queue, at, &stored_key, &item)? {
+                    bytes += view.value.bytes.len();
+                    items.push(view);
+                }
+            }
+        }
+        Ok(ItemsPage { at, items, next: Some(cursor) })
+    }
+
+    fn view(
+        &self,
+        queue: &QueueId,
+        at: Position,
+        stored_key: &[u8],
+        item: &Item,
+    ) -> Result<Option<ItemView>, Error> {
+        // What changed since then is brought by the changes; who had it from here, too, would
+        // not be told where it came and went.
+        if item.head.is_deleted || item.head.seq > at.seq {
+            return Ok(None);
+        }
+        let named = item_of(stored_key);
+        let (collection, key) = named.ok_or_else(|| damaged(queue))?;
+        let value = self.value_of(queue, &collection, &key, item)?;
+        Ok(value.map(|value| ItemView { collection, key, seq: item.head.seq, value }))
+    }
+
+    /// The value of a live item. `None` if its change is not durable yet.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], also if the value is no longer held.
+    pub(super) fn value_of(
+        &self,
+        queue: &QueueId,
+        collection: &CollectionName,
+        key: &str,
+        item: &Item,
+    ) -> Result<Option<Value>, Error> {
+        let take = Take { entries: 1, bytes: 0 };
+        let read = self.router.read(queue, item.head.seq.prev(), take)?;
+        let Some(entry) = read.first() else { return Ok(None) };
+        match &entry.body {
+            Body::Change(change)
+                if entry.position == item.position()
+                    && change.collection == *collection
+                    && *change.key == *key =>
+            {
+                Ok(Some(change.value.clone()))
+            }
+            _ => Err(damaged(queue)),
+        }
+    }
+}
+
+fn damaged(queue: &QueueId) -> Error {
+    store::Error::Damaged(format!("an item of {queue}")).into()
+}
+
+/// A page ends when its values pass this.
+const PAGE_BYTES: usize = 1 << 20;
+/// Entries or items that are looked at for one page.
+const LOOK_MAX: usize = 4_096;
