@@ -151,6 +151,22 @@ async fn a_message_goes_out_at_its_time_and_lives_from_then_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_is_queued_once_its_entry_is_durable() {
+    let scene = scene(1).await;
+    let regid = scene.regids[0];
+    let id = scene.send(scene.later(&[regid], 7, 5_000)).await.unwrap();
+    let mut states = vec![];
+    while scene.state(&id) != "queued" {
+        states.push(scene.state(&id));
+        assert!(states.len() < 6_000, "it is never sent");
+        sleep(Duration::from_millis(1)).await;
+    }
+    states.dedup();
+    assert_eq!(states, ["scheduled", "accepted"], "the commit takes time");
+    assert_eq!(held(&scene.service, own(&regid)), [7]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_taken_back_is_never_sent() {
     let scene = scene(2).await;
     let (service, app, regids) = (&scene.service, &scene.app, &scene.regids);

@@ -207,6 +207,10 @@ impl Service {
             let Some(place) = self.place(&id, &record, queue)? else {
                 continue;
             };
+            // The store shows an append before it is durable.
+            if self.router.head(&queue.id())?.seq < place.seq {
+                continue;
+            }
             counts.appended += 1;
             let left = FOLLOWERS_MAX.saturating_sub(counts.followers);
             let mut followers = self.followers_after(queue, None, left + 1)?;
