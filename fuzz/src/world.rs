@@ -162,9 +162,10 @@ impl World {
     pub fn pull(&self, queue: &QueueId, want: &Want) -> Option<Pulled> {
         let entries = self.queues.get(queue)?;
         let next = entries.iter().skip(want.after.0 as usize).take(want.take.entries.max(1));
-        let entries: Vec<_> = next.cloned().collect();
-        let to = entries.last()?.position;
-        Some(Pulled { entries, to, skipped: Vec::new() })
+        let taken: Vec<_> = next.cloned().collect();
+        let to = taken.last()?.position;
+        let is_all = entries.last().is_some_and(|last| last.position == to);
+        Some(Pulled { entries: taken, to, skipped: Vec::new(), is_all })
     }
 
     /// Does what a session wants done, and judges it.

@@ -31,6 +31,22 @@ pub struct Take {
     pub bytes: usize,
 }
 
+/// What a read found.
+#[derive(Debug)]
+pub struct Run {
+    /// The entries.
+    pub entries: Vec<Arc<Entry>>,
+    /// The queue had more behind them.
+    pub is_cut: bool,
+}
+
+impl Run {
+    fn of(entries: Vec<Arc<Entry>>, head: Seq) -> Self {
+        let is_cut = entries.last().is_some_and(|last| last.position.seq < head);
+        Self { entries, is_cut }
+    }
+}
+
 impl Reader {
     /// A reader over the parts that the owners write.
     pub fn new(store: Arc<dyn Store>, views: Arc<Views>, epochs: Arc<Epochs>) -> Self {
@@ -87,22 +103,31 @@ impl Reader {
     /// # Errors
     /// [`Error`] if the store cannot be read or an entry is missing or damaged.
     pub fn read(&self, queue: &QueueId, after: Seq, take: Take) -> Result<Vec<Arc<Entry>>, Error> {
+        Ok(self.read_on(queue, after, take)?.entries)
+    }
+
+    /// The same, and whether there was more.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn read_on(&self, queue: &QueueId, after: Seq, take: Take) -> Result<Run, Error> {
         let from_memory = |view: &View| match view.tail.front() {
-            _ if view.log.head() <= after => Some(Vec::new()),
+            _ if view.log.head() <= after => Some(Run::of(Vec::new(), after)),
             Some(oldest) if oldest.position.seq <= after.next() => {
                 let skip = (after.next().0 - oldest.position.seq.0) as usize;
-                Some(taken(view.tail.range(skip..).cloned(), take))
+                let entries = taken(view.tail.range(skip..).cloned(), take);
+                Some(Run::of(entries, view.log.head()))
             }
             _ => None,
         };
-        if let Some(Some(entries)) = self.views.with(queue, from_memory) {
-            return Ok(entries);
+        if let Some(Some(run)) = self.views.with(queue, from_memory) {
+            return Ok(run);
         }
         let log = self.log(queue)?;
         if log.head() <= after {
-            return Ok(Vec::new());
+            return Ok(Run::of(Vec::new(), after));
         }
-        self.read_stored(queue, &log, after, take)
+        Ok(Run::of(self.read_stored(queue, &log, after, take)?, log.head()))
     }
 
     /// Whether a newer visible entry of the queue has the collapse key of the one at `seq`.

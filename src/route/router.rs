@@ -14,7 +14,7 @@ use crate::{
         entry::Entry,
         log::Log,
         position::{Epoch, Position, Seq},
-        reader::{Reader, Take},
+        reader::{Reader, Run, Take},
         shard,
         store::{self, Batch, Range, Record, Space},
         txn::Txn,
@@ -155,6 +155,14 @@ impl Router {
         take: Take,
     ) -> Result<Vec<Arc<Entry>>, store::Error> {
         self.reader.read(queue, after, take)
+    }
+
+    /// The same, and whether there was more.
+    ///
+    /// # Errors
+    /// [`store::Error`].
+    pub fn read_on(&self, queue: &QueueId, after: Seq, take: Take) -> Result<Run, store::Error> {
+        self.reader.read_on(queue, after, take)
     }
 
     /// Whether a newer visible entry of the queue has the collapse key of the one at `seq`.

@@ -8,6 +8,7 @@ use super::{
     records::{Positions, Registration},
     spread,
 };
+use crate::queue::reader::Run;
 pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
@@ -77,6 +78,8 @@ pub struct Pulled {
     pub to: Position,
     /// Those that are for it and not given. Counted when its pointer passes them, and so once.
     pub skipped: Vec<(Seq, Skip)>,
+    /// The queue had no more: what comes later is news.
+    pub is_all: bool,
 }
 
 /// What a look into a queue finds.
@@ -229,9 +232,11 @@ impl Service {
                 entries: take.entries.saturating_sub(looked.given.len()),
                 bytes: take.bytes.saturating_sub(looked.bytes),
             };
-            let mut entries = self.router.read(&all[at].queue.id(), looked.end(), room)?;
+            let run = self.router.read_on(&all[at].queue.id(), looked.end(), room)?;
+            let Run { mut entries, is_cut } = run;
             // The queue ends before what this follower does not see yet.
             let not_before_ms = spread::cut(&mut entries, all, now_ms);
+            looked.is_all = !is_cut && not_before_ms.is_none();
             let is_other = |of: Position| looked.to.is_some_and(|to| to.epoch != of.epoch);
             let last = entries.last().map(|entry| entry.position);
             match (last, looked.to) {
@@ -239,7 +244,10 @@ impl Service {
                     return Ok(not_before_ms.map_or(Next::Nothing, Next::NotBefore));
                 }
                 (None, Some(to)) => return Ok(looked.pulled(to)),
-                (Some(last), Some(to)) if is_other(last) => return Ok(looked.pulled(to)),
+                (Some(last), Some(to)) if is_other(last) => {
+                    looked.is_all = false;
+                    return Ok(looked.pulled(to));
+                }
                 (Some(last), _) => looked.to = Some(last),
             }
             let coalesced = self.judge_all(entries, all, at, now_ms, &mut looked)?;
@@ -318,6 +326,8 @@ struct Looked {
     bytes: usize,
     given: Vec<Arc<Entry>>,
     skipped: Vec<(Seq, Skip)>,
+    /// The queue has no more.
+    is_all: bool,
 }
 
 impl Looked {
@@ -326,7 +336,8 @@ impl Looked {
     }
 
     fn pulled(self, to: Position) -> Next {
-        Next::Pulled(Pulled { entries: self.given, to, skipped: self.skipped })
+        let Self { given: entries, skipped, is_all, .. } = self;
+        Next::Pulled(Pulled { entries, to, skipped, is_all })
     }
 }
 

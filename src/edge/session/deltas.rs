@@ -150,6 +150,9 @@ impl Session {
         lane.pointer.send(fitted.to.seq);
         lane.epoch = fitted.to.epoch;
         draft.is_full |= fitted.is_cut;
+        if pulled.is_all && !fitted.is_cut {
+            lane.news = News::None;
+        }
         let sent = fitted.to.seq;
         draft.add(cx, queue, want.after, fitted, jump);
         self.feeds.at_mut(want.feed).rotate(want.at);

@@ -209,7 +209,7 @@ impl Session {
         if want.is_resend {
             return self.resend(cx, want, pulled, out);
         }
-        let Some(Pulled { entries, to, skipped }) = pulled else {
+        let Some(Pulled { entries, to, skipped, is_all }) = pulled else {
             self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
             return;
         };
@@ -228,6 +228,9 @@ impl Session {
         }
         let skipped = skipped_in(&skipped, after, to.seq);
         self.passed(want, &queue, after, (to, skipped), out);
+        if is_all {
+            self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
+        }
         for entry in entries {
             self.apply(want.feed, &entry, out);
         }

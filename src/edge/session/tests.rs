@@ -201,13 +201,14 @@ impl Rig {
             self.settle();
             let Some(want) = want else { break };
             let queue = self.session.followings(want.feed)[want.at].queue.id();
-            let entries = self.queues.get(&queue).map_or(&[][..], Vec::as_slice);
-            let next = entries.iter().skip(want.after.0 as usize).take(want.take.entries);
+            let all = self.queues.get(&queue).map_or(&[][..], Vec::as_slice);
+            let next = all.iter().skip(want.after.0 as usize).take(want.take.entries);
             let entries: Vec<_> = next.cloned().collect();
             let pulled = entries.last().map(|last| last.position).map(|to| Pulled {
                 entries,
                 to,
                 skipped: Vec::new(),
+                is_all: all.last().is_some_and(|last| last.position == to),
             });
             self.session.fed(&cx, want, pulled, &mut self.out);
             self.settle();
