@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     base::{
-        http::{Code, Problem, TraceId, body::JsonText},
+        http::{
+            Code, Problem, TraceId,
+            body::{JsonBytes, parsed},
+        },
         ids::AppId,
     },
     service::{
@@ -28,9 +31,8 @@ use crate::{
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Request {
-    /// Read one by one: one that is wrong does not stop the others.
-    messages: Vec<Box<RawValue>>,
+struct Request<M> {
+    messages: Vec<M>,
 }
 
 #[derive(Serialize)]
@@ -118,10 +120,28 @@ pub(super) async fn send(
     Caller(app): Caller,
     Extension(trace_id): Extension<TraceId>,
     key: once::Key,
-    JsonText { value: Request { messages }, text }: JsonText<Request>,
+    JsonBytes(text): JsonBytes,
 ) -> Response {
     let once = key.once(&app, &text);
-    api.with_allowance(&app, answer(&api, &app, &trace_id, once, messages).await)
+    let answered = match read(&text) {
+        Ok(messages) => answer(&api, &app, &trace_id, once, messages).await,
+        // The shape of the call is wrong: nothing is counted.
+        Err(problem) => return problem.into_response(),
+    };
+    api.with_allowance(&app, answered)
+}
+
+/// The messages of a call: one that is wrong does not stop the others.
+fn read(text: &[u8]) -> Result<Vec<Result<Send, Problem>>, Problem> {
+    // Usually all have the right shape, and are read at once.
+    if let Ok(all) = serde_json::from_slice::<Request<Message<&RawValue>>>(text) {
+        return Ok(all.messages.into_iter().map(Send::try_from).collect());
+    }
+    let one = |text: Box<RawValue>| match serde_json::from_str::<Message>(text.get()) {
+        Ok(message) => message.try_into(),
+        Err(error) => Err(Problem::new(Code::InvalidRequest, error.to_string())),
+    };
+    Ok(parsed::<Request<Box<RawValue>>>(text)?.messages.into_iter().map(one).collect())
 }
 
 async fn answer(
@@ -129,15 +149,15 @@ async fn answer(
     app: &AppId,
     trace_id: &TraceId,
     once: Option<Once>,
-    messages: Vec<Box<RawValue>>,
+    messages: Vec<Result<Send, Problem>>,
 ) -> Result<Response, Problem> {
     if !(1..=MESSAGES_MAX).contains(&messages.len()) {
         return Err(Problem::out_of_bounds("messages", "1 to 500 of them"));
     }
     let _room = api.busy.take()?;
     let (mut sends, mut results) = (Vec::with_capacity(messages.len()), Vec::new());
-    for (at, message) in (0..).zip(&messages) {
-        results.push(match read(message) {
+    for (at, message) in (0..).zip(messages) {
+        results.push(match message {
             Ok(send) => {
                 sends.push((at, send));
                 None
@@ -171,11 +191,6 @@ async fn answer(
     let accepted = results.iter().filter(|fared| fared.is_accepted()).count();
     let results = Results { accepted, results, trace_id: trace_id.as_str().to_owned() };
     Ok(if is_replay { once::assembled(results) } else { Json(results).into_response() })
-}
-
-fn read(text: &RawValue) -> Result<Send, Problem> {
-    let message = serde_json::from_str::<Message>(text.get());
-    message.map_err(|error| Problem::new(Code::InvalidRequest, error.to_string()))?.try_into()
 }
 
 const MESSAGES_MAX: usize = 500;

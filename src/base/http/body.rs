@@ -35,6 +35,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
     }
 }
 
+/// The text of a body that says that it is JSON.
+#[derive(Debug)]
+pub struct JsonBytes(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBytes {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        Ok(Self(json(request, state).await?))
+    }
+}
+
 /// A JSON body of a known shape, with its text.
 #[derive(Debug)]
 pub struct JsonText<T> {
@@ -61,7 +73,11 @@ async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
     read(request, state).await
 }
 
-fn parsed<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
+/// Reads JSON of a known shape.
+///
+/// # Errors
+/// Says where and why it is not.
+pub fn parsed<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     match axum::Json::from_bytes(text) {
         Ok(axum::Json(value)) => Ok(value),
         // The rejection says "failed to deserialize"; its source says where and why.
