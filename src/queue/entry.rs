@@ -246,18 +246,18 @@ impl Body {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct Stored<B> {
     epoch: Epoch,
     at_ms: u64,
-    body: Body,
+    body: B,
 }
 
 impl Entry {
     /// The bytes that the store keeps under (queue, seq).
     pub fn to_stored(&self) -> Vec<u8> {
-        let stored =
-            Stored { epoch: self.position.epoch, at_ms: self.at_ms, body: self.body.clone() };
-        super::store::encode(&stored)
+        let Self { position, at_ms, body } = self;
+        let stored = Stored { epoch: position.epoch, at_ms: *at_ms, body };
+        super::store::encode_about(&stored, body.bytes())
     }
 
     /// Reads what [`Entry::to_stored`] wrote under `seq`.
@@ -265,7 +265,7 @@ impl Entry {
     /// # Errors
     /// If the bytes are not an entry: the store is damaged.
     pub fn from_stored(seq: Seq, bytes: &[u8]) -> Result<Self, super::store::Error> {
-        let stored: Stored = super::store::decode(bytes)?;
+        let stored: Stored<Body> = super::store::decode(bytes)?;
         Ok(Self {
             position: Position { epoch: stored.epoch, seq },
             at_ms: stored.at_ms,

@@ -5,6 +5,7 @@
 //! the store still holds, and is never written.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::position::{Epoch, Position, Seq};
 
@@ -19,6 +20,9 @@ pub struct Span {
     pub first: Seq,
 }
 
+/// Most queues have one.
+type Spans = SmallVec<[Span; 1]>;
+
 /// The head record of a queue.
 ///
 /// Invariants: spans ascend strictly by `first` and never descend by day or
@@ -27,7 +31,8 @@ pub struct Span {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Log {
     head: Seq,
-    spans: Vec<Span>,
+    #[serde(with = "spans")]
+    spans: Spans,
 }
 
 impl Log {
@@ -124,6 +129,20 @@ impl Log {
             days.push((span.day, span.first.max(seq)));
         }
         days
+    }
+}
+
+mod spans {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Span, Spans};
+
+    pub(super) fn serialize<S: Serializer>(spans: &Spans, to: S) -> Result<S::Ok, S::Error> {
+        spans.as_slice().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Spans, D::Error> {
+        Ok(Vec::<Span>::deserialize(from)?.into_iter().collect())
     }
 }
 

@@ -44,7 +44,8 @@ pub enum Space {
     Collections,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
-    /// Message id → where it went; and (message id, queue) → position. One day's.
+    /// Message id → where it went; (message id, queue) → position; and call → where its plain
+    /// messages went. One day's.
     Messages(u32),
     /// (app and idempotency key, place in the call) → the answer of then; and what each app
     /// has used. One day's.
@@ -259,8 +260,17 @@ pub enum Error {
 
 /// The stored form of a record.
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
-    postcard::to_stdvec(record).expect("our records always have a postcard form")
+    encode_about(record, USUAL_BYTES)
 }
+
+/// The same of one that takes about so many bytes.
+pub fn encode_about<T: Serialize>(record: &T, bytes: usize) -> Vec<u8> {
+    let room = Vec::with_capacity(bytes);
+    postcard::to_extend(record, room).expect("our records always have a postcard form")
+}
+
+/// What most records take.
+const USUAL_BYTES: usize = 64;
 
 /// Reads what [`encode`] wrote.
 ///

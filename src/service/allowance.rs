@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use dashmap::{DashMap, mapref::one::RefMut};
+use dashmap::mapref::one::RefMut;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::{
     base::{
         clock::{DAY_MS, day_of},
         ids::{AppId, QueueName},
-        maps::Owned,
+        maps::{Owned, Shared},
         metrics::Unsent,
     },
     config,
@@ -27,12 +27,12 @@ use crate::{
 /// What each app has used.
 pub struct Allowances {
     began: Instant,
-    apps: DashMap<AppId, Used>,
+    apps: Shared<AppId, Used>,
 }
 
 impl Default for Allowances {
     fn default() -> Self {
-        Self { began: Instant::now(), apps: DashMap::new() }
+        Self { began: Instant::now(), apps: Shared::default() }
     }
 }
 

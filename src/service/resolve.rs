@@ -1,6 +1,6 @@
 //! From a target as it was stated to the queues that bring a message to it.
 
-use std::collections::HashSet;
+use std::{cell::LazyCell, collections::HashSet};
 
 use super::{
     Error, Service,
@@ -71,13 +71,15 @@ impl Service {
     ) -> Result<(Vec<QueueName>, Vec<String>), Error> {
         self.check_targets("target.regids", regids)?;
         let (mut queues, mut invalid) = (Vec::with_capacity(regids.len()), Vec::new());
-        let mut seen = HashSet::with_capacity(regids.len());
-        // Every registration follows this.
-        let all = QueueName::All(app.clone()).id();
+        // One is always the first.
+        let several = regids.len() > 1;
+        let mut seen = HashSet::with_capacity(if several { regids.len() } else { 0 });
+        // Every registration follows this. Worked out where memory does not know one.
+        let all = LazyCell::new(|| QueueName::All(app.clone()).id());
         for text in regids {
             match text.parse::<RegId>() {
-                Ok(regid) if self.is_registered(app, &all, &regid)? => {
-                    if seen.insert(regid) {
+                Ok(regid) if self.is_registered(app, || *all, &regid)? => {
+                    if !several || seen.insert(regid) {
                         queues.push(QueueName::Own(regid));
                     }
                 }
@@ -89,11 +91,16 @@ impl Service {
 
     /// Whether a regID is the app's. What nobody has and what another app has take the same way through
     /// the store, whatever is in memory: the time of an answer does not tell them apart.
-    fn is_registered(&self, app: &AppId, all: &QueueId, regid: &RegId) -> Result<bool, Error> {
+    fn is_registered(
+        &self,
+        app: &AppId,
+        all: impl Fn() -> QueueId,
+        regid: &RegId,
+    ) -> Result<bool, Error> {
         if self.is_known_of(app, regid) {
             return Ok(true);
         }
-        if self.router.get(Space::Members, &member_key(all, regid))?.is_none() {
+        if self.router.get(Space::Members, &member_key(&all(), regid))?.is_none() {
             return Ok(false);
         }
         Ok(self.registered(regid)?.is_some_and(|one| one.app == *app))
