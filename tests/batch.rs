@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use carillon::{
     base::{
         clock::Clock,
-        ids::{AppId, QueueName, RegId},
+        ids::{AppId, MessageId, QueueName, RegId},
         keys::NodeKeys,
         metrics::Metrics,
     },
@@ -21,11 +21,17 @@ use carillon::{
         Error, Service,
         deliver::{Following, Take},
         records::AliasPolicy,
-        send::{Send, Target},
+        schedule::Cancelled,
+        send::{Asks, Send, Target},
+        trace::Step,
     },
 };
 
 async fn service(store: &Arc<MemoryStore>) -> Arc<Service> {
+    service_of(store, &Config::default()).await
+}
+
+async fn service_of(store: &Arc<MemoryStore>, config: &Config) -> Arc<Service> {
     let foundation = Foundation {
         store: store.clone(),
         mark: None,
@@ -34,7 +40,7 @@ async fn service(store: &Arc<MemoryStore>) -> Arc<Service> {
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
     };
-    Core::build(&Config::default(), foundation).await.unwrap().service
+    Core::build(config, foundation).await.unwrap().service
 }
 
 fn send(target: Target, payload: usize) -> Send {
@@ -84,6 +90,45 @@ async fn a_batch_is_durable_and_in_order_in_each_queue() {
         let wanted: Vec<usize> = (0..500).filter(|n| n * n % 7 == at).collect();
         assert_eq!(held(&fresh, regid), wanted);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_message_of_a_batch_is_found_by_its_id() {
+    let store = Arc::new(MemoryStore::default());
+    let mut config = Config::default();
+    // Each owner keeps what it appends of the call.
+    config.store.shard_tasks = 4;
+    let service = service_of(&store, &config).await;
+    let (app, regids) = app_with(&service, 20).await;
+    let other = service.create_app("other", AliasPolicy::Open).await.unwrap().app_id;
+    let asking = |n| Send {
+        asks: Asks { receipts: n % 7 == 0, callback: None },
+        ttl_s: Some(60 + n as u64),
+        ..send(to(&regids[n % 20]), n)
+    };
+    let both = Target::Regids(regids[..2].iter().map(RegId::to_string).collect());
+    let sends = (0..100).map(asking).chain([send(both, 100)]).collect();
+    let mut results = service.send_all(&app, sends).await;
+    let several = results.pop().unwrap().unwrap().id.to_string();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    store.crash(0);
+    let fresh = service_of(&store, &config).await;
+    for (n, sent) in results.into_iter().enumerate() {
+        let id = sent.unwrap().id.to_string();
+        let state = fresh.message(&app, &id).unwrap();
+        assert_eq!((state.state, state.counts.queues, state.counts.appended), ("queued", 1, 1));
+        assert_eq!(state.expires_ms.unwrap() - state.accepted_ms, 1_000 * (60 + n as u64));
+        let trace = fresh.trace(&app, &id, &regids[n % 20].to_string()).unwrap();
+        let durable = trace.milestones.iter().find(|one| one.name == Step::Durable).unwrap();
+        assert_eq!(durable.position, Some(format!("1:{}", n / 20 + 1)));
+        assert_eq!(fresh.cancel(&app, &id).await.unwrap(), Cancelled::TooLate);
+        assert!(matches!(fresh.message(&other, &id), Err(Error::NotFound { .. })));
+        assert!(matches!(fresh.cancel(&other, &id).await, Err(Error::NotFound { .. })));
+    }
+    assert_eq!(fresh.message(&app, &several).unwrap().counts.queues, 2);
+    let last: MessageId = several.parse().unwrap();
+    let next = MessageId(std::array::from_fn(|at| last.0[at] + u8::from(at == 14)));
+    assert!(matches!(fresh.message(&app, &next.to_string()), Err(Error::NotFound { .. })));
 }
 
 #[tokio::test(start_paused = true)]

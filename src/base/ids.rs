@@ -103,7 +103,8 @@ binary_id!(
     RegId, 20, "regid", "32 characters of a-z and 2-7"
 );
 binary_id!(
-    /// A message: 48 bits of milliseconds since 1970, then 80 random bits.
+    /// A message: 48 bits of milliseconds since 1970, 56 random bits that the messages of one
+    /// call share, and its place in the call.
     MessageId, 15, "message id", "24 characters of a-z and 2-7"
 );
 binary_id!(
@@ -149,12 +150,24 @@ impl QueueId {
 }
 
 impl MessageId {
-    /// A new id that sorts by the given time.
-    pub fn random(unix_ms: u64) -> Self {
+    /// A new id that sorts by the given time, of the message with this place in a call that
+    /// bears these random bytes.
+    pub fn of_call(unix_ms: u64, call: &[u8; 7], place: u16) -> Self {
         let mut bytes = [0; 15];
         bytes[..6].copy_from_slice(&unix_ms.to_be_bytes()[2..]);
-        bytes[6..].copy_from_slice(&random_bytes::<9>());
+        bytes[6..13].copy_from_slice(call);
+        bytes[13..].copy_from_slice(&place.to_be_bytes());
         Self(bytes)
+    }
+
+    /// What it shares with the other messages of its call and time.
+    pub fn of_its_call(&self) -> &[u8] {
+        &self.0[..13]
+    }
+
+    /// Its place in its call.
+    pub fn place(&self) -> u16 {
+        u16::from_be_bytes([self.0[13], self.0[14]])
     }
 
     /// When it was made, in milliseconds since 1970.
@@ -165,7 +178,7 @@ impl MessageId {
 
     /// The shard that owns the message's record.
     pub fn shard(&self) -> Shard {
-        placement(&self.0[13..])
+        placement(&self.0[11..])
     }
 }
 
@@ -367,8 +380,9 @@ mod tests {
         assert_eq!(regid.shard(), device.shard());
         assert_eq!(QueueName::Own(regid).id().shard(), device.shard());
         assert_eq!((device.to_string().len(), regid.to_string().len()), (16, 32));
-        let id = MessageId::random(1_700_000_000_123);
-        assert_eq!((id.unix_ms(), id.to_string().len()), (1_700_000_000_123, 24));
+        let id = MessageId::of_call(1_700_000_000_123, &random_bytes(), 499);
+        assert_eq!((id.unix_ms(), id.place()), (1_700_000_000_123, 499));
+        assert_eq!((id.to_string().len(), id.to_string().parse()), (24, Ok(id)));
     }
 
     #[test]

@@ -6,12 +6,13 @@ use futures_util::future::{join, join_all};
 
 use super::{
     Error, Service,
-    send::{Prepared, Send, Sent, append_to_one},
+    records::{CallRecord, call_key},
+    send::{Call, Prepared, Send, Sent, append_with_line, append_with_record, messages_of},
 };
 use crate::{
     base::ids::{AppId, Shard},
     queue::{
-        store::{self, Batch},
+        store::{self, Batch, encode_about},
         txn::Txn,
     },
 };
@@ -22,6 +23,7 @@ type Refused = (usize, Error);
 impl Service {
     /// Sends messages. When this returns, each that was accepted is durable. Messages to one
     /// queue each keep the order of the call; one to several queues may come after them.
+    /// At most 65,000 of them: an id names a message's place in the call.
     ///
     /// Gives a result for each, with the errors of [`Service::send`].
     pub async fn send_all(
@@ -40,7 +42,7 @@ impl Service {
         sends: Vec<Send>,
         with: impl Fn(usize, &Sent) -> Batch + std::marker::Send,
     ) -> Vec<Result<Sent, Error>> {
-        let since = Instant::now();
+        let (since, call) = (Instant::now(), Call::new(self, app));
         let (mut alone, mut several) = (Vec::new(), Vec::new());
         let mut alongs = Vec::new();
         let mut results: Vec<Result<Sent, Error>> = Vec::with_capacity(sends.len());
@@ -48,7 +50,8 @@ impl Service {
             if !send.is_dry_run {
                 self.metrics.queue.sends.of(send.target.kind()).increment(1);
             }
-            results.push(self.prepare(app, send).map(|mut prepared| {
+            // Places of a call are few: see above.
+            results.push(self.prepare(&call, at as u16, send).map(|mut prepared| {
                 let sent = prepared.sent.clone();
                 if sent.is_dry_run {
                     return sent;
@@ -61,7 +64,8 @@ impl Service {
             }));
         }
         let groups = self.router.by_owner(alone, |(_, one)| one.record.queues[0].id().shard());
-        let alone = groups.into_iter().map(|(shard, group)| self.append_group(shard, group));
+        let alone = (0..).zip(groups);
+        let alone = alone.map(|(owner, (shard, group))| self.append_group(owner, shard, group));
         let several = several.into_iter().map(async |(at, one)| {
             let appended = match one.sent.is_scheduled {
                 true => self.schedule(one).await,
@@ -78,25 +82,46 @@ impl Service {
                 along.became_durable(self);
             }
         }
-        let is_dry = |sent: &Sent| sent.is_dry_run;
+        let (took, is_dry) = (since.elapsed(), |sent: &Sent| sent.is_dry_run);
         for result in results.iter().filter(|result| !result.as_ref().is_ok_and(is_dry)) {
-            self.note_send(app, result, since);
+            self.note_send(app, result, took);
         }
         results
     }
 
-    /// One change of the owner for all.
-    async fn append_group(&self, shard: Shard, group: Vec<(usize, Prepared)>) -> Vec<Refused> {
+    /// One change of the owner for all, and one record for those that ask for nothing.
+    async fn append_group(
+        &self,
+        owner: u8,
+        shard: Shard,
+        group: Vec<(usize, Prepared)>,
+    ) -> Vec<Refused> {
         let places: Vec<usize> = group.iter().map(|(at, _)| *at).collect();
         let change = move |txn: &mut Txn<'_>| {
-            let mut refused: Vec<Refused> = Vec::new();
+            let (mut refused, mut call) = (Vec::new(), None);
+            let count = group.len();
             for (at, Prepared { record, message, with, .. }) in group {
-                match append_to_one(txn, record, message, with) {
-                    Ok(()) => {}
+                let id = message.id;
+                let appended = match record.is_plain() {
+                    true => {
+                        let (_, of) = call.get_or_insert_with(|| {
+                            let (app, at_ms) = (record.app.clone(), record.at_ms);
+                            (id, CallRecord { app, at_ms, lines: Vec::with_capacity(count) })
+                        });
+                        append_with_line(txn, record, message).map(|line| of.lines.extend(line))
+                    }
+                    false => append_with_record(txn, record, message),
+                };
+                match appended {
+                    Ok(()) => txn.put_all(with),
                     // One damaged queue does not keep the others from theirs.
                     Err(error @ store::Error::Damaged(_)) => refused.push((at, error.into())),
                     Err(error) => return Err(Error::from(error)),
                 }
+            }
+            if let Some((id, of)) = call {
+                let record = encode_about(&of, of.lines.len() * LINE_BYTES);
+                txn.put_unread(messages_of(&id), call_key(&id, owner), record);
             }
             Ok(refused)
         };
@@ -106,3 +131,6 @@ impl Service {
         }
     }
 }
+
+/// About what a line takes.
+const LINE_BYTES: usize = 40;

@@ -8,7 +8,6 @@ use super::{
     records::{Positions, Registration},
     spread,
 };
-use crate::queue::reader::Run;
 pub use crate::queue::{plan::Claim, reader::Take};
 use crate::{
     base::{
@@ -21,6 +20,7 @@ use crate::{
         log::Log,
         plan::{Jump, Stand, plan},
         position::{self, Epoch, Position, Seq, Tag},
+        reader::Run,
     },
     route::Nudge,
 };

@@ -24,7 +24,7 @@ use self::log::{CallbackOf, Endpoint, Log};
 use super::{
     Error, Service,
     deliver::{Following, Start, Take},
-    records::{MessageRecord, Positions},
+    records::{CallRecord, MessageRecord, Positions, call_prefix},
     send::{Send, messages_of},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
     config,
     queue::{
         entry::Body,
-        store::{Batch, decode},
+        store::{Batch, Range, decode},
     },
 };
 
@@ -49,6 +49,8 @@ const LATE: Take = Take { entries: 256, bytes: usize::MAX };
 const LATE_PAGES: usize = 64;
 /// Records of one commit.
 const COMMIT_NOTES: usize = 1_024;
+/// Owners that there can be, each with a record of its part of a call.
+const OWNERS_MAX: usize = 64;
 /// The longest stated regID that an event repeats, in bytes.
 const STATED_BYTES_MAX: usize = 64;
 
@@ -396,9 +398,19 @@ impl Service {
         Ok(())
     }
 
+    /// A message's own record, or what the record of its call says of it.
     pub(super) fn record_of(&self, id: &MessageId) -> Result<Option<MessageRecord>, Error> {
-        let bytes = self.router.get(messages_of(id), id.as_bytes())?;
-        bytes.map(|bytes| Ok(decode(&bytes)?)).transpose()
+        if let Some(bytes) = self.router.get(messages_of(id), id.as_bytes())? {
+            return Ok(Some(decode(&bytes)?));
+        }
+        let calls = Range::prefix(&call_prefix(id));
+        for (_, bytes) in self.router.scan(messages_of(id), &calls, OWNERS_MAX)? {
+            let call: CallRecord = decode(&bytes)?;
+            if let Some(record) = call.record_of(id) {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
     }
 
     /// Who wants to hear of this kind of events of a message.

@@ -157,6 +157,57 @@ impl MessageRecord {
     pub fn is_shared(&self) -> bool {
         self.queues.len() > 1 && !matches!(self.queues[0], QueueName::Own(_))
     }
+
+    /// Whether a line in the record of its call says all: it was sent to one queue, and asks
+    /// for nothing.
+    pub fn is_plain(&self) -> bool {
+        self.queues.len() == 1
+            && self.asked == Asked::default()
+            && self.audience.is_none()
+            && self.due_ms.is_none()
+    }
+}
+
+/// The plain messages of one call that one owner appended: one record for all of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallRecord {
+    /// Their app.
+    pub app: AppId,
+    /// When they were accepted, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The messages.
+    pub lines: Vec<Line>,
+}
+
+/// A plain message in the record of its call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// Its place in the call: the end of its id.
+    pub call_place: u16,
+    /// As [`MessageRecord::expires_ms`].
+    pub expires_ms: Option<u64>,
+    /// Its queue.
+    pub queue: QueueName,
+    /// Its place in that.
+    pub place: Position,
+}
+
+impl CallRecord {
+    /// The record of one of its messages.
+    pub fn record_of(self, id: &MessageId) -> Option<MessageRecord> {
+        let line = self.lines.into_iter().find(|line| line.call_place == id.place())?;
+        Some(MessageRecord {
+            app: self.app,
+            at_ms: self.at_ms,
+            expires_ms: line.expires_ms,
+            queues: vec![line.queue],
+            place: Some(line.place),
+            asked: Asked::default(),
+            due_ms: None,
+            cancelled_ms: None,
+            audience: None,
+        })
+    }
 }
 
 /// A message that is not due yet.
@@ -177,6 +228,17 @@ pub struct PendingMessage {
     pub message: Message,
     /// Where to.
     pub queues: Vec<QueueName>,
+}
+
+/// Keys of the records of a message's call begin with this: behind all places in a call, so
+/// that no other record is among them.
+pub fn call_prefix(id: &MessageId) -> Vec<u8> {
+    [id.of_its_call(), &[u8::MAX]].concat()
+}
+
+/// Key of the record of a message's call, of the owner with this number.
+pub fn call_key(id: &MessageId, owner: u8) -> Vec<u8> {
+    [call_prefix(id).as_slice(), &[owner]].concat()
 }
 
 /// Key of a message's place in one queue.

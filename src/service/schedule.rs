@@ -232,13 +232,7 @@ impl Service {
         let change = move |txn: &mut Txn<'_>| {
             let space = messages_of(&id);
             let Some(bytes) = txn.get(Space::Scheduled, &message_key(&id))? else {
-                let bytes = txn.get(space, id.as_bytes())?.ok_or(NO_MESSAGE)?;
-                let record: MessageRecord = decode(&bytes)?;
-                return match (record.app == asking, record.cancelled_ms) {
-                    (false, _) => Err(NO_MESSAGE),
-                    (true, Some(_)) => Ok((Cancelled::Yes, false)),
-                    (true, None) => Ok((Cancelled::TooLate, false)),
-                };
+                return Ok(false);
             };
             let ScheduledMessage { mut record, .. } = decode(&bytes)?;
             if record.app != asking {
@@ -247,13 +241,16 @@ impl Service {
             forget(txn, &record.app, &id);
             record.cancelled_ms = Some(now_ms);
             txn.put(space, id.as_bytes(), encode(&record));
-            Ok((Cancelled::Yes, true))
+            Ok(true)
         };
-        let (cancelled, is_new) = self.router.run(id.shard(), change).await?;
-        if is_new {
+        if self.router.run(id.shard(), change).await? {
             self.scheduled_ended(app, ScheduledEnd::Cancelled);
+            return Ok(Cancelled::Yes);
         }
-        Ok(cancelled)
+        // What moved it on is durable since the answer.
+        let record = self.record_of(&id)?.filter(|record| record.app == *app);
+        let record = record.ok_or(NO_MESSAGE)?;
+        Ok(if record.cancelled_ms.is_some() { Cancelled::Yes } else { Cancelled::TooLate })
     }
 
     fn scheduled_ended(&self, app: &AppId, how: ScheduledEnd) {

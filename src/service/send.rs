@@ -12,14 +12,14 @@ use futures_util::future::join_all;
 use super::{
     Error, Service,
     receipts::{Along, Events},
-    records::{MessageRecord, PendingMessage, place_key},
+    records::{Line, MessageRecord, PendingMessage, place_key},
     resolve::Resolved,
     spread,
 };
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
-        ids::{AppId, MessageId, QueueName},
+        ids::{AppId, MessageId, QueueName, random_bytes},
         metrics::TargetKind,
         tasks,
     },
@@ -177,6 +177,27 @@ pub(super) struct Prepared {
     pub(super) sent: Sent,
 }
 
+/// What the messages of one call have in common.
+pub(super) struct Call<'a> {
+    app: &'a AppId,
+    now_ms: u64,
+    /// The oldest time that an id may name: its day must be one that is held.
+    oldest_ms: u64,
+    random: [u8; 7],
+}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(service: &Service, app: &'a AppId) -> Self {
+        let oldest_ms = u64::from(service.router.oldest_day()) * DAY_MS;
+        Self { app, now_ms: service.now_ms(), oldest_ms, random: random_bytes() }
+    }
+
+    /// The id of the message with this place in the call.
+    fn id(&self, at_ms: u64, place: u16) -> MessageId {
+        MessageId::of_call(at_ms.max(self.oldest_ms), &self.random, place)
+    }
+}
+
 impl Service {
     /// Sends a message. When this returns it is durable.
     ///
@@ -195,12 +216,12 @@ impl Service {
         with: impl FnOnce(&Sent) -> Batch + std::marker::Send,
     ) -> Result<Sent, Error> {
         if send.is_dry_run {
-            return self.prepare(app, send).map(|prepared| prepared.sent);
+            return self.prepare(&Call::new(self, app), 0, send).map(|prepared| prepared.sent);
         }
         let (since, kind) = (Instant::now(), send.target.kind());
         self.metrics.queue.sends.of(kind).increment(1);
         let sent = self.send_checked(app, send, with).await;
-        self.note_send(app, &sent, since);
+        self.note_send(app, &sent, since.elapsed());
         sent
     }
 
@@ -210,7 +231,7 @@ impl Service {
         send: Send,
         with: impl FnOnce(&Sent) -> Batch,
     ) -> Result<Sent, Error> {
-        let mut prepared = self.prepare(app, send)?;
+        let mut prepared = self.prepare(&Call::new(self, app), 0, send)?;
         prepared.with.extend(with(&prepared.sent));
         let (sent, along) = (prepared.sent.clone(), prepared.along.take());
         match prepared.record.queues.as_slice() {
@@ -222,16 +243,20 @@ impl Service {
         Ok(sent)
     }
 
-    pub(super) fn prepare(&self, app: &AppId, send: Send) -> Result<Prepared, Error> {
+    pub(super) fn prepare(
+        &self,
+        call: &Call<'_>,
+        place: u16,
+        send: Send,
+    ) -> Result<Prepared, Error> {
+        let Call { app, now_ms, .. } = *call;
         self.allow(app, &send.target)?;
         let kind = send.target.kind();
         let ttl_s = self.check(app, &send)?;
-        let now_ms = self.now_ms();
         let due_ms = send.timing.due_ms(now_ms)?;
         let Resolved { queues, matched, invalid, condition } = self.resolve(app, &send)?;
         let from_ms = due_ms.unwrap_or(now_ms);
-        // The id names the day of the message's records, which must be one that is held.
-        let id = MessageId::random(from_ms.max(u64::from(self.router.oldest_day()) * DAY_MS));
+        let id = call.id(from_ms, place);
         let expires_ms = Some(from_ms + ttl_s * 1_000);
         let max_rate_per_s = send.timing.max_rate_per_s;
         let spread_ms = spread::checked(kind, matched, max_rate_per_s, ttl_s)?;
@@ -301,7 +326,11 @@ impl Service {
         with: store::Batch,
     ) -> Result<(), Error> {
         let shard = record.queues[0].id().shard();
-        let change = |txn: &mut Txn<'_>| Ok::<_, Error>(append_to_one(txn, record, message, with)?);
+        let change = |txn: &mut Txn<'_>| {
+            append_with_record(txn, record, message)?;
+            txn.put_all(with);
+            Ok::<_, Error>(())
+        };
         self.router.run(shard, change).await
     }
 
@@ -443,17 +472,27 @@ fn check_collapse_key(key: Option<&str>) -> Result<(), Error> {
 }
 
 /// Appends a message to its one queue; its record goes with it.
-pub(super) fn append_to_one(
+pub(super) fn append_with_record(
     txn: &mut Txn<'_>,
     mut record: MessageRecord,
     message: Message,
-    with: store::Batch,
 ) -> Result<(), store::Error> {
     let (id, space) = (message.id, messages_of(&message.id));
     record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
     txn.put_unread(space, id.as_bytes(), encode(&record));
-    txn.put_all(with);
     Ok(())
+}
+
+/// Appends a message that is plain to its one queue. Gives its line in the record of its call.
+pub(super) fn append_with_line(
+    txn: &mut Txn<'_>,
+    record: MessageRecord,
+    message: Message,
+) -> Result<Option<Line>, store::Error> {
+    let (call_place, expires_ms) = (message.id.place(), record.expires_ms);
+    let Some(queue) = record.queues.into_iter().next() else { return Ok(None) };
+    let place = txn.append(queue.id(), Body::Message(message))?;
+    Ok(Some(Line { call_place, expires_ms, queue, place }))
 }
 
 /// Where a message's records are: with the day of its id.

@@ -8,7 +8,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -110,11 +110,10 @@ impl Service {
     }
 
     /// Counts how a send was answered.
-    pub(super) fn note_send(&self, app: &AppId, sent: &Result<Sent, Error>, since: Instant) {
+    pub(super) fn note_send(&self, app: &AppId, sent: &Result<Sent, Error>, took: Duration) {
         self.metrics.queue.send_results.of(result_of(sent)).increment(1);
         match sent {
             Ok(sent) => {
-                let took = since.elapsed();
                 self.metrics.queue.send_to_durable_seconds.record(took);
                 self.note_slow(app, sent, took);
             }

@@ -379,10 +379,7 @@ impl Service {
         let is_waiting = waiting.is_some();
         let record = match waiting {
             Some(record) => record,
-            None => {
-                let bytes = self.router.get(messages_of(&id), id.as_bytes())?.ok_or(NO_MESSAGE)?;
-                decode(&bytes)?
-            }
+            None => self.record_of(&id)?.ok_or(NO_MESSAGE)?,
         };
         if record.app != *app {
             return Err(NO_MESSAGE);
