@@ -80,6 +80,9 @@ struct Kept {
     answer: Vec<u8>,
 }
 
+/// Kept answers by the place in the call.
+type Answers = HashMap<u16, Vec<u8>>;
+
 /// How what is to happen once was answered.
 #[derive(Debug)]
 pub enum Answer<T = Sent> {
@@ -133,8 +136,8 @@ impl Service {
         if send.is_dry_run {
             return Ok(Answer::Fresh(self.send(app, send).await?));
         }
-        let _turn = self.running.begin(once)?;
-        if let Some(kept) = self.kept(once)?.remove(&0) {
+        let (_turn, mut kept) = self.begin(once, 1)?;
+        if let Some(kept) = kept.remove(&0) {
             return Ok(Answer::Kept(kept));
         }
         let keep = |sent: &Sent| self.keep(once, 0, answer(sent));
@@ -160,8 +163,7 @@ impl Service {
             let sent = self.send_all(app, sends).await;
             return Ok(sent.into_iter().map(|sent| sent.map(Answer::Fresh)).collect());
         }
-        let _turn = self.running.begin(once)?;
-        let mut kept = self.kept(once)?;
+        let (_turn, mut kept) = self.begin(once, sends.len())?;
         let (mut places, mut fresh) = (Vec::new(), Vec::new());
         let mut results: Vec<Option<Result<Answer, Error>>> = Vec::with_capacity(sends.len());
         for (at, send) in sends {
@@ -201,8 +203,18 @@ impl Service {
         Ok(Answer::Fresh(self.change_with(app, alias, asks, keep).await?))
     }
 
+    /// The turn of a call of so many messages, and what is kept under its key. A refusal is counted.
+    fn begin(&self, once: &Once, messages: usize) -> Result<(Turn<'_>, Answers), Error> {
+        let turn = self.running.begin(once);
+        let begun = turn.and_then(|turn| Ok((turn, self.kept(once)?)));
+        if let Err(error) = &begun {
+            self.metrics.sends.unsent.of(error.unsent()).increment(messages as u64);
+        }
+        begun
+    }
+
     /// The answers that are kept under a key, by the place in the call.
-    fn kept(&self, once: &Once) -> Result<HashMap<u16, Vec<u8>>, Error> {
+    fn kept(&self, once: &Once) -> Result<Answers, Error> {
         let (now_ms, today) = (self.now_ms(), self.day());
         let mut answers = HashMap::new();
         for day in [today.saturating_sub(1), today] {

@@ -96,6 +96,11 @@ impl Node {
         (core, edge)
     }
 
+    /// From now on nothing can be written.
+    pub fn fail_store(&self) {
+        self.store.fail();
+    }
+
     /// A device with a registration.
     pub async fn device(&self) -> Account {
         self.account(FirstRegistration::Yes).await
