@@ -267,6 +267,7 @@ impl Stage<'_> {
             first: 0,
             step: 1,
             tls: ca.map(|ca| Tls { ca, resume: true }),
+            seal: None,
             timeout_ms: 15_000,
         };
         Server { setup, processes: 1, at_once: self.plan.at_once, pid: Some(peer.pid()) }

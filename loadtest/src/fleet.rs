@@ -7,6 +7,7 @@ mod frames;
 mod inbox;
 mod line;
 mod opening;
+mod seals;
 mod speech;
 mod tickets;
 
@@ -60,6 +61,7 @@ struct Slot {
     sent_s: u32,
     attempt: u8,
     stage: Stage,
+    keys: Option<Box<seals::Keys>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

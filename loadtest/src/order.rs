@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use anyhow::{Context, bail};
+use carillon_wire::seal::AppKey;
 use serde::{Deserialize, Serialize};
 
 use crate::histogram::Histogram;
@@ -65,6 +68,8 @@ pub struct Setup {
     pub first: usize,
     pub step: usize,
     pub tls: Option<Tls>,
+    /// Devices that speak frames register with a key, and open what is sealed.
+    pub seal: Option<Seal>,
     /// One attempt to connect, until it is resumed or subscribed.
     pub timeout_ms: u64,
 }
@@ -77,6 +82,34 @@ pub enum Speech {
     Plain { credentials: PathBuf },
     /// A device of the gateway: CONNECT and the `Resume` frame behind it.
     Frames { credentials: PathBuf },
+}
+
+/// With what devices register to have their messages sealed: `APP,APP_KEY,ID-HEX`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    pub app: String,
+    pub app_key: String,
+    /// As `carillon app seal` prints it.
+    public_key: String,
+}
+
+impl Seal {
+    pub fn key(&self) -> anyhow::Result<AppKey> {
+        Ok(self.public_key.parse()?)
+    }
+}
+
+impl FromStr for Seal {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let words: Vec<&str> = text.split(',').collect();
+        let [app, app_key, public_key] = words[..] else { bail!("APP,APP_KEY,ID-HEX is wanted") };
+        let text = |text: &str| text.to_owned();
+        let seal = Self { app: text(app), app_key: text(app_key), public_key: text(public_key) };
+        seal.key().context("the app's public key, as `carillon app seal` prints it, is wanted")?;
+        Ok(seal)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use crate::mqtt::Version;
-use crate::order::{Open, Setup, Speech, Tls, TopicOf};
+use crate::order::{Open, Seal, Setup, Speech, Tls, TopicOf};
 use crate::process;
 
 /// The server under load, and how the devices speak to it.
@@ -30,6 +30,9 @@ pub struct Target {
     /// Speak frames (CONNECT and Resume in one go) where the default is to SUBSCRIBE `push`
     #[arg(long)]
     pub frames: bool,
+    /// With --frames: register with a key of this app, so that messages come sealed, and open them
+    #[arg(long, value_name = "APP,APP_KEY,ID-HEX", requires = "frames")]
+    pub seal: Option<Seal>,
     /// MQTT 5; the default is 3.1.1
     #[arg(long)]
     pub mqtt5: bool,
@@ -123,6 +126,7 @@ impl Target {
             first: 0,
             step: 1,
             tls: self.tls()?,
+            seal: self.seal.clone(),
             timeout_ms: self.timeout_ms,
         };
         if let Some(pid) = self.pid {

@@ -5,7 +5,9 @@
 use anyhow::{Context, ensure};
 use carillon_wire::digest::{Digest, kind_byte, position_hash};
 use carillon_wire::frame;
-use carillon_wire::idl::{Delta, Deltas, Down, Positions, Queue, Resume};
+use carillon_wire::idl::{Delta, Deltas, Down, Positions, Queue, Result, ResultCode, Resume};
+
+use super::seals::Keys;
 
 /// What a frame asks of the fleet.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,6 +15,8 @@ pub enum Asked {
     Nothing,
     /// Pushing has begun.
     Resumed,
+    /// It has this registration.
+    Registered(String),
     /// The gateway wants positions; ours are none.
     Positions,
     /// Come back not before so many milliseconds.
@@ -63,13 +67,17 @@ fn up(up: carillon_wire::idl::Up) -> anyhow::Result<Vec<u8>> {
 pub fn take(
     payload: &[u8],
     places: &mut Places,
+    keys: Option<&Keys>,
     on_message: &mut impl FnMut(&[u8]),
 ) -> anyhow::Result<Asked> {
     let down: Down = frame::decode_down(payload).context("a frame that cannot be read")?;
     if let Some(deltas) = &down.deltas {
         apply(deltas, places)?;
         let entries = deltas.deltas.iter().flat_map(|delta| &delta.entries);
-        entries.filter_map(|entry| entry.payload.as_deref()).for_each(on_message);
+        entries.filter_map(|entry| entry.payload.as_deref()).for_each(&mut *on_message);
+        if let Some(keys) = keys {
+            deltas.deltas.iter().try_for_each(|delta| keys.open(delta, on_message))?;
+        }
     }
     if down.ask_positions.is_some() {
         *places = Places::default();
@@ -79,6 +87,10 @@ pub fn take(
         && let Some(after_ms) = advice.reconnect_after_ms
     {
         return Ok(Asked::ComeBack(u64::try_from(after_ms).unwrap_or(0)));
+    }
+    if let Some(Result { code, message, regid, .. }) = down.result {
+        ensure!(code == ResultCode::OK, "a frame was refused: {}", message.unwrap_or_default());
+        return Ok(regid.map_or(Asked::Nothing, Asked::Registered));
     }
     Ok(if down.resumed.is_some() { Asked::Resumed } else { Asked::Nothing })
 }
@@ -127,7 +139,8 @@ mod tests {
         let topic = Queue { kind: QueueKind::TOPIC, name: Some("news".to_owned()) };
         places.set("r1", &topic, 7, 40).unwrap();
         let mut payloads = Vec::new();
-        let asked = take(&bytes(DELTAS), &mut places, &mut |bytes| payloads.push(bytes.to_vec()));
+        let asked =
+            take(&bytes(DELTAS), &mut places, None, &mut |bytes| payloads.push(bytes.to_vec()));
         assert_eq!(asked.unwrap(), Asked::Nothing);
         assert_eq!(payloads, [br#"{"a":1}"#]);
         let place = (position_hash("r1", 3, "news", 0, 0), position_hash("r1", 3, "news", 7, 42));
@@ -137,9 +150,12 @@ mod tests {
     #[test]
     fn asked_for_positions_it_has_none() {
         let mut places = Places(vec![(1, 1)]);
-        assert_eq!(take(&bytes("4c0000"), &mut places, &mut |_| ()).unwrap(), Asked::Positions);
+        assert_eq!(
+            take(&bytes("4c0000"), &mut places, None, &mut |_| ()).unwrap(),
+            Asked::Positions
+        );
         assert_eq!(places, Places::default());
-        let resumed = take(&bytes("3c19180272310000"), &mut places, &mut |_| ());
+        let resumed = take(&bytes("3c19180272310000"), &mut places, None, &mut |_| ());
         assert_eq!(resumed.unwrap(), Asked::Resumed);
         assert_eq!(resume(&places).unwrap(), bytes("2c16000000"));
     }

@@ -2,8 +2,9 @@
 
 use anyhow::bail;
 
-use super::Fleet;
 use super::frames::{self, Asked};
+use super::seals::Keys;
+use super::{Fleet, Slot};
 use crate::clock;
 use crate::mqtt::{self, Connect, Incoming};
 use crate::order::{Report, Speech};
@@ -78,9 +79,25 @@ impl Fleet {
             on_message(payload);
             return Ok(());
         }
-        match frames::take(payload, &mut self.slots[at as usize].places, &mut on_message)? {
+        let Slot { places, keys, .. } = &mut self.slots[at as usize];
+        match frames::take(payload, places, keys.as_deref(), &mut on_message)? {
             Asked::Nothing => {}
-            Asked::Resumed => self.live(at),
+            Asked::Resumed => match &self.setup.seal {
+                Some(by) if keys.as_ref().is_none_or(|keys| !keys.is_agreed()) => {
+                    let new = Keys::new()?;
+                    let mut out = Vec::new();
+                    mqtt::publish(self.setup.version, UP, 3, &new.register(by)?, &mut out);
+                    *keys = Some(Box::new(new));
+                    self.write(at, &out)?;
+                }
+                Some(_) | None => self.live(at),
+            },
+            Asked::Registered(regid) => {
+                if let (Some(by), Some(keys)) = (&self.setup.seal, keys) {
+                    keys.agree(by, regid)?;
+                }
+                self.live(at);
+            }
             Asked::Positions => {
                 if let Some(opening) = &mut self.opening {
                     opening.outcome.asked_positions += 1;
