@@ -9,12 +9,12 @@ mod replica;
 use carillon::{
     queue::{
         collection::{
-            change::{Kind, Value},
+            change::{Format, Kind, Value},
             rule::{Outcome, Rule},
         },
         position::Seq,
     },
-    service::Error,
+    service::{Error, collections::Change},
 };
 use replica::{
     Scene, json,
@@ -115,6 +115,31 @@ async fn collections_need_aliases_that_not_every_device_may_bind() {
     assert!(matches!(declared, Err(Error::NeedsPolicy)));
     assert!(matches!(scene.service.collections(&scene.app), Err(Error::NeedsPolicy)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_value_is_bounded_and_what_its_format_says() {
+    let scene = Scene::new().await;
+    let collections = scene.service.collections(&scene.app).unwrap();
+    let ask = |value: Value| {
+        let stamp = scene.service.server_stamp();
+        let (collection, key) = ("newest", "a");
+        collections.ask(Change { collection, key, value: Some(value), base: None, stamp })
+    };
+    let text = |bytes: usize| json(&format!("\"{}\"", "x".repeat(bytes - 2)));
+    let thrift = |bytes: &[u8]| Value { format: Format::Thrift, bytes: bytes.to_vec().into() };
+    assert!(ask(text(65_536)).is_ok() && ask(thrift(b"\xff\0")).is_ok());
+    for wrong in [text(65_537), json("{"), json(""), json("\u{0}"), thrift(&[0; 65_537])] {
+        assert!(matches!(ask(wrong), Err(Error::Invalid { field: "value", .. })));
+    }
+    let both = |n: u32| json(&format!(r#"{{"f{n}":"{}"}}"#, "x".repeat(40_000)));
+    let change = |n: u32| scene.ask("merge", "a", Some(both(n)), None);
+    let done = scene.change(vec![change(1), change(2), change(1)]).await;
+    let outcomes = scene.outcomes(&done);
+    assert_eq!(outcomes, [Some(Outcome::Applied), None, Some(Outcome::Applied)]);
+    assert_eq!(done[1].as_ref().unwrap_err().to_string(), TOO_LARGE);
+}
+
+const TOO_LARGE: &str = "the merged value would be larger than 65536 bytes";
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -23,6 +23,7 @@ use carillon::{
         Service,
         collections::Changed,
         deliver::{Following, Take},
+        items::Cursor,
         records::AliasPolicy,
         send::{Send, Target},
     },
@@ -63,6 +64,21 @@ impl Replica {
     }
 }
 
+/// An app server that reads all items in pages, and then the changes after them.
+#[derive(Default)]
+struct Reader {
+    items: Items,
+    next: Next,
+}
+
+#[derive(Default)]
+enum Next {
+    #[default]
+    First,
+    Page(Cursor),
+    Changes(Position),
+}
+
 /// How a history is kept.
 enum Kept {
     Memory(Arc<MemoryStore>),
@@ -87,6 +103,7 @@ pub struct World {
     app: AppId,
     alias: Alias,
     replicas: Vec<Replica>,
+    readers: Vec<Reader>,
     cseqs: [u64; DEVICES],
     /// Entries that were answered for, with the call's number.
     answered: Vec<(Seq, u64)>,
@@ -122,6 +139,7 @@ impl World {
             app,
             alias: "user".parse().unwrap(),
             replicas: vec![Replica::default(); 2],
+            readers: Vec::new(),
             cseqs: [0; DEVICES],
             answered: Vec::new(),
             calls: 0,
@@ -146,7 +164,7 @@ impl World {
 
     /// One step of an app server, a device, or fate.
     pub async fn step(&mut self) {
-        match self.dice.below(20) {
+        match self.dice.below(23) {
             0..9 => self.change().await,
             9..11 => {
                 let target = Target::Aliases(vec![self.alias.to_string()]);
@@ -162,8 +180,42 @@ impl World {
                 let at = self.dice.below(entries.len() as u64 + 1);
                 self.replicas.push(fold(&entries[..at as usize]));
             }
+            19 => self.readers.push(Reader::default()),
+            20..22 if !self.readers.is_empty() => {
+                let who = self.dice.below(self.readers.len() as u64) as usize;
+                self.read(who);
+            }
+            20..22 => {}
             _ => self.crash().await,
         }
+    }
+
+    /// One page of a reader. Returns whether there may be more.
+    fn read(&mut self, who: usize) -> bool {
+        let limit = 1 + self.dice.below(3) as usize;
+        let next = std::mem::take(&mut self.readers[who].next);
+        let (service, app, alias) = (self.service().clone(), &self.app, &self.alias);
+        let cursor = match next {
+            Next::First => None,
+            Next::Page(cursor) => Some(cursor),
+            Next::Changes(at) => {
+                let page = service.changes_after(app, alias, at, limit).unwrap();
+                assert!(page.to.seq > at.seq || !page.is_more, "S8: a page goes on or is the last");
+                let mut replica =
+                    Replica { items: std::mem::take(&mut self.readers[who].items), at: 0 };
+                let changes = page.entries.iter().filter_map(|entry| change_of(entry));
+                changes.for_each(|(seq, change)| replica.apply(seq, change));
+                let reader = &mut self.readers[who];
+                (reader.items, reader.next) = (replica.items, Next::Changes(page.to));
+                return page.is_more;
+            }
+        };
+        let page = service.items(app, alias, cursor, limit).unwrap();
+        let reader = &mut self.readers[who];
+        let items = page.items.into_iter();
+        reader.items.extend(items.map(|one| ((one.collection, one.key), (one.seq, one.value))));
+        reader.next = page.next.map_or(Next::Changes(page.at), Next::Page);
+        true
     }
 
     async fn change(&mut self) {
@@ -292,8 +344,14 @@ impl World {
             let take = 1 + self.dice.below(8) as usize;
             while self.pull(who, take) {}
         }
+        for who in 0..self.readers.len() {
+            while self.read(who) {}
+        }
         let entries = self.entries();
         let truth = fold(&entries);
+        for reader in &self.readers {
+            assert_eq!(reader.items, truth.items, "what an app server read");
+        }
         for replica in &self.replicas {
             assert_eq!(replica.at, truth.at);
             assert_eq!(replica.items, truth.items, "what a device holds");
