@@ -6,12 +6,13 @@ use futures_util::future::{join, join_all};
 
 use super::{
     Error, Service,
-    records::{CallRecord, call_key},
-    send::{Call, Prepared, Send, Sent, append_with_line, append_with_record, messages_of},
+    records::{CallRecord, Line, MessageRecord, call_key},
+    send::{Call, Prepared, Send, Sent, append_with_record, messages_of},
 };
 use crate::{
     base::ids::{AppId, Shard},
     queue::{
+        entry::{Body, Message},
         store::{self, Batch, encode_about},
         txn::Txn,
     },
@@ -130,6 +131,18 @@ impl Service {
             Err(error) => places.into_iter().map(|at| (at, error.clone())).collect(),
         }
     }
+}
+
+/// Appends a message that is plain to its one queue. Gives its line in the record of its call.
+fn append_with_line(
+    txn: &mut Txn<'_>,
+    record: MessageRecord,
+    message: Message,
+) -> Result<Option<Line>, store::Error> {
+    let (call_place, expires_ms) = (message.id.place(), record.expires_ms);
+    let Some(queue) = record.queues.into_iter().next() else { return Ok(None) };
+    let place = txn.append(queue.id(), Body::Message(message))?;
+    Ok(Some(Line { call_place, expires_ms, queue, place }))
 }
 
 /// About what a line takes.

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use super::{
     Error, Service,
     receipts::{Along, Events},
-    records::{Line, MessageRecord, PendingMessage, place_key},
+    records::{MessageRecord, PendingMessage, place_key},
     resolve::Resolved,
     spread,
 };
@@ -481,18 +481,6 @@ pub(super) fn append_with_record(
     record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
     txn.put_unread(space, id.as_bytes(), encode(&record));
     Ok(())
-}
-
-/// Appends a message that is plain to its one queue. Gives its line in the record of its call.
-pub(super) fn append_with_line(
-    txn: &mut Txn<'_>,
-    record: MessageRecord,
-    message: Message,
-) -> Result<Option<Line>, store::Error> {
-    let (call_place, expires_ms) = (message.id.place(), record.expires_ms);
-    let Some(queue) = record.queues.into_iter().next() else { return Ok(None) };
-    let place = txn.append(queue.id(), Body::Message(message))?;
-    Ok(Some(Line { call_place, expires_ms, queue, place }))
 }
 
 /// Where a message's records are: with the day of its id.
