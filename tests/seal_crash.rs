@@ -4,7 +4,6 @@
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
 #[path = "ledger/dice.rs"]
-#[allow(dead_code, reason = "every test crate uses its own part of it")]
 mod dice;
 mod support;
 mod wirelab;
