@@ -1,7 +1,7 @@
 //! Reading what an alias's collections hold: changes after a position, and all items.
 //!
 //! Both come in pages, and each page goes on where the one before ended, or says that it was the
-//! last. Values are found by [`Service::value_of`] alone.
+//! last. Values are found by `Service::value_of` alone.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
