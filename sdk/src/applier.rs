@@ -12,6 +12,7 @@ use carillon_wire::seal::AppKey;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::heartbeat::StoredRecord;
+use crate::items::Steps;
 use crate::names::{App, Position, QueueName, Received, RegId};
 use crate::replica::{Fault, Outcome, Replica};
 use crate::restore::Restored;
@@ -50,6 +51,7 @@ pub enum Work {
 /// The kinds of `Down` that concern positions.
 pub enum Frame {
     Deltas(idl::Deltas),
+    Snapshot(idl::SnapshotChunk),
     Resumed(idl::Resumed),
     AskPositions,
     Ended(RegId),
@@ -102,6 +104,8 @@ pub struct Applier<S> {
     pub inbox: mpsc::Receiver<Work>,
     /// Takes what is to be registered again, once that is durable. What finds no room waits for the next start.
     pub restores: mpsc::Sender<Restore>,
+    /// What is not durable yet. Nothing of it is dropped when a save fails: the next one has it.
+    pub steps: Steps,
 }
 
 /// Answers that wait for the save.
@@ -134,15 +138,16 @@ impl<S: PositionStore> Applier<S> {
         match work {
             Work::Begin(reply) => held.begun = Some((reply, self.replica.begin())),
             Work::Frame { frame, packet_id, done } => {
-                let result = self.frame(frame).await;
-                let result = result.map(|send| Finished { send, ack: packet_id });
-                held.done.push((done, result.map_err(Failure::from)));
+                let result = match self.frame(frame) {
+                    Ok(outcome) => Ok(Finished { send: self.give(outcome).await, ack: packet_id }),
+                    Err(fault) => Err(Failure::from(fault)),
+                };
+                held.done.push((done, result));
             }
             Work::Registered(regid, app) => self.replica.registered_for(regid, app),
             Work::Restored(restored) => {
-                if let Some(received) = self.replica.restored(restored) {
-                    (self.handler)(received).await;
-                }
+                let outcome = self.replica.restored(restored);
+                self.give(outcome).await;
             }
             Work::Offer { app_id, app, reply } => {
                 held.offers.push((reply, self.replica.offer(&app_id, &app)));
@@ -150,16 +155,20 @@ impl<S: PositionStore> Applier<S> {
             Work::Rekey { regid, app, reply } => {
                 held.rekeys.push((reply, self.replica.rekey(&regid, &app)));
             }
-            Work::Unregistered(regid) => self.replica.unregistered(&regid),
+            Work::Unregistered(regid) => {
+                let outcome = self.replica.unregistered(&regid);
+                self.give(outcome).await;
+            }
             Work::Networks(networks) => self.replica.learned(networks),
             // The caller may have gone; then nobody wants to know.
             Work::Positions(reply) => drop(reply.send(self.replica.positions())),
         }
     }
 
-    async fn frame(&mut self, frame: Frame) -> Result<Vec<idl::Up>, Fault> {
-        let Outcome { deliver, send } = match frame {
+    fn frame(&mut self, frame: Frame) -> Result<Outcome, Fault> {
+        Ok(match frame {
             Frame::Deltas(deltas) => self.replica.deltas(deltas)?,
+            Frame::Snapshot(chunk) => self.replica.snapshot(chunk)?,
             Frame::Resumed(resumed) => self.replica.resumed(resumed)?,
             Frame::AskPositions => self.replica.ask_positions()?,
             Frame::Ended(regid) => self.replica.ended(regid),
@@ -167,11 +176,17 @@ impl<S: PositionStore> Applier<S> {
             Frame::Sealed(regid, agreed) => self.replica.sealed(regid, *agreed),
             Frame::Rekeyed(regid) => self.replica.rekeyed(&regid),
             Frame::NotRekeyed(regid) => self.replica.not_rekeyed(&regid),
-        };
+        })
+    }
+
+    /// Gives the app what is for it; what is to be sent.
+    async fn give(&mut self, outcome: Outcome) -> Vec<idl::Up> {
+        let Outcome { deliver, send, steps } = outcome;
+        self.steps.0.extend(steps.0);
         for received in deliver {
             (self.handler)(received).await;
         }
-        Ok(send)
+        send
     }
 
     /// Saves, then answers. A connection that is gone is not told.
@@ -205,7 +220,8 @@ impl<S: PositionStore> Applier<S> {
             return Ok(());
         };
         let value = state.to_bytes(&self.device_id);
-        match self.store.save(value).await {
+        let steps = Arc::new(std::mem::take(&mut self.steps));
+        match self.store.commit(value, steps.clone()).await {
             Ok(()) => {
                 self.replica.saved();
                 self.pass_restores();
@@ -213,6 +229,7 @@ impl<S: PositionStore> Applier<S> {
             }
             Err(error) => {
                 tracing::error!(%error, "positions cannot be saved, nothing is acknowledged");
+                self.steps = Arc::try_unwrap(steps).unwrap_or_else(|steps| Steps(steps.0.clone()));
                 Err(Failure::Store(Arc::new(error)))
             }
         }

@@ -68,7 +68,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn from_idl(code: idl::ResultCode) -> Self {
+    pub(crate) fn from_idl(code: idl::ResultCode) -> Self {
         match code {
             idl::ResultCode::MALFORMED => Self::Malformed,
             idl::ResultCode::UNKNOWN_KIND => Self::UnknownKind,
@@ -83,8 +83,8 @@ impl Refusal {
     }
 }
 
-/// How a call ended: with the regID, if it was a registration.
-pub type Answer = Result<Option<RegId>, CallError>;
+/// How a call ended: with what the gateway answered.
+pub type Answer = Result<Box<idl::Result>, CallError>;
 
 /// A call on its way to the connection.
 #[derive(Debug)]
@@ -106,12 +106,17 @@ pub enum Request {
     Event(idl::Event),
     Accept(idl::Accept),
     Describe(idl::Describe),
+    /// An upload or a repair; whoever asks reads the code of the answer.
+    #[cfg_attr(not(feature = "collections"), allow(dead_code, reason = "nobody asks"))]
+    Collections(Box<idl::Up>),
 }
 
 /// What the device's own state owes to a call that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     None,
+    /// Any answer is one.
+    Collections,
     Registers(App, Option<Box<Offered>>),
     Rekeys(Box<Rekeying>),
     Unregisters(RegId),
@@ -120,19 +125,26 @@ pub enum Effect {
 impl Effect {
     /// What the answer means for the device's state, and for whoever called.
     pub fn settle(self, result: idl::Result, packet_id: Option<u16>) -> (Given, Answer) {
+        if self == Self::Collections {
+            return (Given::Nothing, Ok(Box::new(result)));
+        }
         let seal = result.seal.clone();
         let answer = answer(result);
+        let regid = answer.as_ref().ok().and_then(|result| result.regid.as_deref());
+        let regid = regid.map(RegId::from);
         let unconfirmed = (Given::Nothing, Err(CallError::NotConfirmed));
         let frame = |frame| Given::Frame { frame, packet_id };
         let given = match (self, &answer) {
-            (Self::Registers(app, None), Ok(Some(regid))) => Given::Registered(regid.clone(), app),
-            (Self::Registers(_, Some(offered)), Ok(Some(regid))) => {
-                match offered.agree(regid, seal.as_ref()) {
-                    Some(agreed) => frame(Frame::Sealed(regid.clone(), Box::new(agreed))),
+            (Self::Registers(app, offered), Ok(_)) => {
+                let Some(regid) = regid else {
+                    return (Given::Nothing, Err(CallError::Incomplete));
+                };
+                let Some(offered) = offered else { return (Given::Registered(regid, app), answer) };
+                match offered.agree(&regid, seal.as_ref()) {
+                    Some(agreed) => frame(Frame::Sealed(regid, Box::new(agreed))),
                     None => return unconfirmed,
                 }
             }
-            (Self::Registers(..), Ok(None)) => return (Given::Nothing, Err(CallError::Incomplete)),
             (Self::Rekeys(rekeying), Ok(_)) => {
                 let confirmation = seal.map(|seal| seal.confirmation).unwrap_or_default();
                 if !is_proof(&rekeying.confirmation, &confirmation) {
@@ -144,7 +156,7 @@ impl Effect {
                 frame(Frame::NotRekeyed(RegId::from(rekeying.rekey.regid)))
             }
             (Self::Unregisters(regid), Ok(_)) => Given::Unregistered(regid),
-            (Self::None, _) | (_, Err(_)) => Given::Nothing,
+            (Self::None | Self::Collections, _) | (_, Err(_)) => Given::Nothing,
         };
         (given, answer)
     }
@@ -160,6 +172,7 @@ impl Request {
                 Effect::Registers(App { app_id, app_key }, offered.clone())
             }
             Self::Unregister(regid) => Effect::Unregisters(regid.clone()),
+            Self::Collections(_) => Effect::Collections,
             Self::Bind(_)
             | Self::Unbind(_)
             | Self::Subscribe(_)
@@ -187,6 +200,7 @@ impl Request {
             Self::Event(event) => up.event = Some(event),
             Self::Accept(accept) => up.accept = Some(accept),
             Self::Describe(describe) => up.describe = Some(describe),
+            Self::Collections(asked) => up = idl::Up { request: up.request, ..*asked },
         }
         up
     }
@@ -195,7 +209,7 @@ impl Request {
 /// Reads a `Result`.
 fn answer(result: idl::Result) -> Answer {
     match result.code {
-        idl::ResultCode::OK => Ok(result.regid.map(RegId::from)),
+        idl::ResultCode::OK => Ok(Box::new(result)),
         code => Err(CallError::Refused {
             refusal: Refusal::from_idl(code),
             message: result.message.unwrap_or_default(),

@@ -17,6 +17,7 @@ use crate::close::StopReason;
 use crate::connection::{Command, IN_HAND_MAX};
 use crate::driver::{Driver, Status};
 use crate::heartbeat::{AppState, Heartbeat, Learner, NetworkLabel, Parameters};
+use crate::items::Steps;
 use crate::names::{Attributes, MessageId, Received, RegId};
 use crate::random::Random;
 use crate::replica::Replica;
@@ -342,7 +343,8 @@ impl Device {
             // A connection that ends drops its calls.
             answer.await.map_err(|_| CallError::Offline)?
         };
-        timeout(CALL_WITHIN, asked).await.unwrap_or(Err(CallError::Timeout))
+        let answer = timeout(CALL_WITHIN, asked).await.unwrap_or(Err(CallError::Timeout));
+        answer.map(|result| result.regid.map(RegId::from))
     }
 }
 
@@ -425,6 +427,8 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
         let (commands, commands_from) = mpsc::channel(COMMANDS_MAX);
         let (status, status_of) = watch::channel(Status::Connecting);
         let (restores, to_restore) = mpsc::channel(RESTORES_MAX);
+        let device = Device { commands, applier: work.downgrade(), status: status_of };
+        let beside = self.store.beside(&device, self.random.clone().next());
         let applier = Applier {
             device_id: device_id.clone(),
             replica: match self.sealed_only {
@@ -435,15 +439,15 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
             handler: Box::new(move |received| Box::pin(handler(received))),
             inbox,
             restores,
+            steps: Steps::default(),
         };
         let restorer = Restorer {
             restores: to_restore,
-            commands: commands.downgrade(),
+            commands: device.commands.downgrade(),
             applier: work.downgrade(),
-            status: status_of.clone(),
+            status: device.status.clone(),
             random: self.random.clone(),
         };
-        let device = Device { commands, applier: work.downgrade(), status: status_of };
         let terms =
             Terms { device_id, secret, keep_alive: self.keep_alive, receive_max: RECEIVE_MAX };
         let driver = Driver {
@@ -458,6 +462,9 @@ impl<C: Connector, S: PositionStore> DeviceBuilder<C, S> {
         };
         let applying = tokio::spawn(applier.run());
         tokio::spawn(restorer.run());
+        if let Some(beside) = beside {
+            tokio::spawn(beside);
+        }
         tokio::spawn(supervise(driver, applying));
         Ok(device)
     }

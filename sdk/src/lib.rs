@@ -22,10 +22,12 @@
 //!
 //! The map, in reading order:
 //!
+//! - `items`: pure: items of collections, and what frames do to them.
 //! - `replica`: pure: which entries are new, what is acknowledged, what must be asked.
 //! - `seals`: pure: keys of sealed payloads, and what they open.
 //! - `state`, `store`: what is durable, and where.
 //! - `applier`: the task that owns the three and the app's handler.
+//! - `collections`, with the feature of that name: items in SQLite, edits, and what they ask of the gateway.
 //! - `restore`: the task that registers again what ended while the device was away.
 //! - `session`: the pure protocol machine of one connection; `calls` with `accept`, and `close` belong to it.
 //! - [`heartbeat`]: pure: when to ping, and what each network bears; it lives longer than connections.
@@ -36,6 +38,9 @@
 #![allow(clippy::disallowed_methods, reason = "the bans are the gateway's")]
 #![warn(missing_docs)]
 
+#[cfg(feature = "collections")]
+pub mod collections;
+mod items;
 mod replica;
 mod seals;
 mod state;
@@ -65,9 +70,12 @@ pub use accept::{Accept, Hours};
 pub use applier::Positions;
 pub use calls::{CallError, Refusal};
 pub use close::StopReason;
+#[cfg(feature = "collections")]
+pub use collections::Collections;
 pub use device::{Credentials, Device, DeviceBuilder, StartError};
 pub use driver::Status;
 pub use heartbeat::{AppState, NetworkLabel};
+pub use items::{Format, Steps, Value};
 pub use names::{
     Attributes, Message, MessageId, NotAName, Notification, Position, QueueName, Received, RegId,
 };

@@ -5,6 +5,7 @@
 //! messages to the app, makes the state durable, and only then acknowledges.
 
 mod delta;
+mod gathering;
 #[cfg(test)]
 mod model;
 mod sealed;
@@ -12,17 +13,19 @@ mod sealed;
 mod sealed_tests;
 mod stated;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use carillon_wire::idl;
 
 use crate::heartbeat::StoredRecord;
+use crate::items::{Side, Steps, What};
 use crate::names::{App, Position, QueueName, Received, RegId};
 use crate::restore::Restored;
 use crate::state::{Registration, Restore, State};
 use delta::{Delta, Fit};
+pub use gathering::{Gathering, Missing};
 use sealed::{Opening, Unopened};
 
 /// The gateway broke the protocol; the connection must end. The text names the rule.
@@ -37,6 +40,8 @@ pub struct Outcome {
     pub deliver: Vec<Received>,
     /// To be sent before the frame is acknowledged.
     pub send: Vec<idl::Up>,
+    /// To be made durable together with the positions.
+    pub steps: Steps,
 }
 
 /// See the module.
@@ -121,10 +126,11 @@ impl Replica {
         for delta in deltas {
             let key = (regid.clone(), delta.queue.clone());
             match delta.fit(registration, self.link.unfollowed.contains(&key)) {
-                Fit::After(last) => {
+                Fit::After(last, side) => {
                     has_applied = true;
                     self.link.gaps.remove(&key);
-                    apply(&mut self.link, registration, &regid, delta, last, &mut outcome);
+                    let whose = (&regid, &mut *registration);
+                    apply(&mut self.link, whose, delta, (last, side), &mut outcome);
                 }
                 Fit::Late => {}
                 Fit::Gap => {
@@ -137,6 +143,7 @@ impl Replica {
                 }
             }
         }
+        Self::digests(&regid, frame.digests, &mut outcome);
         if has_gap {
             outcome.send.extend(self.ask(&regid));
         }
@@ -188,14 +195,15 @@ impl Replica {
             return self.ended(regid);
         };
         self.state.restores.push(restore);
-        self.forget(&regid);
+        // Its collections are kept for its successor.
+        self.forget(&regid, &mut Outcome::default());
         Outcome::default()
     }
 
     /// A registration is no more.
     pub fn ended(&mut self, regid: RegId) -> Outcome {
         let mut outcome = Outcome::default();
-        if self.forget(&regid) {
+        if self.forget(&regid, &mut outcome) {
             outcome.deliver.push(Received::Ended { regid });
         }
         outcome
@@ -229,25 +237,35 @@ impl Replica {
         new
     }
 
-    /// A registration was made again, or cannot be; what the app is told.
-    pub fn restored(&mut self, restored: Restored) -> Option<Received> {
+    /// A registration was made again, or cannot be.
+    pub fn restored(&mut self, restored: Restored) -> Outcome {
         let Restored { expired, successor } = restored;
-        let count = self.state.restores.len();
-        self.state.restores.retain(|one| one.expired != expired);
+        let mut outcome = Outcome::default();
+        let found = self.state.restores.iter().position(|one| one.expired == expired);
         self.passed.remove(&expired);
-        if self.state.restores.len() == count {
-            return None;
-        }
+        let Some(found) = found else { return outcome };
+        let restore = self.state.restores.remove(found);
         self.is_dirty = true;
-        Some(match successor {
+        for alias in restore.aliases {
+            let queue = QueueName::Alias(alias.clone());
+            let what = match &successor {
+                Some((regid, left)) if !left.contains(&queue) => What::Renamed(regid.clone()),
+                Some(_) | None => What::Forgotten,
+            };
+            outcome.step(&expired, &alias, [what]);
+        }
+        outcome.deliver.push(match successor {
             Some((regid, left)) => Received::Renewed { expired, regid, left },
             None => Received::Ended { regid: expired },
-        })
+        });
+        outcome
     }
 
     /// The app gave a registration back; it need not be told.
-    pub fn unregistered(&mut self, regid: &RegId) {
-        self.forget(regid);
+    pub fn unregistered(&mut self, regid: &RegId) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.forget(regid, &mut outcome);
+        outcome
     }
 
     /// Where the device stands in all queues of all registrations.
@@ -278,7 +296,7 @@ impl Replica {
         let known = self.state.registrations.keys().cloned();
         let known: BTreeSet<RegId> = known.collect();
         for regid in known.difference(listed) {
-            self.forget(regid);
+            self.forget(regid, outcome);
             let regid = regid.clone();
             outcome.deliver.push(Received::Ended { regid });
         }
@@ -288,13 +306,16 @@ impl Replica {
     }
 
     /// False if it was not known.
-    fn forget(&mut self, regid: &RegId) -> bool {
+    fn forget(&mut self, regid: &RegId, outcome: &mut Outcome) -> bool {
         if self.link.ended.len() < ENDED_MAX {
             self.link.ended.insert(regid.clone());
         }
-        let is_known = self.state.registrations.remove(regid).is_some();
-        self.is_dirty |= is_known;
-        is_known
+        let Some(known) = self.state.registrations.remove(regid) else { return false };
+        self.is_dirty = true;
+        for queue in known.positions.keys() {
+            outcome.forgotten(regid, queue);
+        }
+        true
     }
 
     /// States the positions of one registration, unless they are on their way.
@@ -343,10 +364,9 @@ impl Link {
 /// Takes the entries behind `last`, all of them if there is none, and moves the position.
 fn apply(
     link: &mut Link,
-    registration: &mut Registration,
-    regid: &RegId,
+    (regid, registration): (&RegId, &mut Registration),
     delta: Delta,
-    last: Option<Position>,
+    (last, side): (Option<Position>, Side),
     outcome: &mut Outcome,
 ) {
     let is_own = delta.queue == QueueName::Own;
@@ -372,11 +392,21 @@ fn apply(
             }
             delta::Body::Follow { queue, at } if is_own => {
                 link.unfollowed.remove(&(regid.clone(), queue.clone()));
+                // A snapshot for who followed it before is not continued: the next one begins.
+                registration.gathering.remove(&queue);
                 registration.positions.insert(queue, at);
             }
             delta::Body::Unfollow { queue } if is_own => {
                 registration.positions.remove(&queue);
+                registration.gathering.remove(&queue);
+                outcome.forgotten(regid, &queue);
                 link.remember_unfollowed(regid, queue);
+            }
+            delta::Body::Change(change) => {
+                if let QueueName::Alias(alias) = &delta.queue {
+                    let what = What::Changed { side, seq: entry.seq, change: *change };
+                    outcome.step(regid, alias, [what]);
+                }
             }
             delta::Body::Message(_)
             | delta::Body::Sealed(..)
@@ -386,7 +416,10 @@ fn apply(
             | delta::Body::Unfollow { .. } => {}
         }
     }
-    registration.positions.insert(delta.queue, next);
+    let steps = registration.moved(&delta.queue, side, next);
+    if let QueueName::Alias(alias) = &delta.queue {
+        outcome.step(regid, alias, steps);
+    }
 }
 
 /// Questions about one queue without progress before the connection is given up.

@@ -311,6 +311,7 @@ impl<'a> Session<'a> {
         let frame = match down {
             idl::Down { result: Some(result), .. } => return Ok(self.result(result, packet_id)),
             idl::Down { deltas: Some(deltas), .. } => Frame::Deltas(deltas),
+            idl::Down { snapshot: Some(chunk), .. } => Frame::Snapshot(chunk),
             idl::Down { resumed: Some(resumed), .. } => {
                 self.answered(now)?;
                 self.phase = Phase::Online;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::heartbeat::StoredRecord;
 use crate::names::{App, MessageId, Position, QueueName, RegId, base32};
+use crate::replica::{Gathering, Missing};
 use crate::seals::{FilePair, FileSeal, Pair, Seal};
 
 /// Message ids that a registration remembers, so that a message that comes again is not given to the app again.
@@ -60,6 +61,8 @@ pub struct Restore {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
     pub positions: BTreeMap<QueueName, Position>,
+    /// Queues of aliases in which a snapshot has begun and is not in the place of the items yet.
+    pub gathering: BTreeMap<QueueName, Gathering>,
     pub recent: Recent,
     /// Whose it is, if this device registered it.
     pub app: Option<App>,
@@ -73,7 +76,11 @@ impl State {
         self.registrations
             .iter()
             .flat_map(|(regid, registration)| {
-                registration.positions.iter().map(|(queue, at)| hash(regid, queue, *at))
+                let positions = registration.positions.iter();
+                let positions = positions.map(|(queue, at)| hash(regid, queue, *at));
+                // Then the gateway asks, and learns what of a snapshot is there.
+                let gathering = registration.gathering.iter();
+                positions.chain(gathering.map(|(queue, one)| !hash(regid, queue, one.at)))
             })
             .collect()
     }
@@ -131,14 +138,10 @@ impl Registration {
     }
 
     fn to_file(&self) -> FileRegistration {
-        let positions = self.positions.iter().map(|(queue, at)| FilePosition {
-            queue: queue.to_string(),
-            epoch: at.epoch,
-            seq: at.seq,
-            tag: at.tag.map(|tag| base32().encode(&tag)),
-        });
+        let positions = self.positions.iter().map(|(queue, at)| FilePosition::new(queue, *at));
         FileRegistration {
             positions: positions.collect(),
+            gathering: self.gathering.iter().map(FileGathering::from).collect(),
             recent: self.recent.iter().map(MessageId::to_string).collect(),
             app: self.app.clone(),
             seal: self.seal.as_ref().map(Seal::to_file),
@@ -148,14 +151,12 @@ impl Registration {
     fn from_file(stored: FileRegistration) -> Result<Self, StateError> {
         let mut registration = Self { app: stored.app, ..Self::default() };
         for stored in stored.positions {
-            let queue = stored.queue.parse();
-            let queue = queue.map_err(|_| StateError::Field("queue"))?;
-            let tag = stored.tag.map(|tag| parse_tag(&tag)).transpose()?;
-            if i32::try_from(stored.epoch).is_err() || i64::try_from(stored.seq).is_err() {
-                return Err(StateError::Field("position"));
-            }
-            let at = Position { epoch: stored.epoch, seq: stored.seq, tag };
+            let (queue, at) = stored.parse()?;
             registration.positions.insert(queue, at);
+        }
+        for stored in stored.gathering {
+            let (queue, gathering) = stored.parse()?;
+            registration.gathering.insert(queue, gathering);
         }
         for id in stored.recent {
             let id = id.parse().map_err(|_| StateError::Field("recent"))?;
@@ -225,6 +226,8 @@ struct File {
 #[derive(Serialize, Deserialize)]
 struct FileRegistration {
     positions: Vec<FilePosition>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    gathering: Vec<FileGathering>,
     recent: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     app: Option<App>,
@@ -239,6 +242,67 @@ struct FilePosition {
     seq: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileGathering {
+    at: FilePosition,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cursor: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reached: Option<FilePosition>,
+    #[serde(default)]
+    until: u64,
+}
+
+impl FilePosition {
+    fn new(queue: &QueueName, at: Position) -> Self {
+        let Position { epoch, seq, tag } = at;
+        let tag = tag.map(|tag| base32().encode(&tag));
+        Self { queue: queue.to_string(), epoch, seq, tag }
+    }
+
+    fn parse(self) -> Result<(QueueName, Position), StateError> {
+        let queue = self.queue.parse();
+        let queue = queue.map_err(|_| StateError::Field("queue"))?;
+        let tag = self.tag.map(|tag| parse_tag(&tag)).transpose()?;
+        if i32::try_from(self.epoch).is_err() || i64::try_from(self.seq).is_err() {
+            return Err(StateError::Field("position"));
+        }
+        Ok((queue, Position { epoch: self.epoch, seq: self.seq, tag }))
+    }
+}
+
+impl From<(&QueueName, &Gathering)> for FileGathering {
+    fn from((queue, gathering): (&QueueName, &Gathering)) -> Self {
+        let at = FilePosition::new(queue, gathering.at);
+        match &gathering.missing {
+            Missing::Chunks(cursor) => {
+                Self { at, cursor: Some(base32().encode(cursor)), reached: None, until: 0 }
+            }
+            Missing::Deltas { reached, until } => {
+                let reached = Some(FilePosition::new(queue, *reached));
+                Self { at, cursor: None, reached, until: *until }
+            }
+        }
+    }
+}
+
+impl FileGathering {
+    fn parse(self) -> Result<(QueueName, Gathering), StateError> {
+        let (queue, at) = self.at.parse()?;
+        let missing = match (self.cursor, self.reached) {
+            (Some(cursor), None) => {
+                let cursor = base32().decode(cursor.as_bytes());
+                Missing::Chunks(cursor.map_err(|_| StateError::Field("cursor"))?)
+            }
+            (None, Some(reached)) => {
+                Missing::Deltas { reached: reached.parse()?.1, until: self.until }
+            }
+            (Some(_), Some(_)) | (None, None) => return Err(StateError::Field("gathering")),
+        };
+        Ok((queue, Gathering { at, missing }))
+    }
 }
 
 /// A regID as its text.

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::device::Device;
+use crate::items::Steps;
+
 /// A boxed future, as [`PositionStore`] returns.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -18,6 +21,19 @@ pub trait PositionStore: Send + 'static {
 
     /// Replaces the value: when this returns, the new one is durable; if it fails, the old or the new one is there.
     fn save(&mut self, value: Vec<u8>) -> BoxFuture<'_, io::Result<()>>;
+
+    /// The same together with what frames did to collections: both or neither. A store that keeps no collections leaves
+    /// this as it is.
+    fn commit(&mut self, value: Vec<u8>, steps: Arc<Steps>) -> BoxFuture<'_, io::Result<()>> {
+        drop(steps);
+        self.save(value)
+    }
+
+    /// What has to run beside a device with this store: nothing, unless it keeps collections.
+    fn beside(&self, device: &Device, seed: u64) -> Option<BoxFuture<'static, ()>> {
+        let _ = (device, seed);
+        None
+    }
 }
 
 /// A file, replaced as a whole: write beside it, sync, rename, sync the directory.
@@ -100,7 +116,7 @@ fn sync_directory(_directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))

@@ -7,6 +7,7 @@ use carillon_wire::limits::TAG_BYTES;
 use carillon_wire::seal::WRAPPED_KEY_BYTES;
 
 use super::Fault;
+use crate::items::{Change, Side};
 use crate::names::{Message, MessageId, Notification, Position, QueueName, RegId};
 use crate::seals::SealedBody;
 use crate::state::Registration;
@@ -53,6 +54,7 @@ pub enum Body {
         queue: QueueName,
     },
     Recall(MessageId),
+    Change(Box<Change>),
 }
 
 /// A message without its place.
@@ -68,7 +70,7 @@ pub struct MessageBody {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Fit {
     /// The entries behind this position; all of them if there is none.
-    After(Option<Position>),
+    After(Option<Position>, Side),
     /// Of a queue that has just been unfollowed.
     Late,
     /// It does not continue what we have.
@@ -120,14 +122,20 @@ impl Delta {
             return Fit::Late;
         }
         if self.is_jump {
-            return Fit::After(None);
+            return Fit::After(None, Side::Items);
+        }
+        if let Some(reached) = registration.reached(self) {
+            return Fit::After(Some(reached), Side::Gathered);
         }
         match registration.positions.get(&self.queue) {
-            Some(last) if last.epoch == self.epoch && self.from <= last.seq + 1 => {
-                Fit::After(Some(*last))
-            }
+            Some(last) if self.continues(*last) => Fit::After(Some(*last), Side::Items),
             Some(_) | None => Fit::Gap,
         }
+    }
+
+    /// Whether nothing is missing between a position and this.
+    pub fn continues(&self, last: Position) -> bool {
+        last.epoch == self.epoch && self.from <= last.seq + 1
     }
 
     /// Where we stand when it is applied. An overlap never moves a position back, and its tag proves only its own end.
@@ -168,6 +176,9 @@ impl Body {
         if let Some(id) = entry.recall {
             let id = MessageId::from_bytes(&id).ok_or(Fault("a message id"))?;
             return Ok(Some(Self::Recall(id)));
+        }
+        if let Some(change) = entry.change {
+            return Ok(Some(Self::Change(Box::new(Change::from_idl(change)))));
         }
         if let Some(follow) = entry.follow {
             let epoch = epoch_from_idl(follow.epoch).map_err(|_| Fault("epoch"))?;

@@ -153,7 +153,7 @@ struct Place<'a> {
 fn is_message(body: &Body) -> bool {
     match body {
         Body::Message(_) | Body::Sealed(..) | Body::Unopened | Body::Known => true,
-        Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) => false,
+        Body::Follow { .. } | Body::Unfollow { .. } | Body::Recall(_) | Body::Change(_) => false,
     }
 }
 

@@ -4,6 +4,7 @@ use carillon_wire::frame::{empty_up, epoch_to_idl, seq_to_idl};
 use carillon_wire::idl;
 use carillon_wire::limits::{CONTAINER_ITEMS_MAX, TAG_BYTES};
 
+use super::gathering::Missing;
 use crate::names::{Position, QueueName, RegId};
 use crate::state::{Registration, State};
 
@@ -15,9 +16,9 @@ pub fn up_resume(digest: i64) -> idl::Up {
 /// `Positions` of these registrations, with more frames of it to follow or not. One that we do not hold has none.
 pub fn up_positions(state: &State, regids: &[RegId], more: bool) -> idl::Up {
     let registrations = regids.iter().map(|regid| idl::RegistrationPositions {
-        gathered: None,
         regid: regid.to_string(),
         positions: state.registrations.get(regid).map_or_else(Vec::new, positions),
+        gathered: state.registrations.get(regid).and_then(gathered),
     });
     let registrations = registrations.collect();
     idl::Up {
@@ -68,9 +69,20 @@ fn positions(registration: &Registration) -> Vec<idl::Position> {
         .collect()
 }
 
+/// What is not stated begins again.
+fn gathered(registration: &Registration) -> Option<Vec<idl::Gathered>> {
+    let gathering = registration.gathering.iter().take(GATHERED_MAX);
+    let gathered: Vec<_> = gathering.map(|(queue, one)| one.to_idl(queue)).collect();
+    (!gathered.is_empty()).then_some(gathered)
+}
+
 fn registration_bytes(regid: &RegId, registration: &Registration) -> usize {
     let queues = registration.positions.keys();
-    regid.as_str().len() + 16 + queues.map(position_bytes).sum::<usize>()
+    let gathered = registration.gathering.iter().take(GATHERED_MAX).map(|(queue, one)| {
+        position_bytes(queue)
+            + if let Missing::Chunks(cursor) = &one.missing { cursor.len() } else { 0 }
+    });
+    regid.as_str().len() + 16 + queues.map(position_bytes).chain(gathered).sum::<usize>()
 }
 
 /// At least what a position takes in compact Thrift.
@@ -80,5 +92,7 @@ fn position_bytes(queue: &QueueName) -> usize {
     queue.name_bytes() + headers_and_stops + varints + TAG_BYTES
 }
 
+/// Snapshots that one registration continues.
+const GATHERED_MAX: usize = 64;
 /// A frame of positions ends before this.
 const POSITIONS_BYTES_MAX: usize = 96 << 10;

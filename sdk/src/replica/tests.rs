@@ -7,15 +7,15 @@ use crate::names::MessageId;
 
 const R: &str = "r1";
 
-pub(super) fn queue(name: &QueueName) -> idl::Queue {
+pub(crate) fn queue(name: &QueueName) -> idl::Queue {
     name.to_idl()
 }
 
-pub(super) fn topic(name: &str) -> QueueName {
+pub(crate) fn topic(name: &str) -> QueueName {
     QueueName::Topic(name.to_owned())
 }
 
-pub(super) fn entry(seq: u64) -> idl::Entry {
+pub(crate) fn entry(seq: u64) -> idl::Entry {
     idl::Entry {
         change: None,
         seq: seq as i64,
@@ -30,7 +30,7 @@ pub(super) fn entry(seq: u64) -> idl::Entry {
     }
 }
 
-pub(super) fn message(seq: u64, id: &str) -> idl::Entry {
+pub(crate) fn message(seq: u64, id: &str) -> idl::Entry {
     idl::Entry {
         id: Some(id.as_bytes().to_vec()),
         payload: Some(id.as_bytes().to_vec()),
@@ -38,18 +38,18 @@ pub(super) fn message(seq: u64, id: &str) -> idl::Entry {
     }
 }
 
-pub(super) fn follow(seq: u64, name: &QueueName, epoch: u32, since: u64) -> idl::Entry {
+pub(crate) fn follow(seq: u64, name: &QueueName, epoch: u32, since: u64) -> idl::Entry {
     let (epoch, since) = (epoch as i32, since as i64);
     let queue = queue(name);
     idl::Entry { follow: Some(idl::Follow { queue, epoch, since }), ..entry(seq) }
 }
 
-pub(super) fn unfollow(seq: u64, name: &QueueName) -> idl::Entry {
+pub(crate) fn unfollow(seq: u64, name: &QueueName) -> idl::Entry {
     let queue = queue(name);
     idl::Entry { unfollow: Some(idl::Unfollow { queue }), ..entry(seq) }
 }
 
-pub(super) fn delta(
+pub(crate) fn delta(
     name: &QueueName,
     epoch: u32,
     (from, to): (u64, u64),
@@ -68,21 +68,21 @@ pub(super) fn delta(
     }
 }
 
-pub(super) fn tag(epoch: u32, to: u64) -> [u8; 8] {
+pub(crate) fn tag(epoch: u32, to: u64) -> [u8; 8] {
     (u64::from(epoch) << 48 | to).to_be_bytes()
 }
 
-pub(super) fn jump(reason: idl::JumpReason, delta: idl::Delta) -> idl::Delta {
+pub(crate) fn jump(reason: idl::JumpReason, delta: idl::Delta) -> idl::Delta {
     let jump = Some(reason);
     idl::Delta { jump, ..delta }
 }
 
-pub(super) fn frame(deltas: Vec<idl::Delta>) -> idl::Deltas {
+pub(crate) fn frame(deltas: Vec<idl::Delta>) -> idl::Deltas {
     let regid = R.to_owned();
     idl::Deltas { digests: None, regid, deltas }
 }
 
-pub(super) fn ids(outcome: &Outcome) -> Vec<String> {
+pub(crate) fn ids(outcome: &Outcome) -> Vec<String> {
     let messages = outcome.deliver.iter().filter_map(|received| match received {
         Received::Message(message) => Some(message.id.as_bytes().to_vec()),
         Received::Ended { .. }

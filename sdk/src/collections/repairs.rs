@@ -1,0 +1,188 @@
+//! Which ranges of a collection are compared with the gateway next. Pure: whoever calls brings what is held.
+//!
+//! One repair at a time. What deltas changed after a range was stated is left as they made it: the answer may be older.
+
+use std::collections::BTreeSet;
+
+use carillon_wire::ranges::{Bounds, ITEMS_MAX, KeyRange};
+
+/// Why a repair runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A digest differs.
+    Digest,
+    /// The app's handler failed on the items.
+    Refresh,
+}
+
+/// Collections that differ, and the repair that runs.
+#[derive(Debug, Default)]
+pub struct Repairs {
+    needed: BTreeSet<(i64, String)>,
+    running: Option<Repair>,
+}
+
+/// A repair of one collection.
+#[derive(Clone, Debug)]
+pub struct Repair {
+    pub shelf: i64,
+    pub collection: String,
+    pub purpose: Purpose,
+    /// Keys that the app's handler failed on.
+    pub refreshed: Vec<String>,
+    /// To be stated.
+    left: Vec<Bounds>,
+    /// Stated and not answered: without an answer it is stated again.
+    stated: Vec<Bounds>,
+    /// Changed since the last statement.
+    touched: BTreeSet<String>,
+    rounds: u32,
+    /// How often the whole may still be stated again, to see that all is equal. Under writes the gateway is always
+    /// ahead: then there is no end to it.
+    confirmations_left: u32,
+    /// An answer had items since the whole was last stated.
+    has_changed: bool,
+}
+
+impl Repairs {
+    /// A collection differs.
+    pub fn need(&mut self, shelf: i64, collection: &str) {
+        if self.needed.len() < NEEDED_MAX {
+            self.needed.insert((shelf, collection.to_owned()));
+        }
+    }
+
+    /// A delta changed an item.
+    pub fn touch(&mut self, shelf: i64, collection: &str, key: &str) {
+        if let Some(running) = &mut self.running
+            && (running.shelf, running.collection.as_str()) == (shelf, collection)
+        {
+            running.touched.insert(key.to_owned());
+        }
+    }
+
+    /// Nothing is held of a shelf any more.
+    pub fn forget(&mut self, shelf: i64) {
+        self.needed.retain(|(needed, _)| *needed != shelf);
+        if self.running.as_ref().is_some_and(|running| running.shelf == shelf) {
+            self.running = None;
+        }
+    }
+
+    /// The repair that goes on, or one that begins if any is needed: only of shelves that are ready for it.
+    pub fn next(&mut self, is_ready: impl Fn(i64) -> bool) -> Option<&mut Repair> {
+        if self.running.as_ref().is_some_and(|running| !is_ready(running.shelf)) {
+            self.running = None;
+        }
+        let needed = self.needed.iter().find(|(shelf, _)| is_ready(*shelf)).cloned();
+        if self.running.is_none()
+            && let Some((shelf, collection)) = needed
+        {
+            self.needed.remove(&(shelf, collection.clone()));
+            self.running =
+                Some(Repair::new(shelf, collection, Purpose::Digest, vec![Bounds::everything()]));
+        }
+        self.running.as_mut()
+    }
+
+    /// Begins to fetch items that the app's handler failed on, at most [`RANGES_MAX`].
+    pub fn refresh(&mut self, shelf: i64, collection: &str, keys: Vec<String>) {
+        let bounds = keys.iter().map(|key| Bounds::one(key)).collect();
+        let mut repair = Repair::new(shelf, collection.to_owned(), Purpose::Refresh, bounds);
+        repair.refreshed = keys;
+        self.running = Some(repair);
+    }
+
+    /// Whether a repair runs.
+    pub fn running(&self) -> Option<&Repair> {
+        self.running.as_ref()
+    }
+
+    /// Ranges that differ are to be stated next, those of one answer.
+    pub fn answered(&mut self, differing: Vec<Bounds>, has_changed: bool) {
+        let Some(running) = &mut self.running else { return };
+        running.stated.clear();
+        running.rounds += 1;
+        running.has_changed |= has_changed;
+        running.left.extend(differing);
+        if !running.left.is_empty() && running.rounds < ROUNDS_MAX {
+            return;
+        }
+        let is_to_be_confirmed = running.purpose == Purpose::Digest
+            && running.has_changed
+            && running.confirmations_left > 0
+            && running.rounds < ROUNDS_MAX;
+        if !is_to_be_confirmed {
+            self.running = None;
+            return;
+        }
+        running.has_changed = false;
+        running.confirmations_left -= 1;
+        running.left.push(Bounds::everything());
+    }
+
+    /// The gateway does not help.
+    pub fn give_up(&mut self) {
+        self.running = None;
+    }
+}
+
+impl Repair {
+    fn new(shelf: i64, collection: String, purpose: Purpose, left: Vec<Bounds>) -> Self {
+        Self {
+            shelf,
+            collection,
+            purpose,
+            refreshed: Vec::new(),
+            left,
+            stated: Vec::new(),
+            touched: BTreeSet::new(),
+            rounds: 0,
+            confirmations_left: CONFIRMATIONS_MAX,
+            has_changed: false,
+        }
+    }
+
+    /// What to state next. A refresh states that nothing is there, so that all comes; `held` gives what is.
+    pub fn state<E>(
+        &mut self,
+        mut held: impl FnMut(&Bounds) -> Result<Vec<(String, u64)>, E>,
+    ) -> Result<Vec<KeyRange>, E> {
+        if self.stated.is_empty() {
+            let count = self.left.len().min(RANGES_MAX);
+            self.stated = self.left.drain(..count).collect();
+        }
+        self.touched.clear();
+        let mut ranges = Vec::new();
+        for bounds in self.stated.iter().cloned() {
+            if self.purpose == Purpose::Refresh {
+                ranges.push(KeyRange::of(&self.collection, bounds, [("", 0); 0]));
+                continue;
+            }
+            let is_whole = bounds == Bounds::everything();
+            let items = held(&bounds)?;
+            let listed = || items.iter().map(|(key, seq)| (key, *seq));
+            let range = KeyRange::of(&self.collection, bounds, listed());
+            // One exchange less: a whole collection has many ranges in any case, unless it is only confirmed.
+            match is_whole && self.rounds == 0 && range.items > ITEMS_MAX {
+                true => ranges.extend(range.split(&self.collection, listed())),
+                false => ranges.push(range),
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// Whether the answer may say something about an item.
+    pub fn is_open(&self, key: &str) -> bool {
+        !self.touched.contains(key)
+    }
+}
+
+/// Collections that wait for their repair; the next digest finds more.
+const NEEDED_MAX: usize = 1024;
+/// Ranges of one statement.
+pub const RANGES_MAX: usize = 64;
+/// See [`Repair`].
+const CONFIRMATIONS_MAX: u32 = 2;
+/// Exchanges of one repair.
+const ROUNDS_MAX: u32 = 64;

@@ -1,0 +1,191 @@
+//! What is changed here: visible at once, uploaded in order, and never lost.
+
+use carillon_wire::idl;
+
+use super::desk::{self, Desk, change, delta, deltas, own, result};
+use crate::collections::courier::Verdict;
+use crate::collections::{Happening, Outcome};
+
+const APPLIED: idl::EditOutcome = idl::EditOutcome::APPLIED;
+
+fn edits(desk: &Desk) -> Vec<idl::Edit> {
+    desk.errand().unwrap().up.upload.unwrap().edits
+}
+
+fn answer(desk: &Desk, results: Vec<idl::EditResult>) {
+    let errand = desk.errand().unwrap();
+    desk.answer(&errand, idl::Result { edits: Some(results), ..desk::ok() });
+}
+
+fn settled(changes: &mut tokio::sync::broadcast::Receiver<Happening>) -> Vec<(u64, Outcome)> {
+    let mut settled = Vec::new();
+    while let Ok(happening) = changes.try_recv() {
+        if let Happening::Settled { number, outcome, .. } = happening {
+            settled.push((number, outcome));
+        }
+    }
+    settled
+}
+
+#[test]
+fn s20_edits_survive_a_kill_and_are_sent_in_order_until_they_are_answered() {
+    let mut desk = Desk::at(5);
+    desk.put("a", "1");
+    desk.put("b", "2");
+    desk.reopen();
+    assert_eq!(desk.items(), "a=1 b=2");
+    desk.delete("a");
+    desk.learn();
+    for _ in 0..2 {
+        // A cut, and a kill, before the answer.
+        desk.reopen();
+        let sent: Vec<_> = edits(&desk).into_iter().map(|edit| (edit.cseq, edit.key)).collect();
+        assert_eq!(sent, [(1, "a".into()), (2, "b".into()), (3, "a".into())]);
+    }
+    let sent = edits(&desk);
+    assert!(sent.iter().all(|edit| edit.base_seq == 5));
+    assert!(sent.is_sorted_by(|one, other| one.clock < other.clock));
+    answer(&desk, vec![result(1, APPLIED, Some(6)), result(2, APPLIED, Some(7))]);
+    assert_eq!(edits(&desk).len(), 1, "the one that was not answered");
+    answer(&desk, vec![result(3, APPLIED, Some(8))]);
+    assert_eq!((desk.errand(), desk.items().as_str()), (None, "b=2"));
+}
+
+#[test]
+fn s20_the_own_change_comes_back_without_its_value_before_or_after_the_answer() {
+    let mut desk = Desk::at(5);
+    let mut changes = desk.collections.changes();
+    desk.put("a", "1");
+    desk.put("b", "2");
+    desk.learn();
+    let errand = desk.errand().unwrap();
+    desk.take(deltas(vec![delta(1, (6, 6), vec![own(6, "a", 1)])]));
+    desk.take(deltas(vec![delta(1, (7, 7), vec![change(7, "a", Some("theirs"))])]));
+    let results = vec![result(1, APPLIED, Some(6)), result(2, APPLIED, Some(8))];
+    desk.answer(&errand, idl::Result { edits: Some(results), ..desk::ok() });
+    assert_eq!(desk.items(), "a=theirs b=2");
+    assert_eq!(desk.shelf().pending().unwrap(), 1, "b's item has not come");
+    desk.take(deltas(vec![delta(1, (8, 8), vec![own(8, "b", 2)])]));
+    assert_eq!((desk.items().as_str(), desk.shelf().pending().unwrap()), ("a=theirs b=2", 0));
+    desk.reopen();
+    assert_eq!(desk.items(), "a=theirs b=2");
+    assert_eq!(settled(&mut changes), [(1, Outcome::Applied), (2, Outcome::Applied)]);
+}
+
+#[test]
+fn what_the_gateway_decided_is_seen_and_the_app_is_told() {
+    let mut desk = Desk::at(5);
+    desk.take(deltas(vec![delta(1, (6, 6), vec![change(6, "a", Some("theirs"))])]));
+    let mut changes = desk.collections.changes();
+    desk.put("a", "mine");
+    desk.put("b", "one");
+    desk.put("c", "copied");
+    desk.put("d", "bad");
+    desk.learn();
+    answer(
+        &desk,
+        vec![
+            result(1, idl::EditOutcome::LOST, None),
+            result(2, idl::EditOutcome::MERGED, Some(7)),
+            result(3, idl::EditOutcome::COPIED, Some(8)),
+            idl::EditResult {
+                message: Some("no object".into()),
+                ..result(4, idl::EditOutcome::INVALID, None)
+            },
+        ],
+    );
+    assert_eq!(desk.items(), "a=theirs b=one c=copied", "until their entries come");
+    let mut merged = change(7, "b", Some("one and two"));
+    merged.change.as_mut().unwrap().cseq = Some(2);
+    let mut copied = change(8, "c~1", Some("copied"));
+    copied.change.as_mut().unwrap().cseq = Some(3);
+    desk.take(deltas(vec![delta(1, (7, 8), vec![merged, copied])]));
+    assert_eq!(desk.items(), "a=theirs b=one and two c~1=copied");
+    assert_eq!(desk.shelf().pending().unwrap(), 0);
+    assert_eq!(
+        settled(&mut changes),
+        [
+            (1, Outcome::Lost),
+            (2, Outcome::Merged),
+            (3, Outcome::Copied),
+            (4, Outcome::Invalid("no object".into())),
+        ]
+    );
+}
+
+#[test]
+fn an_own_change_that_was_coalesced_away_leaves_no_edit_behind() {
+    let mut desk = Desk::at(5);
+    desk.put("a", "mine");
+    desk.learn();
+    answer(&desk, vec![result(1, APPLIED, Some(6))]);
+    assert_eq!(desk.items(), "a=mine");
+    desk.take(deltas(vec![delta(1, (6, 9), vec![change(9, "a", Some("later"))])]));
+    assert_eq!((desk.items().as_str(), desk.shelf().pending().unwrap()), ("a=later", 0));
+}
+
+#[test]
+fn edits_that_were_not_taken_are_sent_again_and_the_app_knows() {
+    let desk = Desk::at(5);
+    desk.put("a", "1");
+    desk.put("b", "2");
+    desk.learn();
+    let mut changes = desk.collections.changes();
+    let errand = desk.errand().unwrap();
+    let busy = idl::Result {
+        code: idl::ResultCode::UNAVAILABLE,
+        edits: Some(vec![result(1, APPLIED, Some(6))]),
+        ..desk::ok()
+    };
+    assert_eq!(desk.answer(&errand, busy), Verdict::Later);
+    let again: Vec<_> = edits(&desk).into_iter().map(|edit| edit.cseq).collect();
+    assert_eq!(again, [2]);
+    let mut told = std::iter::from_fn(|| changes.try_recv().ok());
+    assert!(told.any(|happening| matches!(happening, Happening::Refused { .. })));
+    // A gateway that says nothing of any edit is not asked again at once.
+    let errand = desk.errand().unwrap();
+    assert_eq!(desk.answer(&errand, desk::ok()), Verdict::Later);
+}
+
+#[test]
+fn s20_a_device_that_lost_its_storage_goes_on_behind_what_the_gateway_has() {
+    let mut desk = Desk::at(5);
+    // Its own change of a former life comes without a value: the item is fetched.
+    desk.put("b", "new life");
+    let learn = desk.errand().unwrap();
+    let highest = idl::Result { edits: Some(vec![result(41, APPLIED, Some(3))]), ..desk::ok() };
+    desk.answer(&learn, highest);
+    assert_eq!(edits(&desk)[0].cseq, 42);
+    answer(&desk, vec![result(42, APPLIED, Some(7))]);
+    desk.take(deltas(vec![delta(1, (6, 7), vec![own(6, "a", 41), own(7, "b", 42)])]));
+    assert_eq!(desk.items(), "b=new life");
+    let repair = desk.errand().unwrap();
+    let given = desk::repaired(repair.up.repair.as_ref().unwrap(), &desk::rows_of(&["a 6", "b 7"]));
+    desk.answer(&repair, idl::Result { ranges: Some(given), ..desk::ok() });
+    assert_eq!(desk.items(), "a=v b=v");
+}
+
+#[test]
+fn an_upload_has_edits_of_one_epoch_and_fits_a_frame() {
+    let mut desk = Desk::at(5);
+    let long = "x".repeat(60 << 10);
+    desk.put("a", &long);
+    desk.put("b", &long);
+    desk.put("c", "1");
+    let jump = delta(2, (1, 3), vec![]);
+    desk.take(deltas(vec![crate::replica::tests::jump(idl::JumpReason::EPOCH_CHANGED, jump)]));
+    desk.put("d", "1");
+    desk.learn();
+    let mut sent = Vec::new();
+    while let Some(errand) = desk.errand() {
+        let mut bytes = Vec::new();
+        carillon_wire::frame::encode_up(&errand.up, &mut bytes).unwrap();
+        let upload = errand.up.upload.as_ref().unwrap();
+        sent.push((upload.epoch, upload.edits.len(), upload.edits[0].base_seq));
+        let results =
+            upload.edits.iter().map(|edit| result(edit.cseq, idl::EditOutcome::LOST, None));
+        let results = results.collect();
+        desk.answer(&errand, idl::Result { edits: Some(results), ..desk::ok() });
+    }
+    assert_eq!(sent, [(1, 1, 5), (1, 2, 5), (2, 1, 3)]);
+}
