@@ -235,6 +235,7 @@ struct Repair {
   /** The position at which the device's items are as stated here. */
   4: required i32 epoch,
   5: required i64 seq,
+  /** At most 16, in order, not overlapping. */
   6: required list<KeyRange> ranges,
 }
 

@@ -121,6 +121,7 @@ impl Rig {
             dice: 7,
             farewell: None,
             tag: &tag,
+            totals: &|_| None,
             is_held: &|_| false,
         };
         let session = self.session.as_mut().expect("a session");
@@ -299,6 +300,10 @@ impl Rig {
             }
             Call::Report(ticket, ..) => {
                 Answer::Advised(ticket, script.is_yes().then(|| 1 + u16::from(script.byte())))
+            }
+            Call::Repair(ticket, _) => {
+                let refused = || Err(service::Error::NotFound { what: "registration" });
+                Answer::Repaired(ticket, if script.is_yes() { Ok(Vec::new()) } else { refused() })
             }
             Call::Request(ticket, _) => {
                 let refused = || Err(service::Error::NotFound { what: "registration" });

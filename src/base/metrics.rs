@@ -135,6 +135,8 @@ labels! {
         Heartbeat = "heartbeat",
         /// `Event`.
         Event = "event",
+        /// `Repair`.
+        Repair = "repair",
         /// `Describe`.
         Describe = "describe",
         /// Not a frame, or of no known kind.

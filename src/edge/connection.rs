@@ -195,6 +195,7 @@ impl<S> Connection<S> {
         let service = &arrival.edge.service;
         let bounds = arrival.edge.config();
         let tag = |queue: &QueueId, position: Position| service.tag(queue, position);
+        let totals = |queue: &QueueId| service.totals(queue);
         let is_held = |regid: &RegId| arrival.edge.is_held(regid, &arrival.nudge);
         let cx = Context {
             bounds: &bounds,
@@ -203,6 +204,7 @@ impl<S> Connection<S> {
             dice: (arrival.serial().wrapping_mul(GOLDEN) >> 32) as u32,
             farewell: arrival.edge.farewell.get(),
             tag: &tag,
+            totals: &totals,
             is_held: &is_held,
         };
         self.session.as_mut().map(|session| look(session, &cx, out))
@@ -393,6 +395,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Call::Resume(ticket, _)
             | Call::Positions(ticket, _)
             | Call::Report(ticket, ..)
+            | Call::Repair(ticket, _)
             | Call::Request(ticket, _) => Some(ticket.kind),
             Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
         };
@@ -400,6 +403,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let answer = perform::call(&self.device.arrival, call, heads).await;
         let result = match &answer {
             Answer::Requested(Ticket { .. }, result) => down::up_result(result),
+            Answer::Repaired(_, result) => down::up_result(result),
             Answer::Failed => UpResult::Failed,
             Answer::Resumed(..)
             | Answer::Positioned(..)

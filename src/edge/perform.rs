@@ -86,6 +86,10 @@ pub async fn call(arrival: &Arrival, call: Call, heads: Heads) -> Answer {
         Call::Report(ticket, network, report) => {
             Ok(Answer::Advised(ticket, arrival.edge.heard(arrival, &network, report)))
         }
+        Call::Repair(ticket, stated) => {
+            let by = By::Device { device, token: None };
+            Ok(Answer::Repaired(ticket, service.repair(by, stated).await))
+        }
         Call::Request(ticket, request) => {
             Ok(Answer::Requested(ticket, perform(service, device, request).await))
         }

@@ -6,6 +6,7 @@
 
 mod beats;
 pub mod deltas;
+mod digests;
 pub mod down;
 mod farewell;
 pub mod feeds;
@@ -46,12 +47,16 @@ use crate::{
         metrics::{ResumeReason, SealRefusal},
     },
     config,
-    queue::position::{Position, Seq, Tag},
+    queue::{
+        collection::item::Totals,
+        position::{Position, Seq, Tag},
+    },
     route::Reasons,
     service::{
         self,
         allowance::Delivered,
         deliver::{Following, Pulled, Take},
+        repair::Repaired,
         seals::Registered,
     },
 };
@@ -70,6 +75,8 @@ pub struct Context<'a> {
     pub farewell: Option<&'a Farewell>,
     /// The tag of a position.
     pub tag: &'a dyn Fn(&QueueId, Position) -> Tag,
+    /// What the collections of a queue hold, where it has some.
+    pub totals: &'a dyn Fn(&QueueId) -> Option<Totals>,
     /// Whether a registration that has pauses or hours takes nothing now.
     pub is_held: &'a dyn Fn(&RegId) -> bool,
 }
@@ -132,6 +139,8 @@ pub enum Call {
     Unsubscribe(u16, Vec<Result<Subscription, u8>>),
     /// How gaps fared on a network, as the device names it.
     Report(Ticket, String, Report),
+    /// Compare ranges of a collection.
+    Repair(Ticket, idl::Repair),
     /// What an uplink frame asks for.
     Request(Ticket, Request),
 }
@@ -149,6 +158,8 @@ pub enum Answer {
     Subscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
     /// The same for UNSUBSCRIBE.
     Unsubscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
+    /// The ranges that differ.
+    Repaired(Ticket, Result<Vec<Repaired>, service::Error>),
     /// The answer to an uplink frame.
     Requested(Ticket, Result<Option<Registered>, service::Error>),
     /// The interval that is advised, in seconds, if any is.
@@ -388,6 +399,9 @@ impl Session {
                 self.unsubscribed(packet_id, results, standings, out);
             }
             Answer::Requested(ticket, result) => self.requested(ticket, result, out),
+            Answer::Repaired(ticket, result) => {
+                self.reply(down::repaired(ticket.request, result), Some(ticket), out);
+            }
             Answer::Advised(ticket, advised_s) => self.advised(ticket, advised_s, out),
             Answer::Failed => self.close(CloseReason::Unavailable, out),
         }

@@ -14,7 +14,7 @@ use crate::{
     base::ids::{Alias, AppId, CollectionName, QueueId, QueueName, base32, from_base32},
     queue::{
         collection::{
-            change::Value,
+            change::{Hlc, Value},
             item::{Item, item_of},
         },
         entry::{Body, Entry},
@@ -57,6 +57,8 @@ pub struct ItemView {
     pub seq: Seq,
     /// What it is.
     pub value: Value,
+    /// When that change was made.
+    pub clock: Hlc,
 }
 
 /// A place among the items of an alias. Its text says nothing to who asks.
@@ -191,7 +193,8 @@ impl Service {
         let named = item_of(stored_key);
         let (collection, key) = named.ok_or_else(|| damaged(queue))?;
         let value = self.value_of(queue, &collection, &key, item)?;
-        Ok(value.map(|value| ItemView { collection, key, seq: item.head.seq, value }))
+        let (seq, clock) = (item.head.seq, item.head.stamp.clock);
+        Ok(value.map(|value| ItemView { collection, key, seq, value, clock }))
     }
 
     /// The value of a live item. `None` if its change is not durable yet.

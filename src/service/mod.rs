@@ -27,6 +27,7 @@ pub mod recall;
 pub mod receipts;
 pub mod records;
 pub mod register;
+pub mod repair;
 mod resolve;
 pub mod revoke;
 pub mod schedule;

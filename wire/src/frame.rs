@@ -13,7 +13,8 @@ use crate::idl;
 use crate::limits::FRAME_BYTES_MAX;
 
 pub use deltas::{
-    DeltaParts, delta_overhead_bytes, deltas_bytes_upper_bound, encode_deltas, frame_overhead_bytes,
+    DeltaParts, delta_overhead_bytes, deltas_bytes_upper_bound, digest_bytes_upper_bound,
+    encode_deltas, frame_overhead_bytes,
 };
 
 /// Why bytes are not a frame, or a value cannot be one.

@@ -56,6 +56,24 @@ impl Bounds {
     }
 }
 
+/// The ranges of one [`idl::Repair`].
+///
+/// # Errors
+/// [`Error::Invalid`]: more than [`STATED_MAX`], not in order, overlapping, or one of [`KeyRange::from_idl`].
+pub fn stated_from_idl(stated: Vec<idl::KeyRange>) -> Result<Vec<KeyRange>, Error> {
+    if stated.len() > STATED_MAX {
+        return Err(Error::Invalid("ranges: at most 16"));
+    }
+    let ranges = stated.into_iter().map(KeyRange::from_idl).collect::<Result<Vec<_>, _>>()?;
+    let follows = |pair: &[KeyRange]| {
+        pair[0].bounds.before.as_ref().is_some_and(|before| *before <= pair[1].bounds.first)
+    };
+    match ranges.windows(2).all(follows) {
+        true => Ok(ranges),
+        false => Err(Error::Invalid("ranges: in order, not overlapping")),
+    }
+}
+
 impl KeyRange {
     /// What these items, all of them within the bounds, come to.
     pub fn of<K: AsRef<str>>(
@@ -129,6 +147,12 @@ impl KeyRange {
         Ok(Self { bounds: Bounds { first, before }, items, digest: Digest::from_idl(digest) })
     }
 
+    /// At least as many bytes as this costs in a frame.
+    pub fn bytes_upper_bound(&self) -> usize {
+        let before = self.bounds.before.as_ref().map_or(0, |before| 6 + before.len());
+        6 + self.bounds.first.len() + before + 2 * 11 + 1
+    }
+
     fn add(&mut self, collection: &str, key: &str, seq: u64) {
         self.items += 1;
         self.digest.add(item_hash(collection, key, seq));
@@ -137,6 +161,8 @@ impl KeyRange {
 
 /// Into how many parts a range is split.
 pub const PARTS_MAX: u64 = 16;
+/// So many ranges, in order and not overlapping, are stated at once.
+pub const STATED_MAX: usize = 16;
 /// Up to so many items are given rather than split further.
 pub const ITEMS_MAX: u64 = 8;
 const NOTHING: [(&str, u64); 0] = [];

@@ -4,7 +4,8 @@ mod support;
 
 use bytes::Bytes;
 use carillon_wire::frame::{
-    self, DeltaParts, deltas_bytes_upper_bound, encode_deltas, encode_entry,
+    self, DeltaParts, deltas_bytes_upper_bound, digest_bytes_upper_bound, encode_deltas,
+    encode_entry,
 };
 use carillon_wire::idl;
 use support::Random;
@@ -73,6 +74,18 @@ fn entry(seq: i64, random: &mut Random) -> idl::Entry {
     }
 }
 
+fn digest(random: &mut Random) -> idl::CollectionDigest {
+    let name = (random.below(2) == 0).then(|| "a".repeat(random.below(200)));
+    idl::CollectionDigest {
+        queue: idl::Queue { kind: idl::QueueKind::ALIAS, name },
+        epoch: 1 + random.below(1_000) as i32,
+        collection: "c".repeat(1 + random.below(64)),
+        seq: random.below(1 << 30) as i64,
+        items: random.below(1 << 20) as i64,
+        digest: i64::MAX / 3 * (random.below(3) as i64 - 1),
+    }
+}
+
 #[test]
 fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
     let mut random = Random::seeded(0xde17a5);
@@ -101,11 +114,13 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
             .collect();
 
         let mut by_hand = Vec::new();
-        encode_deltas(&regid, &parts, &mut by_hand);
+        let digests: Vec<idl::CollectionDigest> =
+            (0..[0, 1, 16][random.below(3)]).map(|_| digest(&mut random)).collect();
+        encode_deltas(&regid, &parts, &digests, &mut by_hand);
         let deltas = idl::Deltas {
             regid: regid.clone(),
             deltas: cases.iter().map(Case::generated).collect(),
-            digests: None,
+            digests: (!digests.is_empty()).then(|| digests.clone()),
         };
         let down = idl::Down {
             deltas: Some(deltas),
@@ -114,11 +129,11 @@ fn hand_written_deltas_equal_generated_ones_byte_for_byte() {
         let mut generated = Vec::new();
         let is_frame = frame::encode_down(&down, &mut generated).is_ok();
 
-        assert!(by_hand.len() <= deltas_bytes_upper_bound(&regid, &parts), "the bound is a bound");
-        assert!(
-            deltas_bytes_upper_bound(&regid, &parts) <= by_hand.len() + 24 + 84 * parts.len(),
-            "and close"
-        );
+        let bound = deltas_bytes_upper_bound(&regid, &parts)
+            + digests.iter().map(digest_bytes_upper_bound).sum::<usize>();
+        let slack = 24 + 84 * parts.len() + 60 * digests.len();
+        assert!(by_hand.len() <= bound, "the bound is a bound");
+        assert!(bound <= by_hand.len() + slack, "and close");
         if is_frame {
             assert_eq!(by_hand, generated);
             assert_eq!(frame::decode_down(&by_hand).expect("valid"), down);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use carillon_wire::ranges::{Answer, Bounds, KeyRange, PARTS_MAX};
+use carillon_wire::ranges::{Answer, Bounds, KeyRange, PARTS_MAX, stated_from_idl};
 use proptest::prelude::*;
 
 type Copy = BTreeMap<String, u64>;
@@ -79,6 +79,20 @@ fn bounds_hold_what_they_say_and_the_wire_refuses_those_that_hold_nothing() {
     assert!(KeyRange::from_idl(idl.clone()).is_err());
     (idl.before, idl.items) = (None, -1);
     assert!(KeyRange::from_idl(idl).is_err());
+}
+
+#[test]
+fn stated_ranges_are_few_in_order_and_apart() {
+    let part = |first: &str, before: Option<&str>| {
+        let bounds = Bounds { first: first.into(), before: before.map(str::to_owned) };
+        range(&Copy::new(), bounds).to_idl()
+    };
+    assert_eq!(stated_from_idl(vec![part("a", Some("b")), part("c", None)]).unwrap().len(), 2);
+    assert!(stated_from_idl(vec![part("a", None), part("c", None)]).is_err());
+    assert!(stated_from_idl(vec![part("a", Some("c")), part("b", None)]).is_err());
+    let many: Vec<_> = (b'a'..b'r').map(|n| char::from(n).to_string()).collect();
+    let many = many.iter().map(|key| part(key, Some(&format!("{key}\0")))).collect();
+    assert!(stated_from_idl(many).is_err());
 }
 
 fn any_copy() -> impl Strategy<Value = Copy> {

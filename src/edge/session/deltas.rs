@@ -5,6 +5,7 @@ use std::{cell::RefCell, collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use carillon_wire::{
     frame::{self, DeltaParts},
+    idl,
     limits::FRAME_BYTES_MAX,
     mqtt::Qos,
     seal::Refused,
@@ -46,6 +47,7 @@ pub struct Draft {
     bytes: usize,
     is_full: bool,
     notes: Vec<Note>,
+    digests: Vec<idl::CollectionDigest>,
 }
 
 #[derive(Debug)]
@@ -153,8 +155,10 @@ impl Session {
         if pulled.is_all && !fitted.is_cut {
             lane.news = News::None;
         }
-        let sent = fitted.to.seq;
-        draft.add(cx, queue, want.after, fitted, jump);
+        let to = fitted.to;
+        let sent = to.seq;
+        draft.add(cx, queue.clone(), want.after, fitted, jump);
+        self.add_digests(cx, want, &queue, to, &pulled, &mut draft);
         self.feeds.at_mut(want.feed).rotate(want.at);
         self.set_draft(draft);
         for entry in pulled.entries.iter().take_while(|entry| entry.position.seq <= sent) {
@@ -171,7 +175,8 @@ impl Session {
         }
         let mut frame = std::mem::take(&mut out.scratch);
         frame.clear();
-        frame::encode_deltas(&draft.regid.to_string(), &draft.parts(), &mut frame);
+        let regid = draft.regid.to_string();
+        frame::encode_deltas(&regid, &draft.parts(), &draft.digests, &mut frame);
         let packet_id = self.next_down_id();
         let is_sent = self.publish_down(packet_id, &frame, out);
         out.scratch = frame;
@@ -208,7 +213,7 @@ impl Session {
     }
 
     /// Bytes that a frame of deltas may have.
-    fn budget(&self) -> usize {
+    pub(super) fn budget(&self) -> usize {
         (self.terms.max_packet_bytes as usize).saturating_sub(HEAD_BYTES).min(DELTAS_BYTES_MAX)
     }
 
@@ -227,6 +232,26 @@ impl Session {
 }
 
 impl Draft {
+    /// Adds digests, if the frame has room for all of them.
+    pub(super) fn add_digests(
+        &mut self,
+        digests: Vec<idl::CollectionDigest>,
+        budget: usize,
+    ) -> bool {
+        let bytes: usize = digests.iter().map(frame::digest_bytes_upper_bound).sum();
+        let fits = self.bytes + bytes <= budget;
+        if fits {
+            self.bytes += bytes;
+            self.digests.extend(digests);
+        }
+        fits
+    }
+
+    /// Whether its entries go out sealed.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.sealer.is_some()
+    }
+
     fn new(feed: usize, regid: RegId, sealer: Option<Arc<Sealer>>) -> Self {
         let bytes = frame::frame_overhead_bytes(&regid.to_string());
         Self {
@@ -238,6 +263,7 @@ impl Draft {
             bytes,
             is_full: false,
             notes: Vec::new(),
+            digests: Vec::new(),
         }
     }
 

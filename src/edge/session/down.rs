@@ -3,6 +3,7 @@
 use carillon_wire::{
     frame::{epoch_to_idl, seq_to_idl},
     idl,
+    ranges::KeyRange,
 };
 
 use crate::{
@@ -15,7 +16,12 @@ use crate::{
         entry::{Body, Change, Entry, Message},
         plan::Jump,
     },
-    service::{self, seals::Registered},
+    service::{
+        self,
+        items::ItemView,
+        repair::{Held, Repaired},
+        seals::Registered,
+    },
 };
 
 fn empty() -> idl::Down {
@@ -64,6 +70,46 @@ pub fn refused(request: i64, code: idl::ResultCode, message: &str) -> idl::Down 
     }
 }
 
+/// The ranges that differ.
+pub fn repaired(request: i64, result: Result<Vec<Repaired>, service::Error>) -> idl::Down {
+    let (code, message, ranges) = match result {
+        Ok(ranges) => (idl::ResultCode::OK, None, ranges),
+        Err(error) => (code_of(&error), Some(error.to_string()), Vec::new()),
+    };
+    let ranges = ranges.into_iter().map(repaired_range).collect::<Vec<_>>();
+    let ranges = (!ranges.is_empty()).then_some(ranges);
+    let (regid, seal, edits) = (None, None, None);
+    let result = idl::Result { request, code, message, regid, seal, edits, ranges };
+    idl::Down { result: Some(result), ..empty() }
+}
+
+fn repaired_range(Repaired { range, held }: Repaired) -> idl::RepairedRange {
+    let range = range.to_idl();
+    match held {
+        Held::Items(items) => {
+            let items = Some(items.into_iter().map(item).map(Box::new).collect());
+            idl::RepairedRange { range, items, parts: None }
+        }
+        Held::Parts(parts) => {
+            let parts = Some(parts.iter().map(KeyRange::to_idl).collect());
+            idl::RepairedRange { range, items: None, parts }
+        }
+    }
+}
+
+/// An item as devices read it.
+pub fn item(item: ItemView) -> idl::Item {
+    let ItemView { collection, key, seq, value, clock } = item;
+    idl::Item {
+        collection: collection.to_string(),
+        key: key.into(),
+        seq: seq_to_idl(seq.0),
+        format: format(value.format),
+        value: value.bytes.to_vec(),
+        clock: Some(clock.0.cast_signed()),
+    }
+}
+
 /// Pushing starts now.
 pub fn resumed(regids: Vec<String>) -> idl::Down {
     idl::Down { resumed: Some(idl::Resumed { regids: Some(regids) }), ..empty() }
@@ -94,7 +140,7 @@ pub fn ended(regid: String, reason: Option<idl::EndReason>) -> idl::Down {
 }
 
 /// Whose fault a failed call is.
-pub fn up_result(result: &Result<Option<Registered>, service::Error>) -> UpResult {
+pub fn up_result<T>(result: &Result<T, service::Error>) -> UpResult {
     match result {
         Ok(_) => UpResult::Ok,
         Err(service::Error::Unavailable(_)) => UpResult::Failed,

@@ -109,6 +109,8 @@ pub struct Lane {
     pub news: News,
     /// The stored pointer is elsewhere, so that the first acknowledgement is news in any case.
     pub is_unstored: bool,
+    /// So many frames of changes until digests are due. Of aliases.
+    pub digests_in: u8,
 }
 
 /// One registration.
@@ -145,6 +147,7 @@ impl Lane {
             usage,
             news: if usage == Use::Off { News::None } else { News::Some },
             is_unstored: start.jump.is_some(),
+            digests_in: 0,
         }
     }
 

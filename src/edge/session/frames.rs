@@ -250,6 +250,9 @@ impl Session {
             Some(Kind::Report(report)) => {
                 self.reported(ticket(request, UpKind::Heartbeat), report, out);
             }
+            Some(Kind::Repair(repair)) => {
+                out.call = Some(Call::Repair(ticket(request, UpKind::Repair), repair));
+            }
             Some(Kind::Request(kind, asked)) => {
                 out.call = Some(Call::Request(ticket(request, kind), asked));
             }
@@ -442,6 +445,7 @@ enum Kind {
     Resume(idl::Resume),
     Positions(idl::Positions),
     Report(idl::HeartbeatReport),
+    Repair(idl::Repair),
     Request(UpKind, Request),
 }
 
@@ -451,6 +455,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
         up.resume.map(Kind::Resume),
         up.positions.map(Kind::Positions),
         up.heartbeat.map(Kind::Report),
+        up.repair.map(Kind::Repair),
         up.register_app.map(|r| Kind::Request(UpKind::Register, Request::Register(r))),
         up.unregister.map(|r| Kind::Request(UpKind::Unregister, Request::Unregister(r))),
         up.bind.map(|r| Kind::Request(UpKind::Bind, Request::Bind(r))),

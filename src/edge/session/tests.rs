@@ -162,6 +162,7 @@ impl Rig {
             dice,
             farewell,
             tag: &tag,
+            totals: &|_| None,
             is_held: &|_| false,
         };
         self.session.step(&cx, input, &mut self.out);
@@ -193,6 +194,7 @@ impl Rig {
             dice,
             farewell,
             tag: &tag,
+            totals: &|_| None,
             is_held: &|_| false,
         };
         for turn in 0.. {

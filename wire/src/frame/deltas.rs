@@ -38,8 +38,14 @@ pub struct DeltaParts<'a> {
 ///
 /// # Panics
 /// If an epoch or seq does not fit the wire.
-pub fn encode_deltas(regid: &str, deltas: &[DeltaParts<'_>], out: &mut Vec<u8>) {
-    out.reserve(deltas_bytes_upper_bound(regid, deltas));
+pub fn encode_deltas(
+    regid: &str,
+    deltas: &[DeltaParts<'_>],
+    digests: &[idl::CollectionDigest],
+    out: &mut Vec<u8>,
+) {
+    let digests_bytes: usize = digests.iter().map(digest_bytes_upper_bound).sum();
+    out.reserve(deltas_bytes_upper_bound(regid, deltas) + digests_bytes);
     out.push(field(2, STRUCT)); // Down.deltas
     out.push(field(1, BINARY)); // Deltas.regid
     put_binary(regid.as_bytes(), out);
@@ -47,6 +53,11 @@ pub fn encode_deltas(regid: &str, deltas: &[DeltaParts<'_>], out: &mut Vec<u8>) 
     put_list_header(deltas.len(), out);
     for delta in deltas {
         put_delta(delta, out);
+    }
+    if !digests.is_empty() {
+        out.push(field(1, LIST)); // Deltas.digests
+        put_list_header(digests.len(), out);
+        digests.iter().for_each(|digest| put_digest(digest, out));
     }
     out.extend_from_slice(&[STOP, STOP]);
 }
@@ -79,6 +90,31 @@ pub fn delta_overhead_bytes(queue_name: Option<&str>) -> usize {
     let jump = 1 + 5;
     let seal = (1 + 5) + (2 + 5);
     queue + numbers + tag + list + jump + seal + 1
+}
+
+/// What a digest costs, at most, in bytes; the first one's list included.
+pub fn digest_bytes_upper_bound(digest: &idl::CollectionDigest) -> usize {
+    let queue = 1 + (1 + 5) + digest.queue.name.as_ref().map_or(0, |name| 1 + 5 + name.len()) + 1;
+    let numbers = (1 + 5) + 3 * (1 + 10);
+    queue + numbers + (1 + 5 + digest.collection.len()) + 1 + (1 + 1 + 5)
+}
+
+fn put_digest(digest: &idl::CollectionDigest, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[field(1, STRUCT), field(1, I32)]); // CollectionDigest.queue, Queue.kind
+    put_i32(digest.queue.kind.0, out);
+    if let Some(name) = &digest.queue.name {
+        out.push(field(1, BINARY)); // Queue.name
+        put_binary(name.as_bytes(), out);
+    }
+    out.extend_from_slice(&[STOP, field(1, I32)]); // CollectionDigest.epoch
+    put_i32(digest.epoch, out);
+    out.push(field(1, BINARY)); // CollectionDigest.collection
+    put_binary(digest.collection.as_bytes(), out);
+    for number in [digest.seq, digest.items, digest.digest] {
+        out.push(field(1, I64));
+        put_i64(number, out);
+    }
+    out.push(STOP);
 }
 
 fn put_delta(delta: &DeltaParts<'_>, out: &mut Vec<u8>) {

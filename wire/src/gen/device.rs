@@ -2473,6 +2473,7 @@ pub struct Repair {
   /// The position at which the device's items are as stated here.
   pub epoch: i32,
   pub seq: i64,
+  /// At most 16, in order, not overlapping.
   pub ranges: Vec<KeyRange>,
 }
 

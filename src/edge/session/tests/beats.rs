@@ -15,6 +15,7 @@ fn noted(rig: &mut Rig, input: Input) -> Vec<Effect> {
         dice: 7,
         farewell: None,
         tag: &tag,
+        totals: &|_| None,
         is_held: &|_| false,
     };
     rig.session.step(&cx, input, &mut rig.out);
