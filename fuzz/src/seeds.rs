@@ -115,6 +115,7 @@ fn frames() -> Seeds {
         ("subscribe", up(&idl::Up { subscribe: Some(subscribe), request: Some(2), ..none() })),
         ("register", up(&idl::Up { request: Some(1), ..register(None) })),
         ("advice", down(&advice)),
+        ("packed", packed()),
     ];
     seeds.extend(sealed_frames());
     seeds.extend(later_kinds());
@@ -198,6 +199,16 @@ fn later_kinds() -> Seeds {
         ("upload", up(&idl::Up { upload: Some(upload), ..none() })),
         ("repair", up(&idl::Up { repair: Some(repair), ..none() })),
     ]
+}
+
+/// A frame of a few hundred bytes, packed.
+fn packed() -> Vec<u8> {
+    let regids = Some((0..40).map(|n| format!("registration-{n}")).collect());
+    let resumed = idl::Down { resumed: Some(idl::Resumed { regids }), ..idl::Down::default() };
+    let (mut plain, mut bytes) = (Vec::new(), Vec::new());
+    frame::encode_down(&resumed, &mut plain).expect("a frame");
+    assert!(frame::pack(&plain, &mut bytes), "it gets smaller");
+    bytes
 }
 
 fn filters() -> Seeds {

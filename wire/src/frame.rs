@@ -5,6 +5,7 @@
 
 mod deltas;
 mod guard;
+mod packed;
 
 use bytes::Bytes;
 use thrift::protocol::{TCompactOutputProtocol, TSerializable};
@@ -16,6 +17,7 @@ pub use deltas::{
     DeltaParts, delta_overhead_bytes, deltas_bytes_upper_bound, digest_bytes_upper_bound,
     encode_deltas, frame_overhead_bytes,
 };
+pub use packed::{DICTIONARY, dictionary, open_down, pack, unpack};
 
 /// Why bytes are not a frame, or a value cannot be one.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +43,15 @@ pub enum Error {
     /// A number out of its range; the text names the field.
     #[error("{0} is out of range")]
     Invalid(&'static str),
+    /// A packed frame that needs another dictionary than we have.
+    #[error("dictionary {number} is not known")]
+    UnknownDictionary {
+        /// Which.
+        number: i32,
+    },
+    /// A packed frame that is damaged, or longer than it claims.
+    #[error("a packed frame cannot be unpacked")]
+    Unpacking(#[source] std::io::Error),
 }
 
 /// An `Up` of no kind, to be filled. The generated default says `request` 0 instead.

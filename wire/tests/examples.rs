@@ -66,6 +66,7 @@ fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
     let digest = -2_433_624_130_026_534_385;
     let examples = [
         up(|up| up.resume = Some(idl::Resume::new(0, None))),
+        up(|up| up.resume = Some(idl::Resume::new(0, 1))),
         up(|up| up.resume = Some(idl::Resume::new(digest, None))),
         up(|up| up.positions = Some(positions())),
         up(|up| {
