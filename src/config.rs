@@ -117,6 +117,8 @@ pub struct Edge {
     pub window_per_registration: u16,
     /// Entries in one frame.
     pub frame_entries_max: usize,
+    /// Frames of at least so many bytes are packed for devices that can unpack; 0: none.
+    pub pack_bytes_min: usize,
     /// How long the unacknowledged packet ids of a plain session may outlive its connection.
     pub session_expiry_max_s: u32,
     /// How many such sessions are kept.
@@ -145,6 +147,7 @@ impl Default for Edge {
             window: 32,
             window_per_registration: 16,
             frame_entries_max: 64,
+            pack_bytes_min: 8 << 10,
             session_expiry_max_s: 7_200,
             parked_sessions_max: 100_000,
             send_buffer_bytes: 64 << 10,
@@ -407,6 +410,11 @@ impl Edge {
                 (1..=4_096).contains(&self.frame_entries_max),
                 "edge.frame_entries_max",
                 "1 to 4096",
+            ),
+            Rule(
+                self.pack_bytes_min == 0 || (512..=128 << 10).contains(&self.pack_bytes_min),
+                "edge.pack_bytes_min",
+                "0, or 512 to 131072",
             ),
             Rule(
                 self.send_buffer_bytes == 0 || (4_096..=16 << 20).contains(&self.send_buffer_bytes),

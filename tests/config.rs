@@ -85,6 +85,7 @@ fn every_range_is_checked() {
         ("edge.window", "0"),
         ("edge.window_per_registration", "33"),
         ("edge.frame_entries_max", "4097"),
+        ("edge.pack_bytes_min", "511"),
         ("edge.write_timeout_ms", "99"),
         ("api.connections_max", "0"),
         ("api.head_bytes_max", "8191"),

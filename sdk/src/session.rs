@@ -293,7 +293,7 @@ impl<'a> Session<'a> {
             Qos::AtLeastOnce => Some(publish.packet_id),
             Qos::ExactlyOnce => return Err(End::Fault("QoS 2")),
         };
-        let down = frame::decode_down(&publish.payload).map_err(End::Frame)?;
+        let down = frame::open_down(&publish.payload).map_err(End::Frame)?;
         let given = self.down(down, packet_id, now)?;
         if !matches!(given, Given::Frame { .. }) {
             self.outgoing.extend(packet_id.map(Outgoing::Ack));

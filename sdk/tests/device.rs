@@ -33,7 +33,7 @@ async fn resume_comes_behind_connect_without_waiting() {
     assert_eq!(connect.username.as_deref(), Some("d1"));
     assert_eq!(connect.password.as_deref(), Some(b"s1".as_slice()));
     let up = peer.recv_up().await;
-    assert_eq!(up.resume, Some(idl::Resume { digest: 0, dictionary: None }));
+    assert_eq!(up.resume, Some(idl::Resume { digest: 0, dictionary: Some(1) }));
     peer.resumed(&[]).await;
     device.online().await.unwrap();
 }

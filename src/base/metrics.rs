@@ -6,6 +6,7 @@
 mod api;
 mod collections;
 pub mod engine;
+mod packing;
 mod receipts;
 mod seals;
 mod sends;
@@ -22,6 +23,7 @@ mod skips;
 pub use self::api::ApiMetrics;
 pub use self::collections::{ChangeOutcome, CollectionMetrics};
 use self::engine::EngineMetrics;
+pub use self::packing::{PackedBytes, PackingMetrics};
 pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
 };
@@ -373,6 +375,8 @@ pub struct Metrics {
     pub receipts: ReceiptMetrics,
     /// Sealed payloads.
     pub seals: SealMetrics,
+    /// Packed frames.
+    pub packing: PackingMetrics,
     /// Scheduled and held messages.
     pub timing: timing::TimingMetrics,
 }
@@ -391,7 +395,20 @@ impl Metrics {
         let (sends, timing) = (SendMetrics::new(), timing::TimingMetrics::new());
         let (edge, queue, api, seals) = (edge(), queue(), ApiMetrics::new(), SealMetrics::new());
         let collections = CollectionMetrics::new();
-        Self { edge, queue, sends, collections, api, engine, node, receipts, seals, timing }
+        let packing = PackingMetrics::new();
+        Self {
+            edge,
+            queue,
+            sends,
+            collections,
+            api,
+            engine,
+            node,
+            receipts,
+            seals,
+            packing,
+            timing,
+        }
     }
 }
 

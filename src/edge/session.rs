@@ -14,6 +14,7 @@ pub mod filter;
 pub mod frames;
 pub mod handshake;
 mod output;
+mod packing;
 pub mod plain;
 pub mod rate;
 mod seals;
@@ -27,7 +28,7 @@ use carillon_wire::{
     mqtt::{self, Ack, Disconnect, Packet, Version},
 };
 
-pub use self::output::{Now, Output, Tally};
+pub use self::output::{Now, Output, Packed, Tally};
 use self::{
     feeds::{Begin, Feeds, News, Standing, Use},
     filter::{Subscription, Wanted},
@@ -281,7 +282,7 @@ impl Session {
     /// The one door: what happened goes in, what is to be done comes out.
     pub fn step(&mut self, cx: &Context<'_>, input: Input, out: &mut Output) {
         // A frame that is being filled names its feed by place: it goes out before places change.
-        self.finish(out);
+        self.finish(cx, out);
         match input {
             Input::Packet(packet) => {
                 self.note_gap(cx.now_s, out);

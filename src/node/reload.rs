@@ -113,6 +113,7 @@ const LIVE: &[&str] = &[
     "edge.window",
     "edge.window_per_registration",
     "edge.frame_entries_max",
+    "edge.pack_bytes_min",
     "edge.session_expiry_max_s",
     "edge.write_timeout_ms",
     "edge.gate",

@@ -1,7 +1,7 @@
 """A device of Carillon in Python, written from docs/PROTOCOL.md: paho-mqtt and Apache Thrift.
 
 It holds positions in a file, applies deltas by the rule of PROTOCOL.md 4.4, and acknowledges a frame
-when the app has handled it and the positions are on disk. What is sealed for it, it opens (PROTOCOL.md 9). The test is its app: commands come as JSON
+when the app has handled it and the positions are on disk. What is packed it unpacks (PROTOCOL.md 4.8), what is sealed for it, it opens (PROTOCOL.md 9). The test is its app: commands come as JSON
 lines on stdin, and everything that happens is a JSON line on stdout.
 """
 
@@ -12,6 +12,7 @@ import threading
 
 import paho.mqtt.client as mqtt
 import seal
+import zstandard
 from carillon_device.ttypes import (
     Bind,
     Content,
@@ -35,6 +36,8 @@ from thrift.protocol.TCompactProtocol import TCompactProtocolFactory
 from thrift.TSerialization import deserialize, serialize
 
 COMPACT = TCompactProtocolFactory()
+with open(os.environ["DICTIONARY"], "rb") as dictionary:
+    UNPACK = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary.read()))
 MASK = (1 << 64) - 1
 
 
@@ -170,7 +173,7 @@ class Device:
         self.stating = False
         client.connect(os.environ["HOST"], int(os.environ["PORT"]), keepalive=30, clean_start=True)
         # Without waiting for CONNACK.
-        self.send(Up(resume=Resume(digest=self.store.digest())))
+        self.send(Up(resume=Resume(digest=self.store.digest(), dictionary=1)))
         client.loop_start()
 
     def disconnect(self):
@@ -188,9 +191,20 @@ class Device:
 
     # --- frames
 
+    def unpack(self, packed):
+        """What was packed (PROTOCOL.md 4.8)."""
+        size = zstandard.frame_content_size(packed.zstd)
+        if packed.dictionary != 1 or size != packed.bytes or size > 128 << 10:
+            raise SystemExit("not a packed frame")
+        plain = UNPACK.decompress(packed.zstd)
+        say("packed", bytes=size, packed_bytes=len(packed.zstd))
+        return deserialize(Down(), plain, COMPACT)
+
     def on_message(self, client, _userdata, message):
         with self.lock:
             down = deserialize(Down(), message.payload, COMPACT)
+            if down.packed is not None:
+                down = self.unpack(down.packed)
             if down.deltas is not None:
                 try:
                     self.open_all(down.deltas)

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{AppCredentials, Device, Node, dialogue::Dialogue, script, tools};
+use crate::support::{AppCredentials, Device, Node, Options, dialogue::Dialogue, script, tools};
 
 const SECOND: &str = "second";
 const ALIAS: &str = "ann";
@@ -125,6 +125,29 @@ async fn a_python_device_opens_what_is_sealed_for_it() {
     scene.goes_offline().await;
 }
 
+#[tokio::test]
+async fn a_python_device_unpacks_what_it_missed() {
+    let config = Some("[edge]\npack_bytes_min = 1024\n".to_owned());
+    let node = Node::start_with(Options { config, ..Options::default() }).await;
+    let second = node.create_app(SECOND).await;
+    let mut scene = Scene::set_with(node, second, None).await;
+    scene.send_to_all_targets(1).await;
+    scene.receives_what_was_sent().await;
+    scene.goes_offline().await;
+
+    scene.send_to_all_targets(20).await;
+    let mut events = scene.comes_back().await;
+    assert!(!told(&events, "asked"), "equal digests need no positions: {events:#?}");
+    let sent = scene.take_sent();
+    events.extend(scene.device.until_count("message", sent.len()).await);
+    assert!(told(&events, "packed"), "{events:#?}");
+    assert_eq!(payloads(&events, true), sent);
+    scene.goes_offline().await;
+    let before = scene.comes_back().await;
+    assert!(!told(&before, "asked"), "acknowledged as any frame: {before:#?}");
+    scene.goes_offline().await;
+}
+
 #[test]
 fn the_documents_vectors_are_what_python_makes_of_them() {
     let mut command = Command::new(tools::python());
@@ -238,6 +261,7 @@ fn start(node: &Node, account: &Device, folder: &Path) -> Dialogue {
     command
         .env("PYTHONPATH", folder)
         .env("STATE_FILE", folder.join("state.json"))
+        .env("DICTIONARY", concat!(env!("CARGO_MANIFEST_DIR"), "/wire/dictionary/1.bin"))
         .env("HOST", address.ip().to_string())
         .env("PORT", address.port().to_string())
         .env("DEVICE_ID", &account.device_id)

@@ -1,6 +1,6 @@
 //! What the device says about where it stands: `Resume` and `Positions`, in frames that are not too long.
 
-use carillon_wire::frame::{empty_up, epoch_to_idl, seq_to_idl};
+use carillon_wire::frame::{DICTIONARY, empty_up, epoch_to_idl, seq_to_idl};
 use carillon_wire::idl;
 use carillon_wire::limits::{CONTAINER_ITEMS_MAX, TAG_BYTES};
 
@@ -10,7 +10,8 @@ use crate::state::{Registration, State};
 
 /// `Resume`.
 pub fn up_resume(digest: i64) -> idl::Up {
-    idl::Up { resume: Some(idl::Resume { digest, dictionary: None }), ..empty_up() }
+    let dictionary = Some(DICTIONARY);
+    idl::Up { resume: Some(idl::Resume { digest, dictionary }), ..empty_up() }
 }
 
 /// `Positions` of these registrations, with more frames of it to follow or not. One that we do not hold has none.

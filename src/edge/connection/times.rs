@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Connection;
 use crate::{
-    base::metrics::{Label, SealedIn},
-    edge::session::Output,
+    base::metrics::{Label, PackedBytes, SealedIn},
+    edge::session::{Output, Packed},
 };
 
 impl<S> Connection<S> {
@@ -30,6 +30,12 @@ impl<S> Connection<S> {
             if count > 0 {
                 metrics.seals.entries.of(*kind).increment(count.into());
             }
+        }
+        let Packed { frames, plain_bytes, packed_bytes } = std::mem::take(&mut out.packed);
+        if frames > 0 {
+            metrics.packing.frames.increment(frames);
+            metrics.packing.bytes.of(PackedBytes::Plain).increment(plain_bytes);
+            metrics.packing.bytes.of(PackedBytes::Packed).increment(packed_bytes);
         }
         for reason in out.seal_refusals.drain(..) {
             metrics.seals.refusals.of(reason).increment(1);

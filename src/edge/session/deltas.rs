@@ -107,7 +107,7 @@ impl Session {
                     let (regid, feed) = (draft.regid, draft.feed);
                     return Some(Want { regid, feed, at, after, take, is_resend: false });
                 }
-                Some(_) | None => self.finish(out),
+                Some(_) | None => self.finish(cx, out),
             }
         }
     }
@@ -167,7 +167,7 @@ impl Session {
     }
 
     /// Sends the frame that is being filled, if it holds anything.
-    pub(super) fn finish(&mut self, out: &mut Output) {
+    pub(super) fn finish(&mut self, cx: &Context<'_>, out: &mut Output) {
         let Some(draft) = self.take_draft() else { return };
         self.feeds.pass(draft.feed);
         if draft.deltas.is_empty() {
@@ -178,7 +178,11 @@ impl Session {
         let regid = draft.regid.to_string();
         frame::encode_deltas(&regid, &draft.parts(), &draft.digests, &mut frame);
         let packet_id = self.next_down_id();
-        let is_sent = self.publish_down(packet_id, &frame, out);
+        // What is sealed gets no smaller.
+        let is_sent = match draft.sealer {
+            None => self.publish_entries(cx, packet_id, &frame, out),
+            Some(_) => self.publish_down(packet_id, &frame, out),
+        };
         out.scratch = frame;
         if is_sent {
             out.tally.pushes += 1;

@@ -100,6 +100,8 @@ pub struct Frames {
     /// When the device last reported on its network, as `beats` stamps it; 0: never.
     pub(super) reported: u16,
     is_alias_told: bool,
+    /// The device has the dictionary of packed frames.
+    pub(super) can_unpack: bool,
     pub(super) draft: Option<Box<Draft>>,
 }
 
@@ -113,6 +115,7 @@ impl Default for Frames {
             rare: None,
             reported: 0,
             is_alias_told: false,
+            can_unpack: false,
             draft: None,
         }
     }
@@ -238,6 +241,7 @@ impl Session {
         let request = up.request.unwrap_or(0);
         match only_kind(up) {
             Some(Kind::Resume(resume)) => {
+                self.set_dictionary(resume.dictionary);
                 out.call = Some(Call::Resume(ticket(request, UpKind::Resume), resume.digest));
             }
             Some(Kind::Positions(positions)) => {

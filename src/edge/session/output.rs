@@ -22,6 +22,29 @@ pub struct Tally {
     pub uplinks: u64,
 }
 
+/// Frames that went out packed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// How many.
+    pub frames: u64,
+    /// Their bytes before.
+    pub plain_bytes: u64,
+    /// Their bytes as sent.
+    pub packed_bytes: u64,
+}
+
+impl Packed {
+    pub(super) fn of(plain_bytes: usize, packed_bytes: usize) -> Self {
+        Self { frames: 1, plain_bytes: plain_bytes as u64, packed_bytes: packed_bytes as u64 }
+    }
+
+    pub(super) fn add(&mut self, more: Self) {
+        self.frames += more.frames;
+        self.plain_bytes += more.plain_bytes;
+        self.packed_bytes += more.packed_bytes;
+    }
+}
+
 /// What the clocks say during one turn of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Now {
@@ -58,7 +81,10 @@ pub struct Output {
     pub ignored: Vec<Ignored>,
     /// Uplink frames that were none, or of no known kind.
     pub unknown_ups: u32,
+    /// What was packed.
+    pub packed: Packed,
     pub(super) scratch: Vec<u8>,
+    pub(super) packed_scratch: Vec<u8>,
 }
 
 impl Output {
@@ -73,6 +99,7 @@ impl Output {
         self.acked.notes.clear();
         self.acked.skipped = Skipped::default();
         self.ignored.clear();
+        self.packed = Packed::default();
         self.sealed = Default::default();
         self.seal_refusals.clear();
     }

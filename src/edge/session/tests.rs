@@ -3,6 +3,7 @@
 mod beats;
 mod changes;
 mod frames;
+mod packing;
 mod plain;
 
 use std::{collections::HashMap, sync::Arc};

@@ -23,12 +23,12 @@ fn empty() -> idl::Up {
 }
 
 pub(super) fn resume(rig: &mut Rig, registrations: &[Registration]) {
-    up(
-        rig,
-        &idl::Up { resume: Some(idl::Resume { digest: 0, dictionary: None }), ..empty() },
-        Qos::AtMostOnce,
-        0,
-    );
+    resume_with(rig, None, registrations);
+}
+
+pub(super) fn resume_with(rig: &mut Rig, dictionary: Option<i32>, registrations: &[Registration]) {
+    let resume = Some(idl::Resume { digest: 0, dictionary });
+    up(rig, &idl::Up { resume, ..empty() }, Qos::AtMostOnce, 0);
     let Some(Call::Resume(ticket, 0)) = rig.out.call.take() else { panic!("a resume is a call") };
     let standings = registrations.iter().map(|r| rig.standing(r)).collect();
     rig.input(Input::Answer(Answer::Resumed(ticket, Some(standings))));
