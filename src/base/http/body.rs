@@ -10,7 +10,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{
         HeaderMap, StatusCode,
-        header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT},
         request::Parts,
     },
 };
@@ -68,6 +68,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonText<T> {
 async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         let detail = "send `content-type: application/json`";
+        return Err(Problem::new(Code::UnsupportedMediaType, detail));
+    }
+    // Those that we know are taken off before.
+    let encoding = request.headers().get(CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| encoding != "identity") {
+        let detail = "send the body as it is, or with `content-encoding: gzip` or `deflate`";
         return Err(Problem::new(Code::UnsupportedMediaType, detail));
     }
     read(request, state).await
@@ -142,7 +148,10 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
     };
     read.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(Code::BodyTooLarge, ""),
-        _ => Problem::new(Code::InvalidRequest, "the body ended early"),
+        _ => Problem::new(
+            Code::InvalidRequest,
+            "the body ended early, or is not what its content-encoding says",
+        ),
     })
 }
 

@@ -1,5 +1,5 @@
-//! What surrounds every call: its trace id, its deadline, its metrics, and the
-//! body of every error.
+//! What surrounds every call: its trace id, its deadline, its metrics, its encodings,
+//! and the body of every error.
 //!
 //! A call runs in a task of its own and to its end, also if its caller hangs up:
 //! what has begun to change is not left half changed. A panic ends that task and
@@ -20,7 +20,7 @@ use axum::{
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Code, Fault, Problem, Retry, TraceId, serve::Slot};
+use super::{Code, Fault, Problem, Retry, TraceId, encoding, serve::Slot};
 use crate::base::{metrics::Metrics, tasks};
 
 /// What a door wants around its calls.
@@ -45,7 +45,7 @@ pub struct BodyMax(pub usize);
 impl Envelope {
     /// Puts every route of the router, and its answers to unknown ones, into the envelope.
     pub fn around(self, router: Router) -> Router {
-        router.layer(middleware::from_fn_with_state(Arc::new(self), call))
+        encoding::around(router.layer(middleware::from_fn_with_state(Arc::new(self), call)))
     }
 }
 
