@@ -7,6 +7,7 @@ mod callbacks;
 mod drain;
 mod gate;
 mod listen;
+mod longterm;
 
 use std::{
     borrow::Cow,
@@ -23,6 +24,7 @@ pub use self::{
     drain::Drain,
     gate::Gate,
     listen::{Bind, Listen, Network},
+    longterm::{LongTerm, LongTermStore},
 };
 
 /// Everything that an operator can set.
@@ -33,6 +35,8 @@ pub struct Config {
     pub listen: Listen,
     /// Where and how it stores.
     pub store: Store,
+    /// Where folded collections and history are kept.
+    pub longterm: LongTerm,
     /// The device's side.
     pub edge: Edge,
     /// The app server's side.
@@ -330,6 +334,7 @@ impl Config {
     /// [`Error::OutOfRange`] for the first value out of its range.
     pub fn check(&self) -> Result<(), Error> {
         let rules = self.listen.rules().into_iter().chain(self.store.rules());
+        let rules = rules.chain(self.longterm.rules());
         let rules =
             rules.chain(self.edge.rules()).chain(self.edge.gate.rules()).chain(self.api.rules());
         let rules = rules.chain(self.limits.allowance.rules()).chain(self.drain.rules());

@@ -2,6 +2,7 @@
 //!
 //! - [`queue`]: the heart: ordered durable queues, pointers, the store.
 //! - [`route`]: which shard owns a queue; who on this node follows it.
+//! - [`longterm`]: what is kept for longer than the queues' retention.
 //! - [`service`]: the business calls; no MQTT and no HTTP in them.
 //! - [`edge`]: the MQTT front: listeners, the session machine, connections.
 //! - [`api`]: HTTPS for app servers.
@@ -15,6 +16,8 @@
 
 pub mod queue;
 pub mod route;
+
+pub mod longterm;
 pub mod service;
 
 pub mod admin;

@@ -136,6 +136,7 @@ async fn build(config: &Config, clock: Clock, metrics: Arc<Metrics>) -> anyhow::
         clock,
         metrics,
         pace: Pace::Threaded,
+        longterm: data::open_longterm(&config.longterm, dir)?,
     };
     Ok(Core::build(config, foundation).await?)
 }

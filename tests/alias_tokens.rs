@@ -36,6 +36,7 @@ async fn scene(policy: AliasPolicy) -> Scene {
         clock: Clock::starting_at(1_700_000_000_000),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(1))),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     let core = Core::build(&Config::default(), foundation).await.unwrap();
     let service = core.service.clone();

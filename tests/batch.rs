@@ -39,6 +39,7 @@ async fn service_of(store: &Arc<MemoryStore>, config: &Config) -> Arc<Service> {
         clock: Clock::starting_at(1_700_000_000_000),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     Core::build(config, foundation).await.unwrap().service
 }

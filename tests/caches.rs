@@ -39,6 +39,7 @@ async fn service(metrics: Metrics, pace: Pace) -> Arc<Service> {
         clock: Clock::starting_at(1_700_000_000_000),
         metrics: Arc::new(metrics),
         pace,
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     Core::build(&Config::default(), foundation).await.unwrap().service
 }

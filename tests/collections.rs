@@ -167,7 +167,7 @@ fn s18_coalesced_deltas_from_any_position_lead_to_the_same_items() {
             for _ in 0..60 {
                 world.step().await;
             }
-            world.check();
+            world.check().await;
             world.seen
         });
         all.given += seen.given;
@@ -189,13 +189,13 @@ async fn what_the_collections_hold_is_the_same_after_a_restart_from_disk() {
     for _ in 0..200 {
         world.step().await;
     }
-    world.check();
+    world.check().await;
     let mut world = world.reopen(&dir).await;
-    world.check();
+    world.check().await;
     for _ in 0..100 {
         world.step().await;
     }
-    world.check();
+    world.check().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -67,6 +67,17 @@ fn a_wrong_key_or_value_is_named_with_its_line() {
 }
 
 #[test]
+fn postgres_is_reached_by_exactly_one_setting() {
+    let postgres = "[longterm]\nstore = \"postgres\"\n";
+    let (url, file) = ("postgres_url = \"host=db\"\n", "postgres_url_file = \"url\"\n");
+    for wrong in [String::new(), format!("{url}{file}")] {
+        assert!(error_of(&format!("{postgres}{wrong}")).starts_with("longterm.postgres_url: set"));
+    }
+    let config: Config = toml::from_str(&format!("{postgres}{url}")).unwrap();
+    config.check().unwrap();
+}
+
+#[test]
 fn every_range_is_checked() {
     let cases = [
         ("listen.backlog", "0"),
@@ -76,6 +87,11 @@ fn every_range_is_checked() {
         ("store.shard_tasks", "65"),
         ("store.pointer_flush_ms", "1001"),
         ("store.cache_bytes", "1048575"),
+        ("longterm.postgres_timeout_ms", "99"),
+        ("longterm.cache_bytes", "1048575"),
+        ("longterm.history_days", "36501"),
+        ("longterm.behind_entries_max", "0"),
+        ("longterm.behind_max_s", "0"),
         ("edge.connections_max", "0"),
         ("edge.handshakes_max", "0"),
         ("edge.handshake_timeout_ms", "99"),

@@ -43,6 +43,7 @@ impl Scene {
             clock: Clock::starting_at(1_700_000_000_000),
             metrics: Arc::new(metrics::with_local_recorder(&recorder, Metrics::new)),
             pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
+            longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
         };
         let service = Core::build(&Config::default(), foundation).await.unwrap().service;
         let app = service.create_app("app", AliasPolicy::Open).await.unwrap().app_id;

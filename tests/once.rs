@@ -100,6 +100,7 @@ async fn core(store: &Arc<MemoryStore>, keys: &Arc<NodeKeys>, is_dead: &Arc<Atom
         clock: Clock::starting_at(START_MS),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     let mut config = Config::default();
     config.store.shard_tasks = 4;

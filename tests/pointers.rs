@@ -34,6 +34,7 @@ async fn core(store: &Arc<MemoryStore>) -> Core {
         clock: Clock::starting_at(1_700_000_000_000),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| COMMIT)),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     Core::build(&Config::default(), foundation).await.unwrap()
 }

@@ -100,6 +100,7 @@ async fn start(store: &Arc<MemoryStore>, unix_ms: u64, tail_bytes: u64) -> Node 
         tail_bytes,
         grown: Arc::new(|_, _| {}),
         changed: Arc::new(|_, _| {}),
+        backlog: Arc::default(),
         metrics,
         alarm,
     };

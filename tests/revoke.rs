@@ -137,6 +137,7 @@ async fn a_revocation_that_a_stop_interrupts_goes_on_at_the_next_start() {
             clock: Clock::starting_at(1_700_000_000_000),
             metrics: Arc::new(Metrics::new()),
             pace: Pace::Paced(Box::new(|| Duration::from_millis(10))),
+            longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
         };
         Core::build(&Config::default(), foundation).await.expect("a memory store")
     };

@@ -40,6 +40,7 @@ async fn service_at(store: &Arc<MemoryStore>, unix_ms: u64, config: Config) -> A
         clock: Clock::starting_at(unix_ms),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     Core::build(&config, foundation).await.unwrap().service
 }

@@ -108,6 +108,7 @@ impl Universe {
             clock: Clock::starting_at(self.now_ms),
             metrics: metrics.clone(),
             pace: Pace::Paced(Box::new(pace)),
+            longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
         };
         let core = Core::build(&config, foundation).await.expect("the store can be read");
         let edge = Edge::new(core.service.clone(), config.edge.clone(), metrics);

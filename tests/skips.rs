@@ -42,6 +42,7 @@ async fn service(store: &Arc<MemoryStore>) -> Arc<Service> {
         clock: Clock::starting_at(1_700_000_000_000),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     Core::build(&Config::default(), foundation).await.unwrap().service
 }

@@ -15,7 +15,8 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("queue", &["base"]),
     ("route", &["base", "queue"]),
-    ("service", &["base", "config", "queue", "route"]),
+    ("longterm", &["base", "queue"]),
+    ("service", &["base", "config", "queue", "route", "longterm"]),
     ("edge", &["base", "config", "queue", "route", "service"]),
     ("api", &["base", "config", "queue", "service"]),
     ("admin", &["base", "config", "service"]),
@@ -24,6 +25,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 /// What only one door may name.
 const DOORS: &[(&str, &str)] = &[
     ("fjall::", "src/queue/store/embedded.rs"),
+    ("tokio_postgres", "src/longterm/postgres"),
     ("rmqtt_codec::", "wire/src/mqtt"),
     ("tokio::spawn(", "src/base/tasks.rs"),
     ("SystemTime::now", "src/base/clock.rs"),

@@ -244,7 +244,7 @@ pub(super) async fn snapshot(
 ) -> Result<Json<Snapshot>, Problem> {
     let alias: Alias = alias.parse().map_err(Error::from)?;
     let after: Option<Cursor> = after.as_deref().map(str::parse).transpose()?;
-    let page = api.service.items(&app, &alias, after, limit_of(limit)?)?;
+    let page = api.service.items(&app, &alias, after, limit_of(limit)?).await?;
     let items: Option<Vec<_>> = page.items.iter().map(Shown::of).collect();
     Ok(Json(Snapshot {
         epoch: page.at.epoch,

@@ -35,6 +35,7 @@ impl From<Error> for Problem {
             }
             Error::KeyInUse => Self::new(Code::IdempotencyKeyInUse, detail),
             Error::KeyReused => Self::new(Code::IdempotencyKeyReused, detail),
+            Error::StorageBehind => Self::new(Code::StorageBehind, detail),
             Error::Unavailable(cause) => {
                 tracing::warn!(%cause, "call is not possible now");
                 Self::new(Code::Unavailable, detail)

@@ -30,6 +30,9 @@ pub const ALL: &[&str] = &[
     "mark::before_write",
     "mark::before_sync",
     "retention::before_drop",
+    "longterm::before_fold",
+    "longterm::after_fold",
+    "longterm::after_removal",
 ];
 
 /// Crash points of a change of keys: not every test changes some.

@@ -70,6 +70,8 @@ pub enum Code {
     Internal,
     /// We cannot do it now.
     Unavailable,
+    /// Long-term storage is behind.
+    StorageBehind,
     /// We have as much in hand as we take.
     Overloaded,
 }
@@ -109,7 +111,7 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::InvalidRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -130,6 +132,7 @@ impl Code {
         Self::QuotaExceeded,
         Self::Internal,
         Self::Unavailable,
+        Self::StorageBehind,
         Self::Overloaded,
     ];
 
@@ -160,6 +163,7 @@ impl Code {
             Self::QuotaExceeded => ("quota_exceeded", S::TOO_MANY_REQUESTS, "The quota of the day is used up", Caller, AfterS(3600)),
             Self::Internal => ("internal", S::INTERNAL_SERVER_ERROR, "The gateway has a defect", Ours, AfterS(1)),
             Self::Unavailable => ("unavailable", S::SERVICE_UNAVAILABLE, "The gateway cannot do this now", Ours, AfterS(1)),
+            Self::StorageBehind => ("storage_behind", S::SERVICE_UNAVAILABLE, "Long-term storage is behind", Ours, AfterS(5)),
             Self::Overloaded => ("overloaded", S::SERVICE_UNAVAILABLE, "The gateway has too much to do", Ours, AfterS(1)),
         };
         Row { text, status, title, fault, retry }

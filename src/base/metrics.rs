@@ -6,6 +6,7 @@
 mod api;
 mod collections;
 pub mod engine;
+mod longterm;
 mod packing;
 mod receipts;
 mod seals;
@@ -23,6 +24,7 @@ mod skips;
 pub use self::api::ApiMetrics;
 pub use self::collections::{ChangeOutcome, CollectionMetrics};
 use self::engine::EngineMetrics;
+pub use self::longterm::LongTermMetrics;
 pub use self::packing::{PackedBytes, PackingMetrics};
 pub use self::receipts::{
     CallbackAttempt, CallbackOutcome, InvalidReason, ReceiptKind, ReceiptMetrics,
@@ -365,6 +367,8 @@ pub struct Metrics {
     pub sends: SendMetrics,
     /// Collections.
     pub collections: CollectionMetrics,
+    /// Long-term storage.
+    pub longterm: LongTermMetrics,
     /// The HTTPS API.
     pub api: ApiMetrics,
     /// Caches and lanes.
@@ -394,13 +398,14 @@ impl Metrics {
         let (engine, receipts) = (EngineMetrics::new(), ReceiptMetrics::new());
         let (sends, timing) = (SendMetrics::new(), timing::TimingMetrics::new());
         let (edge, queue, api, seals) = (edge(), queue(), ApiMetrics::new(), SealMetrics::new());
-        let collections = CollectionMetrics::new();
         let packing = PackingMetrics::new();
+        let (collections, longterm) = (CollectionMetrics::new(), LongTermMetrics::new());
         Self {
             edge,
             queue,
             sends,
             collections,
+            longterm,
             api,
             engine,
             node,

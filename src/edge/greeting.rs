@@ -167,7 +167,7 @@ async fn welcome(
     let granted = handshake::judge(connect, &edge.config())?;
     let secret = connect.password.as_deref().unwrap_or_default();
     let id = edge.service.identify(&connect.client_id, secret).map_err(|error| match error {
-        Error::Unavailable(_) => unavailable,
+        Error::StorageBehind | Error::Unavailable(_) => unavailable,
         Error::Forbidden(_)
         | Error::Invalid { .. }
         | Error::NotFound { .. }

@@ -15,17 +15,19 @@ use crate::{
         tasks::{self, Alarm},
     },
     config::Config,
+    longterm::{LongTerm, writer::StorageWriter},
     queue::{
         epochs::Epochs,
         reader::Reader,
         retention::Retention,
         shard::{self, Grown, Parts},
         store::{self, Store, mark::Mark},
+        unfolded::Backlog,
         view::Views,
         writer::{self, Writer},
     },
     route::{Followers, Router},
-    service::{Service, caches::Caches},
+    service::{Service, Storage, caches::Caches},
 };
 
 /// How the writer runs.
@@ -50,6 +52,8 @@ pub struct Foundation {
     pub metrics: Arc<Metrics>,
     /// How the writer runs.
     pub pace: Pace,
+    /// Where folded collections and history are kept.
+    pub longterm: Arc<dyn LongTerm>,
 }
 
 /// The running parts below the doors.
@@ -68,7 +72,7 @@ impl Core {
     /// # Errors
     /// [`store::Error`] if the store cannot be read or written.
     pub async fn build(config: &Config, foundation: Foundation) -> Result<Self, store::Error> {
-        let Foundation { store, mark, keys, clock, metrics, pace } = foundation;
+        let Foundation { store, mark, keys, clock, metrics, pace, longterm } = foundation;
         let (alarm, failed) = Alarm::new();
         // What a killed process wrote and did not sync is there again, and becomes visible:
         // so it must be durable first.
@@ -105,31 +109,24 @@ impl Core {
         };
         retention.sweep().await?;
 
-        let metrics_too = metrics.clone();
+        let backlog = Arc::new(Backlog::of(store.as_ref())?);
+        let (metrics_too, alarm_too) = (metrics.clone(), alarm.clone());
         let parts =
-            Owned { store, views, epochs, clock, metrics: metrics_too, alarm: alarm.clone() };
+            Owned { store, views, epochs, clock, backlog, metrics: metrics_too, alarm: alarm_too };
+        let (storage_writer, storage) = parts.storage(config, &writer, longterm);
         let caches = Arc::new(Caches::new(&config.store, &metrics));
         let router = parts.start(config, writer, &caches);
         let followers = router.followers().clone();
-        let service = Service::new(router, keys, clock, config, metrics, caches);
-        service.open_receipts().await.map_err(only_store)?;
-        let completed = service.complete_pending().await.map_err(only_store)?;
-        if completed > 0 {
-            tracing::info!(completed, "appends that the last run left undone are done");
-        }
-        service.load_recalls().await.map_err(only_store)?;
-        let ended = service.complete_revocations().await.map_err(only_store)?;
-        if ended > 0 {
-            tracing::info!(ended, "registrations of revoked apps are ended");
-        }
-        service.load_schedule().map_err(only_store)?;
+        let service = Service::new(router, keys, clock, config, metrics, caches, storage);
+        complete(&service).await?;
         let period = Duration::from_millis(config.store.pointer_flush_ms);
         let flushes = service.clone().flush_periodically(period);
         let background = vec![
             tasks::spawn_vital("pointers", alarm.clone(), flushes),
             tasks::spawn_vital("crowds", alarm.clone(), followers.wake_crowds()),
             tasks::spawn_vital("schedule", alarm.clone(), service.clone().send_due_messages()),
-            tasks::spawn_vital("retention", alarm, retention.run()),
+            tasks::spawn_vital("retention", alarm.clone(), retention.run()),
+            tasks::spawn_vital("storage writer", alarm, storage_writer.run()),
             tasks::spawn("callbacks", service.clone().run_callbacks()),
             tasks::spawn("seen", service.clone().keep_seen()),
             tasks::spawn("feedback", service.clone().keep_feedback()),
@@ -157,14 +154,36 @@ struct Owned {
     views: Arc<Views>,
     epochs: Arc<Epochs>,
     clock: Clock,
+    backlog: Arc<Backlog>,
     metrics: Arc<Metrics>,
     alarm: Alarm,
 }
 
 impl Owned {
+    /// What folds, and how the calls see it.
+    fn storage(
+        &self,
+        config: &Config,
+        writer: &writer::Handle,
+        longterm: Arc<dyn LongTerm>,
+    ) -> (StorageWriter, Storage) {
+        let (store, views, epochs) = (self.store.clone(), self.views.clone(), self.epochs.clone());
+        let storage_writer = StorageWriter {
+            reader: Reader::new(store, views, epochs),
+            writer: writer.clone(),
+            longterm: longterm.clone(),
+            backlog: self.backlog.clone(),
+            clock: self.clock,
+            history_days: config.longterm.history_days,
+            metrics: self.metrics.clone(),
+        };
+        let (backlog, bounds) = (self.backlog.clone(), config.longterm.clone());
+        (storage_writer, Storage { longterm, backlog, bounds })
+    }
+
     /// Starts the owners; what they publish wakes the followers.
     fn start(self, config: &Config, writer: writer::Handle, caches: &Arc<Caches>) -> Router {
-        let Self { store, views, epochs, clock, metrics, alarm } = self;
+        let Self { store, views, epochs, clock, backlog, metrics, alarm } = self;
         let followers = Arc::new(Followers::new(metrics.clone()));
         let woken = followers.clone();
         let grown: Grown = Arc::new(move |queue, priority| woken.nudge(queue, priority));
@@ -177,6 +196,7 @@ impl Owned {
             tail_bytes: config.store.tail_bytes / config.store.shard_tasks as u64,
             grown,
             changed: Arc::new(move |space, key| caches.changed(space, key)),
+            backlog,
             metrics,
             alarm,
         };
@@ -184,6 +204,22 @@ impl Owned {
         let owners = (0..config.store.shard_tasks).map(owner).collect();
         Router::new(owners, Reader::new(store, views, epochs), writer, followers)
     }
+}
+
+/// Completes what the last run left undone.
+async fn complete(service: &Arc<Service>) -> Result<(), store::Error> {
+    service.open_receipts().await.map_err(only_store)?;
+    let completed = service.complete_pending().await.map_err(only_store)?;
+    if completed > 0 {
+        tracing::info!(completed, "appends that the last run left undone are done");
+    }
+    service.load_recalls().await.map_err(only_store)?;
+    let ended = service.complete_revocations().await.map_err(only_store)?;
+    if ended > 0 {
+        tracing::info!(ended, "registrations of revoked apps are ended");
+    }
+    service.load_schedule().map_err(only_store)?;
+    Ok(())
 }
 
 fn only_store(error: crate::service::Error) -> store::Error {

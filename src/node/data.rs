@@ -18,6 +18,8 @@ use crate::{
         keys::{NodeKeys, write_private},
         tasks,
     },
+    config::{self, LongTermStore},
+    longterm::{LongTerm, embedded::Embedded, postgres::Postgres},
     service::{Service, apps::NewApp, records::AliasPolicy},
 };
 
@@ -78,6 +80,35 @@ pub(super) fn load_keys(data: &Path) -> anyhow::Result<NodeKeys> {
     lost("keys", "store")?;
     lost("store", "commit-mark")?;
     Ok(NodeKeys::load_or_create(&data.join("keys"))?)
+}
+
+/// Opens the store that the configuration names. PostgreSQL is not reached yet: a node starts
+/// without it.
+///
+/// # Errors
+/// What is wrong with the files or settings.
+pub(super) fn open_longterm(
+    config: &config::LongTerm,
+    data: &Path,
+) -> anyhow::Result<Arc<dyn LongTerm>> {
+    match config.store {
+        LongTermStore::Embedded => {
+            let dir = data.join("longterm");
+            let opened = Embedded::open(&dir, config.cache_bytes);
+            Ok(Arc::new(opened.with_context(|| dir.display().to_string())?))
+        }
+        LongTermStore::Postgres => {
+            let file = &config.postgres_url_file;
+            let url = match config.postgres_url.as_str() {
+                "" => fs::read_to_string(file).with_context(|| file.display().to_string())?,
+                url => url.to_owned(),
+            };
+            let ca = Some(config.postgres_ca.as_path()).filter(|ca| !ca.as_os_str().is_empty());
+            let timeout = Duration::from_millis(config.postgres_timeout_ms);
+            let postgres = Postgres::new(url.trim(), ca, timeout).map_err(anyhow::Error::msg);
+            Ok(Arc::new(postgres.context("[longterm]")?))
+        }
+    }
 }
 
 pub(super) fn forget_admin_file(data: &Path) -> anyhow::Result<()> {

@@ -33,6 +33,7 @@ pub struct Log {
     head: Seq,
     #[serde(with = "spans")]
     spans: Spans,
+    is_folded: bool,
 }
 
 impl Log {
@@ -79,6 +80,28 @@ impl Log {
         self.spans.retain(|span| span.day >= oldest || Some(*span) == last);
     }
 
+    /// From now on the storage writer folds it.
+    pub fn fold(&mut self) {
+        self.is_folded = true;
+    }
+
+    /// Whether the storage writer folds it: it has collections.
+    pub fn is_folded(&self) -> bool {
+        self.is_folded
+    }
+
+    /// The day of an entry, if the log remembers it.
+    pub fn day_at(&self, seq: Seq) -> Option<u32> {
+        self.span_at(seq).map(|span| span.day)
+    }
+
+    fn span_at(&self, seq: Seq) -> Option<&Span> {
+        if seq > self.head {
+            return None;
+        }
+        self.spans.iter().rev().find(|span| span.first <= seq)
+    }
+
     /// The oldest number still held, minus one.
     pub fn floor(&self, oldest: u32) -> Seq {
         self.held(oldest).next().map_or(self.head, |span| span.first.prev())
@@ -91,10 +114,7 @@ impl Log {
 
     /// The epoch in which `seq` was appended, if the log remembers it.
     pub fn epoch_at(&self, seq: Seq) -> Option<Epoch> {
-        if seq > self.head {
-            return None;
-        }
-        self.spans.iter().rev().find(|span| span.first <= seq).map(|span| span.epoch)
+        self.span_at(seq).map(|span| span.epoch)
     }
 
     /// Whether a position is older than all that the log remembers: then nobody can say

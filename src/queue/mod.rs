@@ -24,4 +24,5 @@ pub mod view;
 pub mod epochs;
 pub mod retention;
 pub mod store;
+pub mod unfolded;
 pub mod writer;

@@ -7,6 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     store::{Batch, Error, Space, Store},
+    unfolded,
     view::Views,
     writer,
 };
@@ -51,7 +52,8 @@ impl Retention {
             stored.and_then(|bytes| bytes.as_ref().try_into().map(u32::from_le_bytes).ok());
         let today = day_of(self.clock.unix_ms());
         let oldest = today.saturating_sub(self.days);
-        let oldest = oldest.max(stored.unwrap_or(0));
+        // What was dropped stays dropped; what is not folded stays, however old.
+        let oldest = self.unfolded(oldest).await?.max(stored.unwrap_or(0));
         self.views.set_oldest_day(oldest);
         let old: Vec<u32> = self.store.days().into_iter().filter(|day| *day < oldest).collect();
         if !old.is_empty() {
@@ -71,6 +73,16 @@ impl Retention {
             tasks::blocking(move || store.drop_space(Space::Once(day))).await?;
         }
         Ok(())
+    }
+
+    /// `oldest`, or an older day that has an entry that is not folded.
+    async fn unfolded(&self, oldest: u32) -> Result<u32, Error> {
+        if self.store.days().iter().all(|day| *day >= oldest) {
+            return Ok(oldest);
+        }
+        let store = self.store.clone();
+        let unfolded = tasks::blocking(move || unfolded::oldest_day(store.as_ref())).await?;
+        Ok(unfolded.map_or(oldest, |day| day.min(oldest)))
     }
 
     /// Sweeps once a minute until it is aborted.

@@ -5,7 +5,7 @@
 //! `Owner` is the deciding part without tasks or awaits; [`start`] runs it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -19,6 +19,7 @@ use super::{
     log::Log,
     store::{self, Batch, Key, Space, Store, decode},
     txn::{Appended, Scratch, Txn},
+    unfolded::{self, Backlog, Unfolded},
     view::Views,
     writer,
 };
@@ -149,6 +150,8 @@ pub struct Parts {
     /// Hears of each record of the registry that has changed: it can be read, and nobody
     /// was told yet.
     pub changed: Changed,
+    /// Hears what the storage writer has to do.
+    pub backlog: Arc<Backlog>,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Raised if it panics.
@@ -165,6 +168,8 @@ struct Commit {
     changed: Vec<(Space, Key)>,
     /// The queues that it appends to, with their logs as of this commit.
     logs: Owned<QueueId, Log>,
+    /// What of it the storage writer has to fold.
+    unfolded: Vec<(QueueId, Unfolded)>,
 }
 
 /// Owns queues: the deciding part.
@@ -176,6 +181,8 @@ pub(super) struct Owner {
     pub(super) staged: Owned<(Space, Key), (Option<bytes::Bytes>, u64)>,
     gathering: Commit,
     sealed: u64,
+    /// The newest commit that the storage writer has to fold.
+    folding: unfolded::Commit,
     in_memory: VecDeque<(QueueId, u64)>,
     in_memory_bytes: u64,
 }
@@ -183,6 +190,7 @@ pub(super) struct Owner {
 impl Owner {
     fn new(parts: Parts) -> Self {
         Self {
+            folding: parts.backlog.newest(),
             parts,
             active: Owned::default(),
             staged: Owned::default(),
@@ -245,6 +253,15 @@ impl Owner {
         for (queue, log) in &commit.logs {
             batch.put(Space::Heads, queue.as_bytes(), store::encode(log));
         }
+        commit.unfolded = unfolded_of(&commit);
+        if !commit.unfolded.is_empty() {
+            self.folding = self.folding.next(self.folding.epoch, self.parts.clock.unix_ms());
+        }
+        for (queue, unfolded) in &commit.unfolded {
+            let epoch = self.parts.epochs.current(queue.shard());
+            let at = unfolded::Commit { epoch, ..self.folding };
+            batch.put(Space::Unfolded, unfolded::key(at, queue), store::encode(unfolded));
+        }
         self.sealed += 1;
         (commit, batch)
     }
@@ -264,6 +281,9 @@ impl Owner {
         }
         crash_point!("shard::before_publish");
         let grown = self.publish(commit.logs, commit.entries);
+        for (queue, unfolded) in &commit.unfolded {
+            self.parts.backlog.grow(queue.shard(), unfolded.entries());
+        }
         for reply in commit.replies {
             reply(Ok(()));
         }
@@ -313,6 +333,18 @@ impl Owner {
     }
 }
 
+/// What a commit appended to queues with collections.
+fn unfolded_of(commit: &Commit) -> Vec<(QueueId, Unfolded)> {
+    let mut all: BTreeMap<QueueId, Unfolded> = BTreeMap::new();
+    for (queue, entry) in &commit.entries {
+        if commit.logs.get(queue).is_some_and(Log::is_folded) {
+            let (seq, at_ms) = (entry.position.seq, entry.at_ms);
+            all.entry(*queue).or_insert(Unfolded { from: seq, to: seq, at_ms }).to = seq;
+        }
+    }
+    all.into_iter().collect()
+}
+
 /// Whether a space is the registry's, of which others keep records in memory.
 fn is_registry(space: Space) -> bool {
     matches!(space, Space::Apps | Space::Devices | Space::Registrations)
@@ -329,6 +361,7 @@ pub(super) fn is_read_back(space: Space) -> bool {
         Space::Meta | Space::Members | Space::Pointers | Space::Heads => false,
         Space::Entries(_) | Space::Collapse(_) => false,
         Space::Callbacks | Space::Feedback => false,
+        Space::Unfolded | Space::Folded | Space::History(_) => false,
         // Only one call with a key runs at a time.
         Space::Once(_) => false,
     }

@@ -42,6 +42,11 @@ pub enum Space {
     Items,
     /// Queue → what each of its collections holds in all.
     Collections,
+    /// (shard, commit, queue) → what the storage writer has not folded yet.
+    Unfolded,
+    /// The long-term store's: of each queue its live items, newest first and by name, and where
+    /// it is folded to.
+    Folded,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
     /// Message id → where it went; (message id, queue) → position; and call → where its plain
@@ -52,11 +57,13 @@ pub enum Space {
     Once(u32),
     /// (queue, collapse key) → the newest seq with it, among entries of one day.
     Collapse(u32),
+    /// The long-term store's: (queue, seq) → entry, for entries of one day.
+    History(u32),
 }
 
 impl Space {
     /// The spaces that are not a day's.
-    pub const FIXED: [Self; 14] = [
+    pub const FIXED: [Self; 16] = [
         Self::Meta,
         Self::Apps,
         Self::Devices,
@@ -71,19 +78,29 @@ impl Space {
         Self::Recalls,
         Self::Items,
         Self::Collections,
+        Self::Unfolded,
+        Self::Folded,
     ];
 
     /// The spaces of a day.
-    pub const fn of_day(day: u32) -> [Self; 4] {
-        [Self::Entries(day), Self::Messages(day), Self::Once(day), Self::Collapse(day)]
+    pub const fn of_day(day: u32) -> [Self; 5] {
+        [
+            Self::Entries(day),
+            Self::Messages(day),
+            Self::Once(day),
+            Self::Collapse(day),
+            Self::History(day),
+        ]
     }
 
     /// Whose it is, if it is a day's.
     pub const fn day(self) -> Option<u32> {
         match self {
-            Self::Entries(day) | Self::Messages(day) | Self::Once(day) | Self::Collapse(day) => {
-                Some(day)
-            }
+            Self::Entries(day)
+            | Self::Messages(day)
+            | Self::Once(day)
+            | Self::Collapse(day)
+            | Self::History(day) => Some(day),
             Self::Meta
             | Self::Apps
             | Self::Devices
@@ -97,7 +114,9 @@ impl Space {
             | Self::Scheduled
             | Self::Recalls
             | Self::Items
-            | Self::Collections => None,
+            | Self::Collections
+            | Self::Unfolded
+            | Self::Folded => None,
         }
     }
 }

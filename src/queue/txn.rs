@@ -120,6 +120,9 @@ impl<'a> Txn<'a> {
         let day = day_of(now_ms).max(log.newest_day().unwrap_or(0)).max(oldest_day);
         log.trim(oldest_day);
         let position = log.append(day, epoch);
+        if matches!(body, Body::Change(_)) {
+            log.fold();
+        }
         if let Some(key) = body.collapse_key() {
             let (key, seq) = (collapse_key(&queue, &key), position.seq.0.to_be_bytes());
             self.scratch.batch.put(Space::Collapse(day), key, seq.to_vec());

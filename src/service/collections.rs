@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 
 use super::{
-    Error, Service,
+    Error, Service, Storage,
     apps::{APPS_SHARD, load_app},
     records::{AliasPolicy, App},
 };
@@ -258,10 +258,11 @@ impl Service {
         asks: &[Ask],
         act: impl FnOnce(&mut Changing<'_, '_>) -> Result<T, Failed> + Clone + Send + 'static,
     ) -> Result<T, Error> {
+        self.may_change()?;
         let reads_values = asks.iter().any(|ask| matches!(ask.rule, Rule::Merge | Rule::KeepBoth));
         let _turn = if reads_values { Some(self.turn(&queue).await?) } else { None };
         for _ in 0..TRIES_MAX {
-            let known = self.known(&queue, asks)?;
+            let known = self.known(&queue, asks).await?;
             let act = act.clone();
             let done = self.router.run(queue.shard(), move |txn| changing(txn, queue, known, act));
             match done.await {
@@ -273,6 +274,17 @@ impl Service {
         Err(shard::Error::Contended.into())
     }
 
+    /// Changes wait while long-term storage is far behind.
+    fn may_change(&self) -> Result<(), Error> {
+        let Storage { backlog, bounds, .. } = &self.storage;
+        let age_s = backlog.age_ms(self.now_ms()) / 1_000;
+        if backlog.entries() <= bounds.behind_entries_max && age_s <= bounds.behind_max_s {
+            return Ok(());
+        }
+        self.metrics.longterm.refused.increment(1);
+        Err(Error::StorageBehind)
+    }
+
     async fn turn(&self, queue: &QueueId) -> Result<tokio::sync::SemaphorePermit<'_>, Error> {
         let [.., byte] = queue.0;
         let turn = &self.turns.0[usize::from(byte) % TURNS];
@@ -280,14 +292,14 @@ impl Service {
     }
 
     /// The values that the rules of some changes look at.
-    fn known(&self, queue: &QueueId, asks: &[Ask]) -> Result<Known, Error> {
+    async fn known(&self, queue: &QueueId, asks: &[Ask]) -> Result<Known, Error> {
         let mut known = Known::default();
         for ask in asks.iter().filter(|ask| matches!(ask.rule, Rule::Merge | Rule::KeepBoth)) {
             let stored_key = item_key(queue, &ask.collection, &ask.key);
             let Some(item) = self.router.get(Space::Items, &stored_key)? else { continue };
             let item: Item = decode(&item)?;
             if !item.head.is_deleted
-                && let Some(value) = self.value_of(queue, &ask.collection, &ask.key, &item)?
+                && let Some(value) = self.value_of(queue, &ask.collection, &ask.key, &item).await?
             {
                 known.insert(stored_key, item.position(), value);
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     base::metrics::Unsent,
+    longterm,
     queue::{shard, store},
 };
 
@@ -65,6 +66,11 @@ pub enum Error {
     /// The idempotency key was used for another call.
     #[error("this Idempotency-Key was used for another request within the last 24 hours")]
     KeyReused,
+    /// Long-term storage is too far behind to take more changes; messages go on.
+    #[error(
+        "long-term storage is behind, changes of collections have to wait; messages are accepted"
+    )]
+    StorageBehind,
     /// Not the caller's fault: try again later.
     #[error("the node cannot do this now, try again later")]
     Unavailable(#[source] shard::Error),
@@ -90,7 +96,7 @@ impl Error {
             | Self::NeedsPolicy
             | Self::Gone
             | Self::Conflict(_) => Unsent::Refused,
-            Self::Unavailable(_) => Unsent::Unavailable,
+            Self::StorageBehind | Self::Unavailable(_) => Unsent::Unavailable,
         }
     }
 }
@@ -104,6 +110,20 @@ impl From<shard::Error> for Error {
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Self::Unavailable(error.into())
+    }
+}
+
+impl From<longterm::Error> for Error {
+    fn from(error: longterm::Error) -> Self {
+        let error = match error {
+            longterm::Error::Store(error) => error,
+            longterm::Error::Damaged(what) => store::Error::Damaged(what),
+            other => {
+                let (step, cause) = ("read long-term storage", other.to_string());
+                store::Error::Engine { step, cause }
+            }
+        };
+        error.into()
     }
 }
 

@@ -12,10 +12,11 @@ use super::{
 };
 use crate::{
     base::ids::{Alias, AppId, CollectionName, QueueId, QueueName, base32, from_base32},
+    longterm::Name,
     queue::{
         collection::{
             change::{Hlc, Value},
-            item::{Item, item_of},
+            item::{Item, item_key, item_of},
         },
         entry::{Body, Entry},
         plan::{Stand, plan},
@@ -139,7 +140,7 @@ impl Service {
     ///
     /// # Errors
     /// [`Error::NeedsPolicy`], [`Error::Unavailable`].
-    pub fn items(
+    pub async fn items(
         &self,
         app: &AppId,
         alias: &Alias,
@@ -169,7 +170,7 @@ impl Service {
             for (stored_key, item) in read {
                 cursor.after = stored_key[size_of::<QueueId>()..].to_vec();
                 let item: Item = decode(&item)?;
-                if let Some(view) = self.view(&queue, at, &stored_key, &item)? {
+                if let Some(view) = self.view(&queue, at, &stored_key, &item).await? {
                     bytes += view.value.bytes.len();
                     items.push(view);
                 }
@@ -178,7 +179,7 @@ impl Service {
         Ok(ItemsPage { at, items, next: Some(cursor) })
     }
 
-    fn view(
+    async fn view(
         &self,
         queue: &QueueId,
         at: Position,
@@ -192,16 +193,16 @@ impl Service {
         }
         let named = item_of(stored_key);
         let (collection, key) = named.ok_or_else(|| damaged(queue))?;
-        let value = self.value_of(queue, &collection, &key, item)?;
+        let value = self.value_of(queue, &collection, &key, item).await?;
         let (seq, clock) = (item.head.seq, item.head.stamp.clock);
         Ok(value.map(|value| ItemView { collection, key, seq, value, clock }))
     }
 
-    /// The value of a live item. `None` if its change is not durable yet.
+    /// The value of a live item. `None` if its change is not durable yet, or no longer the newest.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], also if the value is no longer held.
-    pub(super) fn value_of(
+    /// [`Error::Unavailable`].
+    pub(super) async fn value_of(
         &self,
         queue: &QueueId,
         collection: &CollectionName,
@@ -210,16 +211,39 @@ impl Service {
     ) -> Result<Option<Value>, Error> {
         let take = Take { entries: 1, bytes: 0 };
         let read = self.router.read(queue, item.head.seq.prev(), take)?;
-        let Some(entry) = read.first() else { return Ok(None) };
-        match &entry.body {
-            Body::Change(change)
-                if entry.position == item.position()
+        match read.first().map(|entry| (entry.position, &entry.body)) {
+            Some((position, Body::Change(change)))
+                if position == item.position()
                     && change.collection == *collection
                     && *change.key == *key =>
             {
                 Ok(Some(change.value.clone()))
             }
-            _ => Err(damaged(queue)),
+            Some((position, _)) if position.seq <= item.head.seq => Err(damaged(queue)),
+            None if self.router.head(queue)?.seq < item.head.seq => Ok(None),
+            // Retention has dropped the entry, so it is folded.
+            Some(_) | None => self.folded_value(queue, collection, key, item).await,
+        }
+    }
+
+    async fn folded_value(
+        &self,
+        queue: &QueueId,
+        collection: &CollectionName,
+        key: &str,
+        item: &Item,
+    ) -> Result<Option<Value>, Error> {
+        let name = Name { collection: collection.clone(), key: key.into() };
+        let folded = self.storage.longterm.item(*queue, name).await?;
+        if let Some(folded) = folded.filter(|folded| folded.position == item.position()) {
+            return Ok(Some(folded.value));
+        }
+        let now = self.router.get(Space::Items, &item_key(queue, collection, key))?;
+        let now: Option<Item> = now.map(|bytes| decode(&bytes)).transpose()?;
+        match now {
+            Some(now) if now.position() == item.position() => Err(damaged(queue)),
+            // It changed while it was looked for.
+            Some(_) | None => Ok(None),
         }
     }
 }

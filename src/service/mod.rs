@@ -49,6 +49,8 @@ pub use error::Error;
 use crate::{
     base::{clock::Clock, keys::NodeKeys, metrics::Metrics},
     config,
+    longterm::LongTerm,
+    queue::unfolded::Backlog,
     route::Router,
 };
 
@@ -77,6 +79,17 @@ pub struct Service {
     allowances: allowance::Allowances,
     slow: slow::SlowLog,
     turns: collections::Turns,
+    storage: Storage,
+}
+
+/// Long-term storage, as the calls see it.
+pub struct Storage {
+    /// Where folded collections are read.
+    pub longterm: Arc<dyn LongTerm>,
+    /// How far its writer is behind.
+    pub backlog: Arc<Backlog>,
+    /// How far it may be.
+    pub bounds: config::LongTerm,
 }
 
 impl Service {
@@ -88,6 +101,7 @@ impl Service {
         config: &config::Config,
         metrics: Arc<Metrics>,
         caches: Arc<caches::Caches>,
+        storage: Storage,
     ) -> Arc<Self> {
         Arc::new(Self {
             router,
@@ -110,6 +124,7 @@ impl Service {
             allowances: allowance::Allowances::default(),
             slow: slow::SlowLog::default(),
             turns: collections::Turns::default(),
+            storage,
         })
     }
 

@@ -90,7 +90,7 @@ impl Repairing<'_> {
             let range = KeyRange::of(name, stated.bounds.clone(), seqs());
             let mut answer = match range.answer(&stated) {
                 Answer::Equal => continue,
-                Answer::Items => Held::Items(self.items(&held)?),
+                Answer::Items => Held::Items(self.items(&held).await?),
                 Answer::Parts => Held::Parts(range.split(name, seqs())),
             };
             // Items that are too large together go one by one.
@@ -134,7 +134,7 @@ impl Repairing<'_> {
         }
     }
 
-    fn items(&self, held: &Named) -> Result<Vec<ItemView>, Error> {
+    async fn items(&self, held: &Named) -> Result<Vec<ItemView>, Error> {
         let mut items = Vec::with_capacity(held.len());
         for (key, _) in held {
             let stored_key = item_key(&self.queue, &self.collection, key);
@@ -143,7 +143,7 @@ impl Repairing<'_> {
             if item.head.is_deleted {
                 continue;
             }
-            let value = self.service.value_of(&self.queue, &self.collection, key, &item)?;
+            let value = self.service.value_of(&self.queue, &self.collection, key, &item).await?;
             let (collection, key) = (self.collection.clone(), key.clone());
             let (seq, clock) = (item.head.seq, item.head.stamp.clock);
             items.extend(value.map(|value| ItemView { collection, key, seq, value, clock }));

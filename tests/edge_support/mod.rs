@@ -90,6 +90,7 @@ impl Node {
             clock,
             metrics: metrics.clone(),
             pace: Pace::Paced(Box::new(|| Duration::ZERO)),
+            longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
         };
         let core = Core::build(&config, foundation).await.unwrap();
         let edge = Edge::new(core.service.clone(), config.edge, metrics);

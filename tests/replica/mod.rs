@@ -50,6 +50,7 @@ pub async fn service(store: Arc<dyn Store>, keys: &Arc<NodeKeys>) -> Core {
         clock: Clock::starting_at(START_MS),
         metrics: Arc::new(Metrics::new()),
         pace: Pace::Paced(Box::new(|| Duration::from_millis(3))),
+        longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
     };
     Core::build(&Config::default(), foundation).await.unwrap()
 }

@@ -183,7 +183,7 @@ impl World {
             19 => self.readers.push(Reader::default()),
             20..22 if !self.readers.is_empty() => {
                 let who = self.dice.below(self.readers.len() as u64) as usize;
-                self.read(who);
+                self.read(who).await;
             }
             20..22 => {}
             _ => self.crash().await,
@@ -191,7 +191,7 @@ impl World {
     }
 
     /// One page of a reader. Returns whether there may be more.
-    fn read(&mut self, who: usize) -> bool {
+    async fn read(&mut self, who: usize) -> bool {
         let limit = 1 + self.dice.below(3) as usize;
         let next = std::mem::take(&mut self.readers[who].next);
         let (service, app, alias) = (self.service().clone(), &self.app, &self.alias);
@@ -210,7 +210,7 @@ impl World {
                 return page.is_more;
             }
         };
-        let page = service.items(app, alias, cursor, limit).unwrap();
+        let page = service.items(app, alias, cursor, limit).await.unwrap();
         let reader = &mut self.readers[who];
         let items = page.items.into_iter();
         reader.items.extend(items.map(|one| ((one.collection, one.key), (one.seq, one.value))));
@@ -339,13 +339,13 @@ impl World {
     }
 
     /// Everybody reads to the end, and all that is held says the same.
-    pub fn check(&mut self) {
+    pub async fn check(&mut self) {
         for who in 0..self.replicas.len() {
             let take = 1 + self.dice.below(8) as usize;
             while self.pull(who, take) {}
         }
         for who in 0..self.readers.len() {
-            while self.read(who) {}
+            while self.read(who).await {}
         }
         let entries = self.entries();
         let truth = fold(&entries);

@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod dialogue;
+pub mod postgres;
 pub mod rumqtt;
 pub mod script;
 pub mod takeover;

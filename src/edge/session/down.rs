@@ -143,7 +143,7 @@ pub fn ended(regid: String, reason: Option<idl::EndReason>) -> idl::Down {
 pub fn up_result<T>(result: &Result<T, service::Error>) -> UpResult {
     match result {
         Ok(_) => UpResult::Ok,
-        Err(service::Error::Unavailable(_)) => UpResult::Failed,
+        Err(service::Error::Unavailable(_) | service::Error::StorageBehind) => UpResult::Failed,
         Err(
             service::Error::Invalid { .. }
             | service::Error::NotFound { .. }
@@ -275,6 +275,8 @@ fn code_of(error: &service::Error) -> idl::ResultCode {
         service::Error::Forbidden(_) | service::Error::NeedsPolicy => idl::ResultCode::FORBIDDEN,
         service::Error::Sealed(_) => idl::ResultCode::SEALED,
         service::Error::Limit { .. } | service::Error::Allowance { .. } => idl::ResultCode::LIMIT,
-        service::Error::Unavailable(_) => idl::ResultCode::UNAVAILABLE,
+        service::Error::StorageBehind | service::Error::Unavailable(_) => {
+            idl::ResultCode::UNAVAILABLE
+        }
     }
 }

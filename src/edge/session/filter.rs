@@ -109,6 +109,8 @@ pub fn refusal(error: &service::Error) -> u8 {
         | service::Error::Sealed(_)
         | service::Error::NeedsPolicy => reason::NOT_AUTHORIZED,
         service::Error::Limit { .. } | service::Error::Allowance { .. } => reason::QUOTA_EXCEEDED,
-        service::Error::Unavailable(_) => reason::IMPLEMENTATION_SPECIFIC,
+        service::Error::StorageBehind | service::Error::Unavailable(_) => {
+            reason::IMPLEMENTATION_SPECIFIC
+        }
     }
 }

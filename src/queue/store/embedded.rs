@@ -130,10 +130,13 @@ fn name_of(space: Space) -> String {
         Space::Recalls => "recalls".into(),
         Space::Items => "items".into(),
         Space::Collections => "collections".into(),
+        Space::Unfolded => "unfolded".into(),
+        Space::Folded => "folded".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
         Space::Once(day) => format!("once.{day}"),
         Space::Collapse(day) => format!("collapse.{day}"),
+        Space::History(day) => format!("history.{day}"),
     }
 }
 
@@ -145,6 +148,7 @@ fn day_space(name: &str) -> Option<Space> {
         "messages" => Some(Space::Messages(day)),
         "once" => Some(Space::Once(day)),
         "collapse" => Some(Space::Collapse(day)),
+        "history" => Some(Space::History(day)),
         _ => None,
     }
 }
@@ -156,7 +160,9 @@ fn options(space: Space) -> KeyspaceCreateOptions {
         .data_block_compression_policy(CompressionPolicy::all(CompressionType::Lz4));
     match space {
         // Read by ranges, where a filter does not help.
-        Space::Entries(_) | Space::Members => options.filter_policy(FilterPolicy::disabled()),
+        Space::Entries(_) | Space::History(_) | Space::Members => {
+            options.filter_policy(FilterPolicy::disabled())
+        }
         _ => options,
     }
 }
