@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use carillon_wire::ranges::{Bounds, ITEMS_MAX, KeyRange};
+use carillon_wire::ranges::{Bounds, ITEMS_MAX, KeyRange, STATED_MAX};
 
 /// Why a repair runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,7 @@ impl Repair {
         mut held: impl FnMut(&Bounds) -> Result<Vec<(String, u64)>, E>,
     ) -> Result<Vec<KeyRange>, E> {
         if self.stated.is_empty() {
+            self.left.sort_by(|one, other| one.first.cmp(&other.first));
             let count = self.left.len().min(RANGES_MAX);
             self.stated = self.left.drain(..count).collect();
         }
@@ -181,7 +182,7 @@ impl Repair {
 /// Collections that wait for their repair; the next digest finds more.
 const NEEDED_MAX: usize = 1024;
 /// Ranges of one statement.
-pub const RANGES_MAX: usize = 64;
+pub const RANGES_MAX: usize = STATED_MAX;
 /// See [`Repair`].
 const CONFIRMATIONS_MAX: u32 = 2;
 /// Exchanges of one repair.
