@@ -2,6 +2,7 @@
 
 pub mod core;
 mod data;
+mod desk;
 mod doors;
 mod handover;
 mod lobby;
@@ -94,7 +95,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let edge = Edge::new(core.service.clone(), config.edge.clone(), metrics.clone());
     let addresses = doors.addresses()?;
     let identity = doors::identity(&config, &addresses, clock.unix_ms())?;
-    let (rooms, token) = Rooms::new(core.service.clone(), recorder, ready.clone(), orders);
+    let desk = desk::desk(edge.clone());
+    let (rooms, token) = Rooms::new(core.service.clone(), recorder, ready.clone(), orders, desk);
     let shown = Shown::new(rooms, &config, identity)?;
     let mut signals = Signals::listen()?;
     let (offer, taken) = Offer::make(&dir, doors.copies()?);

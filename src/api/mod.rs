@@ -1,4 +1,5 @@
-//! HTTPS for app servers: requests become business calls, their results JSON.
+//! HTTPS for app servers: requests become business calls, their results JSON. Devices without
+//! a connection bring their frames here too.
 //!
 //! [`ROUTES`] is the one list of what there is; the router and the check of
 //! `openapi.json` are made from it. A file a resource; who asks is in `auth`, what
@@ -14,6 +15,7 @@ mod devices;
 mod documents;
 pub mod error;
 mod feedback;
+pub mod frames;
 mod messages;
 mod once;
 mod rate;
@@ -69,6 +71,12 @@ pub const ROUTES: &[Route] = &[
         path: "/v1/devices",
         methods: || post(devices::create).layer(DefaultBodyLimit::max(devices::BODY_BYTES_MAX)),
         door: Door::Both,
+    },
+    Route {
+        operations: &[("post", "/v1/frames")],
+        path: "/v1/frames",
+        methods: || post(frames::exchange),
+        door: Door::Public,
     },
     Route {
         operations: &[("post", "/v1/apps/{app}/messages")],
@@ -219,6 +227,7 @@ struct Api {
     service: Arc<Service>,
     authority: Authority,
     ready: Ready,
+    desk: frames::Desk,
     device_rates: rate::DeviceRates,
     busy: busy::Busy,
 }
@@ -231,6 +240,7 @@ pub fn router(
     config: &config::Api,
     authority: Authority,
     ready: Ready,
+    desk: frames::Desk,
 ) -> Router {
     let envelope = Envelope {
         request_timeout: Duration::from_millis(config.request_timeout_ms),
@@ -244,6 +254,7 @@ pub fn router(
         service,
         authority,
         ready,
+        desk,
     });
     let limit = DefaultBodyLimit::max(config.body_bytes_max);
     envelope.around(mounted(is_public).layer(limit).with_state(shared))

@@ -23,7 +23,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header::AUTHORIZATION},
     response::{IntoResponse, Response},
 };
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 
 use super::{ids::random_bytes, keys::Secret};
 
@@ -34,6 +34,8 @@ pub enum Code {
     InvalidRequest,
     /// No credential, or a wrong one.
     Unauthorized,
+    /// No device's credential, or a wrong one.
+    BadCredentials,
     /// The credential does not cover this.
     Forbidden,
     /// The app's aliases are not safe enough for collections.
@@ -56,7 +58,7 @@ pub enum Code {
     IdempotencyKeyReused,
     /// The body is larger than allowed.
     BodyTooLarge,
-    /// The body is not JSON by its content type.
+    /// The body is not what the call takes, by its content type.
     UnsupportedMediaType,
     /// A field has a value out of its bounds.
     OutOfBounds,
@@ -111,9 +113,10 @@ pub struct Row {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::InvalidRequest,
         Self::Unauthorized,
+        Self::BadCredentials,
         Self::Forbidden,
         Self::CollectionsNeedPolicy,
         Self::NotFound,
@@ -145,6 +148,7 @@ impl Code {
         let (text, status, title, fault, retry) = match self {
             Self::InvalidRequest => ("invalid_request", S::BAD_REQUEST, "The request cannot be read", Caller, Never),
             Self::Unauthorized => ("unauthorized", S::UNAUTHORIZED, "The credential is missing or wrong", Caller, Never),
+            Self::BadCredentials => ("bad_credentials", S::UNAUTHORIZED, "The device or its secret is wrong", Caller, Never),
             Self::Forbidden => ("forbidden", S::FORBIDDEN, "The credential does not cover this", Caller, Never),
             Self::CollectionsNeedPolicy => ("collections_need_policy", S::FORBIDDEN, "The app's alias policy does not allow collections", Caller, Never),
             Self::NotFound => ("not_found", S::NOT_FOUND, "There is no such thing", Caller, Never),
@@ -156,7 +160,7 @@ impl Code {
             Self::IdempotencyKeyInUse => ("idempotency_key_in_use", S::CONFLICT, "The same call is still running", Caller, AfterS(1)),
             Self::IdempotencyKeyReused => ("idempotency_key_reused", S::UNPROCESSABLE_ENTITY, "The idempotency key was used for another call", Caller, Never),
             Self::BodyTooLarge => ("body_too_large", S::PAYLOAD_TOO_LARGE, "The body is too large", Caller, Never),
-            Self::UnsupportedMediaType => ("unsupported_media_type", S::UNSUPPORTED_MEDIA_TYPE, "The body is not application/json", Caller, Never),
+            Self::UnsupportedMediaType => ("unsupported_media_type", S::UNSUPPORTED_MEDIA_TYPE, "The body is of another type", Caller, Never),
             Self::OutOfBounds => ("out_of_bounds", S::UNPROCESSABLE_ENTITY, "A field is out of its bounds", Caller, Never),
             Self::LimitReached => ("limit_reached", S::UNPROCESSABLE_ENTITY, "A limit is reached", Caller, Never),
             Self::RateLimited => ("rate_limited", S::TOO_MANY_REQUESTS, "Too many requests", Caller, AfterS(60)),
@@ -215,6 +219,14 @@ impl Problem {
         Self::new(
             Code::Unauthorized,
             "send `Authorization: Bearer` with a valid credential for this app",
+        )
+    }
+
+    /// The one answer to a device's missing, malformed or wrong credential.
+    pub fn bad_credentials() -> Self {
+        Self::new(
+            Code::BadCredentials,
+            "send `Authorization: Basic` with the device's device_id and secret",
         )
     }
 
@@ -304,11 +316,22 @@ impl Token {
 
 /// The credential of `Authorization: Bearer …`, if there is exactly one.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    authorization(headers, "bearer")
+}
+
+/// Name and password of `Authorization: Basic …`, if there is exactly one.
+pub fn basic(headers: &HeaderMap) -> Option<(String, String)> {
+    let pair = BASE64.decode(authorization(headers, "basic")?.as_bytes()).ok()?;
+    let (name, password) = str::from_utf8(&pair).ok()?.split_once(':')?;
+    Some((name.to_owned(), password.to_owned()))
+}
+
+fn authorization<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
     let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
     let credential = credential.trim();
-    (scheme.eq_ignore_ascii_case("bearer") && !credential.is_empty()).then_some(credential)
+    (scheme.eq_ignore_ascii_case(wanted) && !credential.is_empty()).then_some(credential)
 }
 
 #[cfg(test)]
@@ -331,6 +354,18 @@ mod tests {
         let mut twice = with("Bearer abc");
         twice.append(AUTHORIZATION, "Bearer abc".parse().unwrap());
         assert_eq!(bearer(&twice), None);
+    }
+
+    #[test]
+    fn only_a_single_pair_of_name_and_password_is_read() {
+        let of = |value: &str| basic(&with(value));
+        let pair = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
+        // RFC 7617's own example.
+        assert_eq!(of("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="), pair("Aladdin", "open sesame"));
+        assert_eq!(of("basic YTpiOmM="), pair("a", "b:c"));
+        for wrong in ["Bearer YTpi", "Basic", "Basic  ", "Basic YWI=", "Basic !", "Basic /zpi"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -87,6 +87,8 @@ labels! {
         Tls = "tls",
         /// MQTT over WebSocket.
         WebSocket = "websocket",
+        /// Frames of one HTTPS request.
+        Https = "https",
     }
 }
 

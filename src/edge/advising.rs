@@ -3,7 +3,7 @@
 use super::{
     Edge,
     advisor::{Advice, Report, ReportResult, network::Heard},
-    connection::Arrival,
+    arrival::Arrival,
     session::handshake::Granted,
 };
 

@@ -12,6 +12,8 @@ labels! {
     CloseReason {
         /// The device sent DISCONNECT.
         ClientDisconnect = "client_disconnect",
+        /// The frames of a request over HTTPS were answered.
+        Answered = "answered",
         /// The device closed the stream without DISCONNECT.
         Eof = "eof",
         /// The stream broke.
@@ -62,6 +64,7 @@ impl CloseReason {
     pub fn code(self) -> Option<u8> {
         match self {
             Self::ClientDisconnect
+            | Self::Answered
             | Self::Eof
             | Self::Reset
             | Self::WriteTimeout

@@ -3,6 +3,7 @@
 //! While nothing happens it holds no buffer, no timer and no future but itself. While a
 //! business call runs nothing else of the connection is read.
 
+mod exchange;
 mod paced;
 mod times;
 mod writing;
@@ -25,7 +26,7 @@ use tokio::{
 
 use super::{
     Admission, Edge,
-    advisor::AddressKey,
+    arrival::Arrival,
     close::CloseReason,
     heartbeat::Place,
     perform::{self, Heads},
@@ -35,51 +36,12 @@ use super::{
 };
 use crate::{
     base::{
-        ids::{DeviceId, QueueId, RegId},
+        ids::{QueueId, RegId},
         metrics::{Label, Transport, UpKind, UpResult},
     },
     queue::position::Position,
     route::{Nudge, Reasons},
 };
-
-/// A device's presence on this node, until it is dropped.
-pub(super) struct Arrival {
-    pub(super) edge: Arc<Edge>,
-    device: DeviceId,
-    /// The network that the device is on, as its address shows it.
-    pub(super) network: AddressKey,
-    pub(super) nudge: Arc<Nudge>,
-}
-
-impl Arrival {
-    /// The device is here; an older connection of it is told so. `None` if it has
-    /// opened a newer one, which is here already.
-    pub(super) fn new(
-        edge: &Arc<Edge>,
-        device: DeviceId,
-        network: AddressKey,
-        serial: u64,
-    ) -> Option<Self> {
-        let nudge = Arc::new(Nudge::of(serial));
-        let is_newest = edge.service.arrive(device, &nudge);
-        is_newest.then(|| Self { edge: edge.clone(), device, network, nudge })
-    }
-
-    pub(super) fn device(&self) -> DeviceId {
-        self.device
-    }
-
-    pub(super) fn serial(&self) -> u64 {
-        self.nudge.opened()
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        self.edge.alarms.remove(&self.nudge);
-        self.edge.service.leave(&self.device, &self.nudge);
-    }
-}
 
 /// What a connection did in its life.
 #[derive(Clone, Copy, Debug, Default)]
@@ -252,6 +214,46 @@ impl<S> Connection<S> {
         }
     }
 
+    /// Makes the calls that the session asks for, until it asks for none.
+    async fn answer_calls(&mut self, out: &mut Output) {
+        while let Some(call) = out.call.take() {
+            let answer = Box::pin(self.call(call)).await;
+            out.now = self.edge().now();
+            self.step(Input::Answer(answer), out);
+        }
+    }
+
+    async fn call(&mut self, call: Call) -> Answer {
+        let at = Instant::now();
+        let is_clean = self.session.as_ref().is_some_and(|session| session.terms().is_clean);
+        let heads = if is_clean { Heads::Read } else { Heads::Skip };
+        let kind = match &call {
+            Call::Resume(ticket, _)
+            | Call::Positions(ticket, _)
+            | Call::Report(ticket, ..)
+            | Call::Repair(ticket, _)
+            | Call::Request(ticket, _) => Some(ticket.kind),
+            Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
+        };
+        let edge = self.edge();
+        let answer = perform::call(&self.device.arrival, call, heads).await;
+        let result = match &answer {
+            Answer::Requested(Ticket { .. }, result) => down::up_result(result),
+            Answer::Repaired(_, result) => down::up_result(result),
+            Answer::Failed => UpResult::Failed,
+            Answer::Resumed(..)
+            | Answer::Positioned(..)
+            | Answer::Refreshed(_)
+            | Answer::Advised(..)
+            | Answer::Subscribed(..)
+            | Answer::Unsubscribed(..) => UpResult::Ok,
+        };
+        if let Some(kind) = kind {
+            edge.metrics.edge.up_frame(kind, result, at.elapsed());
+        }
+        answer
+    }
+
     /// Moves what was done to the metrics.
     fn record(&mut self, out: &mut Output) {
         let arrival = &self.device.arrival;
@@ -367,11 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// once the output is written.
     async fn take_in(&mut self, unread: &mut BytesMut, out: &mut Output) -> bool {
         loop {
-            while let Some(call) = out.call.take() {
-                let answer = Box::pin(self.call(call)).await;
-                out.now = self.edge().now();
-                self.step(Input::Answer(answer), out);
-            }
+            self.answer_calls(out).await;
             if out.close.is_some() {
                 return false;
             }
@@ -385,37 +383,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         self.pull(out)
-    }
-
-    async fn call(&mut self, call: Call) -> Answer {
-        let at = Instant::now();
-        let is_clean = self.session.as_ref().is_some_and(|session| session.terms().is_clean);
-        let heads = if is_clean { Heads::Read } else { Heads::Skip };
-        let kind = match &call {
-            Call::Resume(ticket, _)
-            | Call::Positions(ticket, _)
-            | Call::Report(ticket, ..)
-            | Call::Repair(ticket, _)
-            | Call::Request(ticket, _) => Some(ticket.kind),
-            Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
-        };
-        let edge = self.edge();
-        let answer = perform::call(&self.device.arrival, call, heads).await;
-        let result = match &answer {
-            Answer::Requested(Ticket { .. }, result) => down::up_result(result),
-            Answer::Repaired(_, result) => down::up_result(result),
-            Answer::Failed => UpResult::Failed,
-            Answer::Resumed(..)
-            | Answer::Positioned(..)
-            | Answer::Refreshed(_)
-            | Answer::Advised(..)
-            | Answer::Subscribed(..)
-            | Answer::Unsubscribed(..) => UpResult::Ok,
-        };
-        if let Some(kind) = kind {
-            edge.metrics.edge.up_frame(kind, result, at.elapsed());
-        }
-        answer
     }
 
     /// What comes next. Biased: a nudge may say that the device is elsewhere by now, and
@@ -452,7 +419,7 @@ impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
         let Device { arrival, transport, at_ms, _admission } = &self.device;
-        let Arrival { edge, device, nudge, .. } = arrival;
+        let (Arrival { edge, nudge, .. }, device) = (arrival, arrival.device());
         edge.wheel.remove(self.place, nudge);
         session.heard().for_each(|queue| edge.service.unfollow(queue, nudge));
         edge.service.served(nudge.leave());
@@ -483,7 +450,7 @@ impl<S> Drop for Connection<S> {
         // A plain session that breaks the rules, such as by speaking frames, is not kept:
         // the device could never leave it.
         let parked = session.into_parked().filter(|_| reason != CloseReason::ProtocolError);
-        edge.sessions.end(*device, Token(arrival.serial()), parked, expires_s);
+        edge.sessions.end(device, Token(arrival.serial()), parked, expires_s);
     }
 }
 

@@ -11,7 +11,8 @@ use tokio::{
 
 use super::{
     Accepted, Edge,
-    connection::{Arrival, Connection, Device},
+    arrival::Arrival,
+    connection::{Connection, Device},
     gate::Refusal as Refused,
     life::Established,
     perform::{self, Heads},
@@ -163,10 +164,24 @@ async fn welcome(
     connect: &Connect,
     accepted: &Accepted,
 ) -> Result<Option<Welcomed>, Refusal> {
-    let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
     let granted = handshake::judge(connect, &edge.config())?;
     let secret = connect.password.as_deref().unwrap_or_default();
-    let id = edge.service.identify(&connect.client_id, secret).map_err(|error| match error {
+    let id = identify(edge, &connect.client_id, secret)?;
+    let Some(arrival) = Arrival::new(edge, id, accepted.network, accepted.serial) else {
+        return Ok(None);
+    };
+    let parked = if granted.terms.is_clean { None } else { claim(edge, id).await };
+    match granted.terms.expiry_s {
+        0 => edge.sessions.discard(&id),
+        1.. => edge.sessions.begin(id, Token(arrival.serial())),
+    }
+    Ok(Some(Welcomed { granted, arrival, parked }))
+}
+
+/// The device that shows these credentials.
+pub(super) fn identify(edge: &Edge, device_id: &str, secret: &[u8]) -> Result<DeviceId, Refusal> {
+    let unavailable = Refusal { reason: reason::SERVER_UNAVAILABLE, result: Handshake::Refused };
+    edge.service.identify(device_id, secret).map_err(|error| match error {
         Error::StorageBehind | Error::Unavailable(_) => unavailable,
         Error::Forbidden(_)
         | Error::Invalid { .. }
@@ -181,16 +196,7 @@ async fn welcome(
         | Error::KeyReused => {
             Refusal { reason: reason::BAD_CREDENTIALS, result: Handshake::BadCredentials }
         }
-    })?;
-    let Some(arrival) = Arrival::new(edge, id, accepted.network, accepted.serial) else {
-        return Ok(None);
-    };
-    let parked = if granted.terms.is_clean { None } else { claim(edge, id).await };
-    match granted.terms.expiry_s {
-        0 => edge.sessions.discard(&id),
-        1.. => edge.sessions.begin(id, arrival.token()),
-    }
-    Ok(Some(Welcomed { granted, arrival, parked }))
+    })
 }
 
 /// What an older connection left. One that is still ending gets a moment to park.
@@ -271,9 +277,3 @@ const RETRY_AFTER_MS: &str = "retry-after-ms";
 const CONNECT_BYTES: usize = 256;
 /// How long a new connection waits for the older one of its device to park.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
-
-impl Arrival {
-    fn token(&self) -> Token {
-        Token(self.serial())
-    }
-}

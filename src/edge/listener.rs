@@ -122,6 +122,7 @@ impl Edge {
                         greeting::turn_away(stream, bytes_max, refusal).await;
                     }
                 }
+                Transport::Https => {}
             }
         };
         tasks::spawn("refusal", timeout(HEARING_WAIT, telling));
@@ -144,14 +145,14 @@ impl Edge {
         }
     }
 
-    fn note_refused(&self, why: Refused) {
+    pub(super) fn note_refused(&self, why: Refused) {
         self.metrics.edge.handshakes.of(Handshake::Refused).increment(1);
         self.gate.refused.of(why).increment(1);
     }
 }
 
 /// Spreads consecutive serials evenly (Knuth's multiplicative hash).
-fn dice(serial: u64) -> u32 {
+pub(super) fn dice(serial: u64) -> u32 {
     (serial.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32
 }
 
@@ -248,6 +249,7 @@ impl Accepted {
             (Transport::Tls, None) => {
                 unreachable!("the composition root gives TLS its configuration")
             }
+            (Transport::Https, _) => unreachable!("a visit has no socket"),
         }
     }
 }

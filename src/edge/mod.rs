@@ -7,6 +7,7 @@
 mod advising;
 pub mod advisor;
 mod alarms;
+mod arrival;
 pub mod close;
 mod connection;
 pub mod farewell;
@@ -20,6 +21,7 @@ mod pool;
 pub mod session;
 mod sessions;
 mod tls;
+pub mod visit;
 mod websocket;
 
 use std::{

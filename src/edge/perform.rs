@@ -11,7 +11,7 @@ use carillon_wire::{
 };
 
 use super::{
-    connection::Arrival,
+    arrival::Arrival,
     session::{
         Answer, Call, Effect,
         feeds::Standing,

@@ -22,7 +22,7 @@ use tokio::{
 use super::lobby::{Early, Lobby};
 use crate::{
     admin::{self, Admin, AdminFile, Order},
-    api::{self, Authority},
+    api::{self, Authority, frames::Desk},
     base::{
         http::{
             Ready, Token,
@@ -129,6 +129,7 @@ pub(super) struct Rooms {
     ready: Ready,
     token: Token,
     orders: mpsc::Sender<Order>,
+    desk: Desk,
 }
 
 impl Rooms {
@@ -138,9 +139,10 @@ impl Rooms {
         recorder: PrometheusHandle,
         ready: Ready,
         orders: mpsc::Sender<Order>,
+        desk: Desk,
     ) -> (Self, Secret) {
         let secret = Secret::random();
-        (Self { service, recorder, ready, token: Token::from(&secret), orders }, secret)
+        (Self { service, recorder, ready, token: Token::from(&secret), orders, desk }, secret)
     }
 
     fn https(&self, config: &Config, tls: Arc<ServerConfig>) -> Face {
@@ -164,7 +166,8 @@ impl Rooms {
     }
 
     fn api(&self, config: &Api, authority: Authority) -> axum::Router {
-        api::router(self.service.clone(), config, authority, self.ready.clone())
+        let (service, ready) = (self.service.clone(), self.ready.clone());
+        api::router(service, config, authority, ready, self.desk.clone())
     }
 }
 

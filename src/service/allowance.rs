@@ -12,7 +12,7 @@ use dashmap::mapref::one::RefMut;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{Error, Service, send::Target};
+use super::{Error, Service, deliver::Following, send::Target};
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
@@ -80,6 +80,16 @@ pub struct Delivered {
     pub kind: Kind,
     /// How many.
     pub messages: u32,
+}
+
+impl Delivered {
+    /// So many messages of `all[at]` to who follows `all`; `None` if there are none.
+    pub fn of(all: &[Following], at: usize, messages: u32) -> Option<Self> {
+        // Every registration follows a queue that bears its app's name: `all`.
+        let app = all.iter().find_map(|following| following.queue.name().app())?;
+        let kind = Kind::of(all[at].queue.name());
+        (messages > 0).then(|| Self { app: app.clone(), kind, messages })
+    }
 }
 
 /// What one registration has handled since the last flush.

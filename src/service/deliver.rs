@@ -107,12 +107,10 @@ impl Service {
     ) -> Result<Vec<Start>, Error> {
         let positions = self.positions(regid)?;
         let mut starts: Vec<Start> = Vec::with_capacity(followings.len());
-        for following in followings {
+        for (at, following) in followings.iter().enumerate() {
             let own = starts.first().map(|own| own.after.seq);
             let start = self.stand(&positions, following, claim(following, own))?;
-            if self.has_receipts() {
-                self.settle_receipts(regid, &positions, following, &start)?;
-            }
+            self.make_up(regid, &positions, (followings, at), &start)?;
             starts.push(start);
         }
         Ok(starts)

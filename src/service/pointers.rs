@@ -11,6 +11,7 @@ use tokio::{sync::Notify, time::MissedTickBehavior};
 use super::{
     Error, Service,
     allowance::{Delivered, Sums},
+    deliver::Following,
     records::Positions,
 };
 use crate::{
@@ -139,6 +140,13 @@ impl Service {
                 recent.delivered.add(delivered);
             }
         });
+    }
+
+    /// The registration has handled so many messages of `all[at]`, its own queue being first.
+    pub(super) fn delivered(&self, regid: &RegId, all: &[Following], at: usize, messages: u32) {
+        if let Some(delivered) = Delivered::of(all, at, messages) {
+            self.change_recent(regid, |recent| recent.delivered.add(delivered));
+        }
     }
 
     /// All positions of a registration, newest first known.

@@ -24,6 +24,7 @@ use self::log::{CallbackOf, Endpoint, Log};
 use super::{
     Error, Service,
     deliver::{Following, Start, Take},
+    judge::Verdict,
     records::{CallRecord, MessageRecord, Positions, call_prefix},
     send::{Send, messages_of},
 };
@@ -310,36 +311,38 @@ impl Service {
         self.note(Note { message, regid, at_ms: self.now_ms(), what });
     }
 
-    /// Whether a resuming device may owe receipts at all.
-    pub(super) fn has_receipts(&self) -> bool {
+    /// Whether there may be receipts at all.
+    fn has_receipts(&self) -> bool {
         self.receipts.is_used.load(Ordering::Relaxed)
     }
 
-    /// A device stands further than its stored pointer: a crash took the pointer, and with it
-    /// the receipts of what the device has handled. They are made up for.
-    pub(super) fn settle_receipts(
+    /// A device stands further than its stored pointer: a crash took the pointer, or it
+    /// acknowledges by stating where it is. What it has handled is counted now, and receipted.
+    pub(super) fn make_up(
         &self,
         regid: &RegId,
         positions: &Positions,
-        of: &Following,
+        (all, at): (&[Following], usize),
         start: &Start,
     ) -> Result<(), Error> {
-        let queue = of.queue.id();
+        let (of, queue) = (&all[at], all[at].queue.id());
         let stored = positions.of(&queue).map_or(of.since.seq, |at| at.seq.max(of.since.seq));
         if start.jump.is_some() || start.is_stored || start.after.seq <= stored {
             return Ok(());
         }
-        let (now_ms, mut after) = (self.now_ms(), stored);
+        let (now_ms, mut after, mut messages) = (self.now_ms(), stored, 0);
         for _ in 0..LATE_PAGES {
             let entries = self.router.read(&queue, after, LATE)?;
             let Some(last) = entries.last() else { break };
             after = last.position.seq;
             let handled = entries.iter().take_while(|entry| entry.position.seq <= start.after.seq);
             for entry in handled {
-                if let Body::Message(message) = &entry.body
-                    && message.wants_receipt
-                    && entry.body.is_live(now_ms)
-                {
+                let Body::Message(message) = &entry.body else { continue };
+                if self.judge(entry, all, at, now_ms)? != Verdict::Deliver {
+                    continue;
+                }
+                messages += 1;
+                if message.wants_receipt {
                     let (message, what) = (message.id, What::Acked { pushed_ms: None });
                     self.note(Note { message, regid: *regid, at_ms: now_ms, what });
                 }
@@ -348,6 +351,7 @@ impl Service {
                 break;
             }
         }
+        self.delivered(regid, all, at, messages);
         Ok(())
     }
 

@@ -2,6 +2,11 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use carillon_wire::{
+    frame::{self, FRAMES_TYPE},
+    idl,
+};
+use data_encoding::BASE64;
 use reqwest::{Method, header::CONTENT_TYPE};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
@@ -30,6 +35,7 @@ broadcasts_per_day = 3000
 "#;
 
 pub const DEVICES: &str = "post /v1/devices";
+pub const FRAMES: &str = "post /v1/frames";
 pub const SEND: &str = "post /v1/apps/{app}/messages";
 pub const BATCH: &str = "post /v1/apps/{app}/messages:batch";
 pub const MESSAGE: &str = "get /v1/apps/{app}/messages/{id}";
@@ -103,6 +109,12 @@ impl Ask {
         Self { body: Some(body.to_vec()), content_type, ..Self::new(Method::POST, path) }
     }
 
+    /// A device's frames.
+    pub fn frames(device: &Device, body: &[u8]) -> Self {
+        let content_type = FRAMES_TYPE.to_owned();
+        Self { content_type, ..Self::post_bytes("/v1/frames", body) }.bearing(&basic(device))
+    }
+
     pub fn send(message: Value) -> Self {
         Self::post("/v1/apps/demo/messages", message)
     }
@@ -119,6 +131,21 @@ impl Ask {
     pub fn nobody(self) -> Self {
         self.bearing("")
     }
+}
+
+/// A device's credential.
+pub fn basic(device: &Device) -> String {
+    let pair = format!("{}:{}", device.device_id, device.secret);
+    format!("Basic {}", BASE64.encode(pair.as_bytes()))
+}
+
+/// A body of one `Resume`.
+pub fn resume_body() -> Vec<u8> {
+    let resume = Some(idl::Resume { digest: 0, dictionary: None });
+    let (mut up, mut body) = (Vec::new(), Vec::new());
+    frame::encode_up(&idl::Up { resume, ..frame::empty_up() }, &mut up).expect("it fits");
+    frame::put_frame(&up, &mut body);
+    body
 }
 
 impl fmt::Display for Ask {
@@ -261,6 +288,7 @@ impl Api {
         let account = json!({"app_id": APP, "app_key": self.app.app_key});
         vec![
             (DEVICES, Ask::post("/v1/devices", account)),
+            (FRAMES, Ask::frames(&self.device, &resume_body())),
             (SEND, Ask::send(json!({"target": {"all": true}, "payload": 1}))),
             (BATCH, Ask::post("/v1/apps/demo/messages:batch", batch)),
             (MESSAGE, Ask::get(message)),
@@ -302,8 +330,11 @@ impl Api {
         let mut stream = self.open().await;
         let head = format!(
             "{} {} HTTP/1.1\r\nhost: localhost\r\nauthorization: {}\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n{header}\r\n",
-            ask.method, ask.path, self.bearer,
+             content-type: {}\r\ncontent-length: {length}\r\n{header}\r\n",
+            ask.method,
+            ask.path,
+            ask.credential.as_ref().unwrap_or(&self.bearer),
+            ask.content_type,
         );
         stream.write_all(head.as_bytes()).await.expect("the node reads a head");
         stream.write_all(body).await.expect("the node reads the beginning of a body");

@@ -5,18 +5,20 @@
 
 mod deltas;
 mod guard;
+mod many;
 mod packed;
 
 use bytes::Bytes;
 use thrift::protocol::{TCompactOutputProtocol, TSerializable};
 
 use crate::idl;
-use crate::limits::FRAME_BYTES_MAX;
+use crate::limits::{FRAME_BYTES_MAX, FRAMES_MAX};
 
 pub use deltas::{
     DeltaParts, delta_overhead_bytes, deltas_bytes_upper_bound, digest_bytes_upper_bound,
     encode_deltas, frame_overhead_bytes,
 };
+pub use many::{FRAMES_TYPE, put_frame, split_frames};
 pub use packed::{DICTIONARY, dictionary, open_down, pack, unpack};
 
 /// Why bytes are not a frame, or a value cannot be one.
@@ -40,6 +42,12 @@ pub enum Error {
         /// How many.
         bytes: usize,
     },
+    /// A body of several frames ends inside one.
+    #[error("the last frame is cut short")]
+    Cut,
+    /// More than [`FRAMES_MAX`] frames in one body.
+    #[error("more than {FRAMES_MAX} frames")]
+    TooMany,
     /// A number out of its range; the text names the field.
     #[error("{0} is out of range")]
     Invalid(&'static str),

@@ -3,6 +3,9 @@
 /// A frame: the payload of one PUBLISH on `up` or `down`, in bytes.
 pub const FRAME_BYTES_MAX: usize = 128 * 1024;
 
+/// Frames of one request over HTTPS.
+pub const FRAMES_MAX: usize = 64;
+
 /// A whole PUBLISH that carries a frame: fixed header, topic, packet id and properties included, in bytes.
 pub const FRAME_PACKET_BYTES_MAX: u32 = 132 * 1024;
 

@@ -65,6 +65,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonText<T> {
     }
 }
 
+/// The bytes of a body of this content type.
+///
+/// # Errors
+/// Another type, or as for JSON.
+pub async fn of_type<S: Send + Sync>(
+    wanted: &str,
+    request: Request,
+    state: &S,
+) -> Result<Bytes, Problem> {
+    if content_type(request.headers()) != wanted {
+        let detail = format!("send `content-type: {wanted}`");
+        return Err(Problem::new(Code::UnsupportedMediaType, detail));
+    }
+    read(request, state).await
+}
+
 async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     if !is_json(request.headers()) {
         let detail = "send `content-type: application/json`";
@@ -179,9 +195,14 @@ async fn discard(mut body: Body, deadline: Option<Deadline>) {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let kind = content_type(headers);
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+/// Without its parameters.
+fn content_type(headers: &HeaderMap) -> String {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 #[cfg(test)]

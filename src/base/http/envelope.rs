@@ -123,8 +123,13 @@ fn write(problem: &Problem, trace_id: &TraceId) -> Response {
     let mut answer = (row.status, axum::Json(body)).into_response();
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    if problem.code == Code::Unauthorized {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    let scheme = match problem.code {
+        Code::Unauthorized => Some("Bearer"),
+        Code::BadCredentials => Some("Basic realm=\"device\""),
+        _ => None,
+    };
+    if let Some(scheme) = scheme {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
     }
     if let Retry::AfterS(seconds) = problem.retry() {
         headers.insert(RETRY_AFTER, seconds.into());

@@ -21,7 +21,7 @@ use crate::{
         position::{Epoch, Position, Seq},
     },
     service::{
-        allowance::{Delivered, Kind},
+        allowance::Delivered,
         deliver::{Following, Start},
         seals::{Sealer, Sealing},
     },
@@ -194,14 +194,6 @@ impl Feed {
         }
     }
 
-    /// So many messages of a lane were delivered.
-    fn delivered(&self, lane: usize, messages: u32) -> Option<Delivered> {
-        let kind = Kind::of(self.followings[lane].queue.name());
-        // Every registration follows a queue that bears its app's name: `all`.
-        let app = self.followings.iter().find_map(|following| following.queue.name().app())?;
-        Some(Delivered { app: app.clone(), kind, messages })
-    }
-
     /// The lane of a queue.
     pub fn lane_of(&self, queue: &QueueId) -> Option<usize> {
         self.followings.iter().position(|following| following.queue.id() == *queue)
@@ -288,7 +280,7 @@ impl Feeds {
         let lane = &mut feed.lanes[at];
         let is_unstored = std::mem::take(&mut lane.is_unstored);
         if lane.pointer.ack(position.seq) || is_unstored {
-            let delivered = (messages > 0).then(|| feed.delivered(at, messages)).flatten();
+            let delivered = Delivered::of(&feed.followings, at, messages);
             out.effects.push(Effect::Acknowledge { regid, queue, position, delivered });
         }
     }

@@ -480,7 +480,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
 }
 
 /// The uplink topic.
-const UP: &str = "up";
+pub(in crate::edge) const UP: &str = "up";
 /// The downlink topic.
 const DOWN: &str = "down";
 /// Replies that may wait for the client before its uplinks are no longer taken.

@@ -29,6 +29,20 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// Of a device without a connection. It takes whatever fits the window.
+    pub fn of_visit(bounds: &config::Edge) -> Self {
+        Self {
+            version: Version::V5,
+            is_clean: false,
+            silence_max_s: silence_max_s(bounds.keep_alive_max_s),
+            expiry_s: 0,
+            expiry_s_max: 0,
+            receive_max: u16::MAX,
+            max_packet_bytes: u32::MAX,
+            alias_max: 0,
+        }
+    }
+
     /// The keep-alive that is in force, in seconds.
     pub fn keep_alive_s(&self) -> u16 {
         u16::try_from(self.silence_max_s * 2 / 3).unwrap_or(u16::MAX)
