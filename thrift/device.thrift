@@ -279,6 +279,8 @@ enum ResultCode {
   UNAVAILABLE = 7,
   /** The app seals its payloads: register with a key. */
   SEALED = 8,
+  /** The edits' cseqs do not go on where the gateway is, so that nothing was taken: number them from `next_cseq` on. */
+  RENUMBER = 9,
 }
 
 /** The registration has this key now. */
@@ -347,6 +349,8 @@ struct Result {
   6: optional list<EditResult> edits,
   /** Set by Repair: the ranges that differ. None: all are equal. */
   7: optional list<RepairedRange> ranges,
+  /** Set with RENUMBER: the number that the gateway expects next of this registration and alias. */
+  8: optional i64 next_cseq,
 }
 
 /** The answer to Resume and Positions: pushing starts now. */

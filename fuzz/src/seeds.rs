@@ -142,6 +142,7 @@ fn sealed_frames() -> Seeds {
         seal,
         edits: None,
         ranges: None,
+        next_cseq: None,
     };
     let result = idl::Down { result: Some(result), ..idl::Down::default() };
     vec![

@@ -168,8 +168,16 @@ async fn answer(
 ) {
     let regid = regid.map(str::to_owned);
     let message = None;
-    let result =
-        Some(idl::Result { request, code, message, regid, seal: None, edits: None, ranges: None });
+    let result = Some(idl::Result {
+        request,
+        code,
+        message,
+        regid,
+        seal: None,
+        edits: None,
+        ranges: None,
+        next_cseq: None,
+    });
     let id = peer.down(idl::Down { result, ..empty() }).await;
     assert_eq!(peer.recv_ack().await, id);
 }

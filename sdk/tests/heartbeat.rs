@@ -49,6 +49,7 @@ async fn report(peer: &mut Peer, heartbeat_s: Option<i32>) -> idl::HeartbeatRepo
         seal: None,
         edits: None,
         ranges: None,
+        next_cseq: None,
     };
     let down = idl::Down { result: Some(result), ..empty() };
     let id = peer.down(down).await;

@@ -86,7 +86,7 @@ fn the_example_frames_in_the_protocol_document_are_what_the_code_writes() {
         }),
         down(|down| {
             down.result =
-                Some(idl::Result::new(1, idl::ResultCode::OK, None, None, None, None, None));
+                Some(idl::Result::new(1, idl::ResultCode::OK, None, None, None, None, None, None));
         }),
         down(|down| down.ask_positions = Some(idl::AskPositions {})),
         down(|down| down.resumed = Some(idl::Resumed::new(vec!["r1".to_owned()]))),

@@ -142,6 +142,7 @@ fn downs() -> Vec<idl::Down> {
         None,
         None,
         None,
+        None,
     );
     let delta = idl::Delta {
         queue: queue(idl::QueueKind::OWN, None),

@@ -39,35 +39,29 @@ pub fn result(request: i64, result: &Result<Option<Registered>, service::Error>)
         number: epoch_to_idl(seal.number),
         confirmation: seal.confirmation.to_vec(),
     });
-    idl::Down {
-        result: Some(idl::Result {
-            request,
-            code,
-            message,
-            regid,
-            seal,
-            edits: None,
-            ranges: None,
-        }),
-        ..empty()
+    answer(idl::Result { message, regid, seal, ..bare(request, code) })
+}
+
+fn bare(request: i64, code: idl::ResultCode) -> idl::Result {
+    idl::Result {
+        request,
+        code,
+        message: None,
+        regid: None,
+        seal: None,
+        edits: None,
+        ranges: None,
+        next_cseq: None,
     }
+}
+
+fn answer(result: idl::Result) -> idl::Down {
+    idl::Down { result: Some(result), ..empty() }
 }
 
 /// The answer to what is no frame, or of no known kind.
 pub fn refused(request: i64, code: idl::ResultCode, message: &str) -> idl::Down {
-    let message = Some(message.to_owned());
-    idl::Down {
-        result: Some(idl::Result {
-            request,
-            code,
-            message,
-            regid: None,
-            seal: None,
-            edits: None,
-            ranges: None,
-        }),
-        ..empty()
-    }
+    answer(idl::Result { message: Some(message.to_owned()), ..bare(request, code) })
 }
 
 /// The ranges that differ.
@@ -78,9 +72,7 @@ pub fn repaired(request: i64, result: Result<Vec<Repaired>, service::Error>) -> 
     };
     let ranges = ranges.into_iter().map(repaired_range).collect::<Vec<_>>();
     let ranges = (!ranges.is_empty()).then_some(ranges);
-    let (regid, seal, edits) = (None, None, None);
-    let result = idl::Result { request, code, message, regid, seal, edits, ranges };
-    idl::Down { result: Some(result), ..empty() }
+    answer(idl::Result { message, ranges, ..bare(request, code) })
 }
 
 fn repaired_range(Repaired { range, held }: Repaired) -> idl::RepairedRange {

@@ -208,6 +208,8 @@ impl ResultCode {
   pub const UNAVAILABLE: ResultCode = ResultCode(7);
   /// The app seals its payloads: register with a key.
   pub const SEALED: ResultCode = ResultCode(8);
+  /// The edits' cseqs do not go on where the gateway is, so that nothing was taken: number them from `next_cseq` on.
+  pub const RENUMBER: ResultCode = ResultCode(9);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::OK,
     Self::MALFORMED,
@@ -218,6 +220,7 @@ impl ResultCode {
     Self::LIMIT,
     Self::UNAVAILABLE,
     Self::SEALED,
+    Self::RENUMBER,
   ];
 }
 
@@ -244,6 +247,7 @@ impl From<i32> for ResultCode {
       6 => ResultCode::LIMIT,
       7 => ResultCode::UNAVAILABLE,
       8 => ResultCode::SEALED,
+      9 => ResultCode::RENUMBER,
       _ => ResultCode(i)
     }
   }
@@ -3277,10 +3281,12 @@ pub struct Result {
   pub edits: Option<Vec<EditResult>>,
   /// Set by Repair: the ranges that differ. None: all are equal.
   pub ranges: Option<Vec<RepairedRange>>,
+  /// Set with RENUMBER: the number that the gateway expects next of this registration and alias.
+  pub next_cseq: Option<i64>,
 }
 
 impl Result {
-  pub fn new<F3, F4, F5, F6, F7>(request: i64, code: ResultCode, message: F3, regid: F4, seal: F5, edits: F6, ranges: F7) -> Result where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<SealAnswer>>, F6: Into<Option<Vec<EditResult>>>, F7: Into<Option<Vec<RepairedRange>>> {
+  pub fn new<F3, F4, F5, F6, F7, F8>(request: i64, code: ResultCode, message: F3, regid: F4, seal: F5, edits: F6, ranges: F7, next_cseq: F8) -> Result where F3: Into<Option<String>>, F4: Into<Option<String>>, F5: Into<Option<SealAnswer>>, F6: Into<Option<Vec<EditResult>>>, F7: Into<Option<Vec<RepairedRange>>>, F8: Into<Option<i64>> {
     Result {
       request,
       code,
@@ -3289,6 +3295,7 @@ impl Result {
       seal: seal.into(),
       edits: edits.into(),
       ranges: ranges.into(),
+      next_cseq: next_cseq.into(),
     }
   }
 }
@@ -3303,6 +3310,7 @@ impl TSerializable for Result {
     let mut f_5: Option<SealAnswer> = None;
     let mut f_6: Option<Vec<EditResult>> = None;
     let mut f_7: Option<Vec<RepairedRange>> = None;
+    let mut f_8: Option<i64> = None;
     loop {
       let field_ident = i_prot.read_field_begin()?;
       if field_ident.field_type == TType::Stop {
@@ -3350,6 +3358,10 @@ impl TSerializable for Result {
           i_prot.read_list_end()?;
           f_7 = Some(val);
         },
+        8 => {
+          let val = i_prot.read_i64()?;
+          f_8 = Some(val);
+        },
         _ => {
           i_prot.skip(field_ident.field_type)?;
         },
@@ -3367,6 +3379,7 @@ impl TSerializable for Result {
       seal: f_5,
       edits: f_6,
       ranges: f_7,
+      next_cseq: f_8,
     };
     Ok(ret)
   }
@@ -3410,6 +3423,11 @@ impl TSerializable for Result {
         e.write_to_out_protocol(o_prot)?;
       }
       o_prot.write_list_end()?;
+      o_prot.write_field_end()?
+    }
+    if let Some(fld_var) = self.next_cseq {
+      o_prot.write_field_begin(&TFieldIdentifier::new("next_cseq", TType::I64, 8))?;
+      o_prot.write_i64(fld_var)?;
       o_prot.write_field_end()?
     }
     o_prot.write_field_stop()?;

@@ -248,6 +248,7 @@ pub fn ok() -> idl::Result {
         seal: None,
         edits: None,
         ranges: None,
+        next_cseq: None,
     }
 }
 
