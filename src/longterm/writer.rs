@@ -6,7 +6,7 @@
 //! nobody waits for it: while it is far behind, new changes are refused elsewhere.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -208,12 +208,13 @@ impl StorageWriter {
                 has_more = true;
                 break;
             }
-            if !queues.contains_key(&queue) {
-                queues.insert(queue, (self.folded(&queue, part.from, known).await?, Vec::new()));
-            }
-            if let Some((reached, steps)) = queues.get_mut(&queue) {
-                bytes += self.read(&queue, reached, part.to, steps)?;
-            }
+            let (reached, steps) = match queues.entry(queue) {
+                Entry::Occupied(read) => read.into_mut(),
+                Entry::Vacant(fresh) => {
+                    fresh.insert((self.folded(&queue, part.from, known).await?, Vec::new()))
+                }
+            };
+            bytes += self.read(&queue, reached, part.to, steps)?;
             upto = upto.max(commit);
             entries += part.entries();
             records.push(Key::from_slice(&key));
