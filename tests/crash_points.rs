@@ -71,7 +71,7 @@ async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
     println!("crash points: {hits:?}, {report}, longest restart to ready {longest:?}");
 }
 
-/// Every point that messages lead to; those of the storage writer need changes.
+/// Every point that messages lead to; those of the storage writer are in `storage_crash.rs`.
 fn points() -> impl Iterator<Item = &'static &'static str> {
     crash_point::ALL.iter().filter(|point| !point.starts_with("longterm::"))
 }

@@ -56,9 +56,12 @@ async fn a_device_without_a_connection_registers_binds_receives_and_acknowledges
     let bare = node.bare_device().await;
     let mut visitor = Visitor::new(&node, &bare);
     let register = idl::Up { register_app: Some(node.register()), ..up(1) };
-    let (answers, frames) = visitor.visit(&[register.clone()]).await;
+    let (answers, frames) = visitor.visit(std::slice::from_ref(&register)).await;
     let regid = result(&answers, 1).regid.clone().unwrap();
-    assert_eq!(answers[1].resumed.as_ref().unwrap().regids.as_ref().unwrap(), &[regid.clone()]);
+    assert_eq!(
+        answers[1].resumed.as_ref().unwrap().regids.as_ref().unwrap(),
+        std::slice::from_ref(&regid)
+    );
     assert_eq!((frames, visitor.held.len()), (1, 2), "own queue and all begin");
 
     let (answers, _) = visitor.visit(&[bind(2, &regid, "ann")]).await;
