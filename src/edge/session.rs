@@ -13,6 +13,7 @@ pub mod feeds;
 pub mod filter;
 pub mod frames;
 pub mod handshake;
+pub mod marks;
 mod output;
 mod packing;
 pub mod plain;

@@ -32,16 +32,16 @@ impl Session {
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         let mut sent = pulled.entries.iter().take_while(|entry| entry.position.seq <= to.seq);
         if sent.any(|entry| matches!(entry.body, Body::Change(_))) {
-            lane.digests_in = lane.digests_in.saturating_sub(1);
+            lane.marks.set_digests_in(lane.marks.digests_in().saturating_sub(1));
         }
-        if lane.digests_in > 0 {
+        if lane.marks.digests_in() > 0 {
             return;
         }
         let totals = (cx.totals)(&queue.id()).unwrap_or_default();
         if totals.collections.iter().all(|total| total.last <= to.seq)
             && draft.add_digests(digests(queue, to, &totals), budget)
         {
-            lane.digests_in = PERIOD;
+            lane.marks.set_digests_in(PERIOD);
         }
     }
 }

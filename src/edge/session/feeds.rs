@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::{
     Effect, Output,
+    marks::Marks,
     window::{Moved, Window},
 };
 use crate::{
@@ -107,10 +108,8 @@ pub struct Lane {
     pub usage: Use,
     /// Whether there may be something new.
     pub news: News,
-    /// The stored pointer is elsewhere, so that the first acknowledgement is news in any case.
-    pub is_unstored: bool,
-    /// So many frames of changes until digests are due. Of aliases.
-    pub digests_in: u8,
+    /// Whether the stored pointer is elsewhere, and when digests are due.
+    pub marks: Marks,
 }
 
 /// One registration.
@@ -146,8 +145,7 @@ impl Lane {
             jump: start.jump,
             usage,
             news: if usage == Use::Off { News::None } else { News::Some },
-            is_unstored: start.jump.is_some(),
-            digests_in: 0,
+            marks: Marks::new(start.jump.is_some()),
         }
     }
 
@@ -278,7 +276,7 @@ impl Feeds {
         let feed = &mut self.list[index];
         let Some(at) = feed.lane_of(&queue) else { return };
         let lane = &mut feed.lanes[at];
-        let is_unstored = std::mem::take(&mut lane.is_unstored);
+        let is_unstored = lane.marks.take_unstored();
         if lane.pointer.ack(position.seq) || is_unstored {
             let delivered = Delivered::of(&feed.followings, at, messages);
             out.effects.push(Effect::Acknowledge { regid, queue, position, delivered });
