@@ -44,6 +44,8 @@ async fn whatever_the_document_allows_or_forbids_is_answered_as_documented() {
             "off",
         ])
         .args(["--suppress-health-check", "all"])
+        .env("SCHEMATHESIS_HOOKS", "schemathesis_hooks")
+        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign"))
         .current_dir(node.data());
     let output = script::output(command, PATIENCE).await;
     let said = String::from_utf8_lossy(&output.stdout);
