@@ -12,8 +12,8 @@ use carillon_sdk::{
     StopReason,
 };
 use carillon_wire::digest::{Digest, position_hash};
-use carillon_wire::idl;
 use carillon_wire::mqtt::{Disconnect, Packet, Version};
+use carillon_wire::{frame, idl};
 use support::{Gateway, credentials, device, empty, gateway, refusal};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -167,17 +167,7 @@ async fn answer(
     regid: Option<&str>,
 ) {
     let regid = regid.map(str::to_owned);
-    let message = None;
-    let result = Some(idl::Result {
-        request,
-        code,
-        message,
-        regid,
-        seal: None,
-        edits: None,
-        ranges: None,
-        next_cseq: None,
-    });
+    let result = Some(idl::Result { regid, ..frame::bare_result(request, code) });
     let id = peer.down(idl::Down { result, ..empty() }).await;
     assert_eq!(peer.recv_ack().await, id);
 }

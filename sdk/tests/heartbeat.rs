@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use carillon_sdk::{AppState, Device, MemoryStore, NetworkLabel};
-use carillon_wire::idl;
 use carillon_wire::mqtt::{ConnAck, Packet};
+use carillon_wire::{frame, idl};
 use support::{Gateway, Peer, credentials, empty, gateway};
 use tokio::time::Instant;
 
@@ -41,16 +41,7 @@ async fn report(peer: &mut Peer, heartbeat_s: Option<i32>) -> idl::HeartbeatRepo
     // The acknowledgement waits for the device's store.
     let report = peer.recv_up().await.heartbeat.expect("a report");
     assert_eq!(peer.recv_ack().await, resumed);
-    let result = idl::Result {
-        request: 0,
-        code: idl::ResultCode::OK,
-        message: None,
-        regid: None,
-        seal: None,
-        edits: None,
-        ranges: None,
-        next_cseq: None,
-    };
+    let result = frame::bare_result(0, idl::ResultCode::OK);
     let down = idl::Down { result: Some(result), ..empty() };
     let id = peer.down(down).await;
     assert_eq!(peer.recv_ack().await, id);

@@ -67,6 +67,20 @@ pub fn empty_up() -> idl::Up {
     idl::Up { request: None, ..idl::Up::default() }
 }
 
+/// The answer to a request with this code and nothing else, to be filled: what is generated has no default.
+pub fn bare_result(request: i64, code: idl::ResultCode) -> idl::Result {
+    idl::Result {
+        request,
+        code,
+        message: None,
+        regid: None,
+        seal: None,
+        edits: None,
+        ranges: None,
+        next_cseq: None,
+    }
+}
+
 /// Decodes what a device published to `up`.
 ///
 /// # Errors

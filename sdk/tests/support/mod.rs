@@ -191,16 +191,7 @@ impl Peer {
 
 /// A `Down` of no kind.
 pub fn empty() -> idl::Down {
-    idl::Down {
-        result: None,
-        deltas: None,
-        resumed: None,
-        ask_positions: None,
-        advice: None,
-        ended: None,
-        snapshot: None,
-        packed: None,
-    }
+    idl::Down::default()
 }
 
 /// CONNACK with a reason.

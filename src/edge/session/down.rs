@@ -1,7 +1,7 @@
 //! Downlink frames as values: our words in the IDL's.
 
 use carillon_wire::{
-    frame::{epoch_to_idl, seq_to_idl},
+    frame::{bare_result, epoch_to_idl, seq_to_idl},
     idl,
     ranges::KeyRange,
 };
@@ -39,20 +39,7 @@ pub fn result(request: i64, result: &Result<Option<Registered>, service::Error>)
         number: epoch_to_idl(seal.number),
         confirmation: seal.confirmation.to_vec(),
     });
-    answer(idl::Result { message, regid, seal, ..bare(request, code) })
-}
-
-fn bare(request: i64, code: idl::ResultCode) -> idl::Result {
-    idl::Result {
-        request,
-        code,
-        message: None,
-        regid: None,
-        seal: None,
-        edits: None,
-        ranges: None,
-        next_cseq: None,
-    }
+    answer(idl::Result { message, regid, seal, ..bare_result(request, code) })
 }
 
 fn answer(result: idl::Result) -> idl::Down {
@@ -61,7 +48,7 @@ fn answer(result: idl::Result) -> idl::Down {
 
 /// The answer to what is no frame, or of no known kind.
 pub fn refused(request: i64, code: idl::ResultCode, message: &str) -> idl::Down {
-    answer(idl::Result { message: Some(message.to_owned()), ..bare(request, code) })
+    answer(idl::Result { message: Some(message.to_owned()), ..bare_result(request, code) })
 }
 
 /// The ranges that differ.
@@ -72,7 +59,7 @@ pub fn repaired(request: i64, result: Result<Vec<Repaired>, service::Error>) -> 
     };
     let ranges = ranges.into_iter().map(repaired_range).collect::<Vec<_>>();
     let ranges = (!ranges.is_empty()).then_some(ranges);
-    answer(idl::Result { message, ranges, ..bare(request, code) })
+    answer(idl::Result { message, ranges, ..bare_result(request, code) })
 }
 
 fn repaired_range(Repaired { range, held }: Repaired) -> idl::RepairedRange {

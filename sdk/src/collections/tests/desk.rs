@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use carillon_wire::idl;
 use carillon_wire::ranges::{Answer, KeyRange};
+use carillon_wire::{frame, idl};
 
 use crate::collections::courier::{Errand, Next, Verdict};
 use crate::collections::{Collections, Shelf};
@@ -240,16 +240,7 @@ pub fn own(seq: u64, key: &str, cseq: i64) -> idl::Entry {
 }
 
 pub fn ok() -> idl::Result {
-    idl::Result {
-        request: 0,
-        code: idl::ResultCode::OK,
-        message: None,
-        regid: None,
-        seal: None,
-        edits: None,
-        ranges: None,
-        next_cseq: None,
-    }
+    frame::bare_result(0, idl::ResultCode::OK)
 }
 
 /// What an upload that is taken as it is leads to, from this seq on.
