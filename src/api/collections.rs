@@ -18,6 +18,7 @@ use super::{
     auth::Caller,
     messages::{compact, present},
     once,
+    page::{Page, limit_of},
 };
 use crate::{
     base::{
@@ -127,13 +128,6 @@ struct ChangeView {
 struct ValueView {
     format: Format,
     value: Box<RawValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    after: Option<String>,
-    limit: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -319,13 +313,6 @@ fn position(text: &str) -> Result<Position, Problem> {
     Ok(Position { epoch: Epoch(epoch), seq: Seq(seq) })
 }
 
-fn limit_of(stated: Option<i64>) -> Result<usize, Problem> {
-    match usize::try_from(stated.unwrap_or(LIMIT)) {
-        Ok(limit @ 1..=LIMIT_MAX) => Ok(limit),
-        Ok(_) | Err(_) => Err(Problem::out_of_bounds("limit", "1 to 1000")),
-    }
-}
-
 impl Results {
     fn of(done: &[Changed]) -> Self {
         let result = |one: &Changed| match one {
@@ -393,5 +380,3 @@ fn unreadable() -> Problem {
 }
 
 const CHANGES_MAX: usize = 1_000;
-const LIMIT: i64 = 100;
-const LIMIT_MAX: usize = 1_000;

@@ -18,6 +18,7 @@ mod feedback;
 pub mod frames;
 mod messages;
 mod once;
+mod page;
 mod rate;
 mod registrations;
 mod scheduled;

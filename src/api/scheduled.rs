@@ -1,9 +1,13 @@
 //! Messages that wait for their time.
 
 use axum::{Json, extract::State};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{Shared, auth::Caller};
+use super::{
+    Shared,
+    auth::Caller,
+    page::{Page, limit_of},
+};
 use crate::{
     base::http::{
         Problem,
@@ -11,13 +15,6 @@ use crate::{
     },
     service::schedule::Waiting,
 };
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    after: Option<String>,
-    limit: Option<i64>,
-}
 
 #[derive(Serialize)]
 pub(super) struct Listed {
@@ -33,15 +30,7 @@ pub(super) async fn list(
     InPath(_): InPath<String>,
     InQuery(Page { after, limit }): InQuery<Page>,
 ) -> Result<Json<Listed>, Problem> {
-    let limit = match usize::try_from(limit.unwrap_or(LIMIT)) {
-        Ok(limit @ 1..=LIMIT_MAX) => limit,
-        Ok(_) | Err(_) => return Err(Problem::out_of_bounds("limit", "1 to 1000")),
-    };
-    let (scheduled, next) = api.service.scheduled(&app, after.as_deref(), limit)?;
+    let (scheduled, next) = api.service.scheduled(&app, after.as_deref(), limit_of(limit)?)?;
     let next = next.map(|id| id.to_string());
     Ok(Json(Listed { scheduled, next }))
 }
-
-/// Messages of one page, if the request does not say.
-const LIMIT: i64 = 100;
-const LIMIT_MAX: usize = 1_000;

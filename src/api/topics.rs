@@ -5,7 +5,11 @@
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 
-use super::{Shared, auth::Caller};
+use super::{
+    Shared,
+    auth::Caller,
+    page::{Page, limit_of},
+};
 use crate::{
     base::{
         http::{
@@ -40,13 +44,6 @@ struct Failed {
 pub(super) struct Count {
     topic: String,
     members: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Page {
-    after: Option<String>,
-    limit: Option<usize>,
 }
 
 /// Some followers of a topic.
@@ -97,11 +94,7 @@ pub(super) async fn members(
     InPath((_, topic)): InPath<(String, String)>,
     InQuery(Page { after, limit }): InQuery<Page>,
 ) -> Result<Json<Members>, Problem> {
-    let limit = limit.unwrap_or(MEMBERS_DEFAULT);
-    if !(1..=MEMBERS_MAX).contains(&limit) {
-        return Err(Problem::out_of_bounds("limit", "1 to 1000"));
-    }
-    let page = api.service.topic_members(&app, &topic, after.as_deref(), limit)?;
+    let page = api.service.topic_members(&app, &topic, after.as_deref(), limit_of(limit)?)?;
     let members = page.members.iter().map(ToString::to_string).collect();
     Ok(Json(Members { members, next: page.next.map(|next| next.to_string()) }))
 }
@@ -118,8 +111,6 @@ fn parse(topic_and_verb: &str) -> Result<(String, Verb), Problem> {
 }
 
 const REGIDS_MAX: usize = 1_000;
-const MEMBERS_MAX: usize = 1_000;
-const MEMBERS_DEFAULT: usize = 100;
 
 #[cfg(test)]
 mod tests {
