@@ -3,117 +3,37 @@
 mod support;
 mod wirelab;
 
-use std::collections::BTreeMap;
-
 use carillon_wire::{
-    digest::{Digest, item_hash},
     frame, idl,
     ranges::{Bounds, KeyRange, STATED_MAX},
 };
-use reqwest::Method;
-use serde_json::{Value, json};
-use support::{AppCredentials, Device, Node};
+use support::sync::{ALIAS, Copy, NOTES, Scene, apply, digest_of, key, range, set};
 use wirelab::frames::{self, Framed};
 
-const APP: &str = "kept";
-const NOTES: &str = "notes";
-
-/// A node with a device that follows the alias `ann` of an app with a collection.
-struct Scene {
-    node: Node,
-    device: Device,
-}
-
-/// What a device holds: key to seq.
-type Copy = BTreeMap<String, u64>;
-
-impl Scene {
-    async fn new() -> Self {
-        let node = Node::start().await;
-        let made = node.cli(&["app", "create", APP, "--alias-policy", "server"]).await;
-        let app: AppCredentials = serde_json::from_str(&made).unwrap();
-        let body = json!({"app_id": APP, "app_key": app.app_key, "register": true});
-        let made = node.call(Method::POST, "/v1/devices", Some(body)).await;
-        let device: Device = serde_json::from_value(made.body).unwrap();
-        let path = format!("/v1/apps/{APP}/collections/{NOTES}");
-        let declared = node.call(Method::PUT, &path, Some(json!({"rule": "newest"}))).await;
-        assert_eq!(declared.status, 200, "{}", declared.body);
-        let path = format!("/v1/apps/{APP}/registrations/{}/aliases/ann", device.regid);
-        assert_eq!(node.call(Method::PUT, &path, None).await.status, 204);
-        Self { node, device }
-    }
-
-    async fn change(&self, changes: Vec<Value>) {
-        let path = format!("/v1/apps/{APP}/aliases/ann/changes");
-        let done = self.node.call(Method::POST, &path, Some(json!({"changes": changes}))).await;
-        assert_eq!(done.status, 200, "{}", done.body);
-    }
-
-    async fn fill(&self, count: usize) {
-        for from in (0..count).step_by(1_000) {
-            self.change((from..count.min(from + 1_000)).map(|n| set(&key(n), n)).collect()).await;
-        }
-    }
-
-    /// A `Repair` of these ranges, answered. Counts the bytes of both.
-    async fn repair(
-        &self,
-        framed: &mut Framed,
-        seq: i64,
-        ranges: Vec<idl::KeyRange>,
-        bytes: &mut usize,
-    ) -> idl::Result {
-        let repair = idl::Repair {
-            regid: self.device.regid.clone(),
-            alias_name: "ann".into(),
-            collection: NOTES.into(),
-            epoch: 1,
-            seq,
-            ranges,
-        };
-        let up = idl::Up { repair: Some(repair), ..frames::nothing() };
-        *bytes += frames::encode(&up).len();
-        let result = framed.ask(up).await;
-        let down = idl::Down { result: Some(result.clone()), ..idl::Down::default() };
-        let mut encoded = Vec::new();
-        frame::encode_down(&down, &mut encoded).expect("it fits a frame");
-        *bytes += encoded.len();
-        result
-    }
-}
-
-fn key(n: usize) -> String {
-    format!("note {n:06}")
-}
-
-fn set(key: &str, n: usize) -> Value {
-    json!({"collection": NOTES, "key": key, "value": {"text": format!("of {n}, {}", n * 7)}})
-}
-
-fn apply(copy: &mut Copy, deltas: &idl::Deltas) -> i64 {
-    let mut at = 0;
-    for delta in deltas.deltas.iter().filter(|delta| delta.queue.kind == idl::QueueKind::ALIAS) {
-        at = delta.to_seq;
-        for entry in &delta.entries {
-            let Some(change) = &entry.change else { continue };
-            if change.kind == idl::ChangeKind::DELETE {
-                copy.remove(&change.key);
-            } else {
-                copy.insert(change.key.clone(), entry.seq as u64);
-            }
-        }
-    }
-    at
-}
-
-fn digest_of(copy: &Copy) -> i64 {
-    let hashes = copy.iter().map(|(key, seq)| item_hash(NOTES, key, *seq));
-    hashes.collect::<Digest>().to_idl()
-}
-
-fn range(copy: &Copy, bounds: Bounds) -> KeyRange {
-    let items: Vec<_> = copy.iter().filter(|(key, _)| bounds.contains(key)).collect();
-    KeyRange::of(NOTES, bounds, items.into_iter().map(|(key, seq)| (key, *seq)))
+/// A `Repair` of these ranges, answered. Counts the bytes of both.
+async fn repair(
+    scene: &Scene,
+    framed: &mut Framed,
+    seq: i64,
+    ranges: Vec<idl::KeyRange>,
+    bytes: &mut usize,
+) -> idl::Result {
+    let repair = idl::Repair {
+        regid: scene.device.regid.clone(),
+        alias_name: ALIAS.into(),
+        collection: NOTES.into(),
+        epoch: 1,
+        seq,
+        ranges,
+    };
+    let up = idl::Up { repair: Some(repair), ..frames::nothing() };
+    *bytes += frames::encode(&up).len();
+    let result = framed.ask(up).await;
+    let down = idl::Down { result: Some(result.clone()), ..idl::Down::default() };
+    let mut encoded = Vec::new();
+    frame::encode_down(&down, &mut encoded).expect("it fits a frame");
+    *bytes += encoded.len();
+    result
 }
 
 /// Takes deltas until digests come; gives where it stands then, and them.
@@ -153,7 +73,7 @@ async fn s19_a_digest_finds_one_item_of_ten_thousand_and_its_repair_costs_little
     while !stated.is_empty() {
         let some = stated.drain(..stated.len().min(STATED_MAX));
         let some = some.map(|range| range.to_idl()).collect();
-        let result = scene.repair(&mut framed, at, some, &mut bytes).await;
+        let result = repair(&scene, &mut framed, at, some, &mut bytes).await;
         assert_eq!(result.code, idl::ResultCode::OK, "{result:?}");
         for differing in result.ranges.unwrap_or_default() {
             let bounds = KeyRange::from_idl(differing.range).unwrap().bounds;
@@ -206,7 +126,7 @@ async fn what_a_repair_may_not_ask_is_refused_and_the_connection_stays() {
         (vec![everything.clone(); 17], 20),
         (vec![everything.clone()], -1),
     ] {
-        let result = scene.repair(&mut framed, seq, ranges, &mut bytes).await;
+        let result = repair(&scene, &mut framed, seq, ranges, &mut bytes).await;
         assert_eq!(result.code, idl::ResultCode::INVALID, "{result:?}");
     }
     let other = idl::Repair {
@@ -220,8 +140,8 @@ async fn what_a_repair_may_not_ask_is_refused_and_the_connection_stays() {
     let result = framed.ask(idl::Up { repair: Some(other), ..frames::nothing() }).await;
     assert_eq!(result.code, idl::ResultCode::NOT_FOUND, "an alias that it does not follow");
     // Who stands at 0 cannot have any of them: deltas bring them.
-    let result = scene.repair(&mut framed, 0, vec![everything.clone()], &mut bytes).await;
+    let result = repair(&scene, &mut framed, 0, vec![everything.clone()], &mut bytes).await;
     assert_eq!((result.code, result.ranges), (idl::ResultCode::OK, None));
-    let result = scene.repair(&mut framed, 20, vec![everything], &mut bytes).await;
+    let result = repair(&scene, &mut framed, 20, vec![everything], &mut bytes).await;
     assert_eq!(result.ranges.map(|ranges| ranges.len()), Some(1));
 }

@@ -11,6 +11,7 @@ pub mod dialogue;
 pub mod postgres;
 pub mod rumqtt;
 pub mod script;
+pub mod sync;
 pub mod takeover;
 pub mod tools;
 pub mod wait;
