@@ -3,10 +3,14 @@
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 
-use super::{Shared, auth::Caller};
+use super::{
+    Shared,
+    auth::Caller,
+    page::{LIMIT_MAX, limit_of},
+};
 use crate::{
     base::http::{Problem, body::InQuery},
-    service::feedback::{Cursor, Invalid, PAGE_MAX, Page},
+    service::feedback::{Cursor, Invalid, Page},
 };
 
 #[derive(Deserialize)]
@@ -40,11 +44,7 @@ pub(super) async fn invalid(
         Some(text) => Cursor::parse(text)
             .ok_or_else(|| Problem::out_of_bounds("since", "`next` of an earlier answer"))?,
     };
-    let limit = match asked.limit.map(usize::try_from) {
-        None => PAGE_MAX,
-        Some(Ok(limit @ 1..=PAGE_MAX)) => limit,
-        Some(_) => return Err(Problem::out_of_bounds("limit", "1 to 1000")),
-    };
+    let limit = limit_of(asked.limit.or(Some(LIMIT_MAX as i64)))?;
     let Page { invalid, next, is_more } = api.service.invalid_since(&app, since, limit)?;
     let entry = |one: Invalid| Entry {
         regid: one.regid.to_string(),

@@ -26,4 +26,5 @@ pub(super) fn limit_of(stated: Option<i64>) -> Result<usize, Problem> {
 }
 
 const LIMIT: i64 = 100;
-const LIMIT_MAX: usize = 1_000;
+/// The most items of a page.
+pub(super) const LIMIT_MAX: usize = 1_000;

@@ -23,8 +23,6 @@ use crate::{
     queue::store::{Batch, Range, Record, Space, decode, encode},
 };
 
-/// Entries that one answer has.
-pub const PAGE_MAX: usize = 1_000;
 /// Unknown regIDs of one app that are listed in a day.
 const UNKNOWN_PER_DAY: u32 = 10_000;
 /// Those of all apps that wait to be listed.
