@@ -22,7 +22,7 @@ use tokio::time::sleep;
 const KILLS: u64 = 30;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_killed_again_and_again_loses_nothing() {
+async fn s2_a_node_that_is_killed_again_and_again_loses_nothing() {
     let kills = number_from_env("CARILLON_KILLS").unwrap_or(KILLS);
     let sends_per_s = number_from_env("CARILLON_RATE").unwrap_or(300);
     let mut dice = Dice::of_this_run("crash");

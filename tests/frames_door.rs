@@ -60,7 +60,7 @@ fn applied(downs: &[Down]) -> (Vec<idl::Position>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_device_uses_https_alone_and_a_connection_goes_on_where_it_is() {
+async fn s23_a_device_uses_https_alone_and_a_connection_goes_on_where_it_is() {
     let mut node = Node::start().await;
     let (client, device) = (node.https_client(), node.create_device().await);
     let downs = exchange(&client, &node, &device, &[positions(vec![])]).await;

@@ -115,7 +115,7 @@ async fn the_mark_shows_a_loss_before_any_device_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_with_our_tag_is_a_witness_of_a_loss() {
+async fn s4_a_device_with_our_tag_is_a_witness_of_a_loss() {
     let (node, one, home) = node_that_lost(false).await;
     assert_eq!(counter(&node, "carillon_losses_total").await, 0);
     new_messages_arrive(&node, &one, home.path()).await;

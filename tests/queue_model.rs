@@ -277,7 +277,7 @@ fn run(seed: u64) {
 }
 
 #[test]
-fn queues_behave_as_the_model_over_crashes() {
+fn s1_queues_behave_as_the_model_over_crashes() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     let seeds = match number("CARILLON_SEED") {
         Some(seed) => seed..seed + 1,

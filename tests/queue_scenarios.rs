@@ -63,7 +63,7 @@ impl World {
 }
 
 #[test]
-fn every_stand_gets_the_answer_of_its_story() {
+fn s7_i8_every_stand_gets_the_answer_of_its_story() {
     let story = include_str!("scenarios/plan.txt");
     let mut world = World { log: Log::default(), day: 1, epoch: 1, oldest_day: 0 };
     let mut stands = 0;

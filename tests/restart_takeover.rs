@@ -41,7 +41,7 @@ fn plan(devices: usize) -> Plan {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_under_load_refuses_nobody_and_loses_nothing() {
+async fn i15_a_restart_under_load_refuses_nobody_and_loses_nothing() {
     let devices = number_from_env("CARILLON_DEVICES").unwrap_or(DEVICES) as usize;
     let mut dice = Dice::of_this_run("restart");
     let mut node = Node::start().await;

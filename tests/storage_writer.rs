@@ -329,7 +329,7 @@ async fn i6_a_device_that_is_stuck_for_hours_does_not_slow_the_writer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_folded_is_not_trimmed() {
+async fn s15_what_is_not_folded_is_not_trimmed() {
     let moody = Moody::new();
     let mut scene = Scene::over(moody.clone()).await;
     scene.change(1, "folded", Some("1")).await.unwrap();

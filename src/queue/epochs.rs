@@ -98,7 +98,7 @@ mod tests {
     use crate::queue::store::memory::MemoryStore;
 
     #[test]
-    fn a_store_behind_its_mark_gets_an_epoch_that_nobody_had() {
+    fn s6_a_store_behind_its_mark_gets_an_epoch_that_nobody_had() {
         let store = MemoryStore::default();
         let (epochs, recovered) = Epochs::open(&store, None).unwrap();
         assert_eq!((epochs.newest(), recovered.is_cut), (1, false));

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_above_head_proves_a_loss_only_with_our_tag() {
+    fn s5_a_position_above_head_proves_a_loss_only_with_our_tag() {
         let proof = stated(at(2, 9), true, at(1, 0));
         assert!(proof.proves_loss && !proof.is_forged);
         assert_eq!(outcome(proof), (6, Some(Jump::Ahead)));

@@ -236,7 +236,7 @@ fn bytes_behind_a_frame_are_an_error() {
 }
 
 #[test]
-fn an_empty_resume_takes_at_most_24_bytes_each_way() {
+fn s26_an_empty_resume_takes_at_most_24_bytes_each_way() {
     let resume = encoded_up(&idl::Up {
         resume: Some(idl::Resume { digest: i64::MIN, dictionary: Some(1) }),
         ..up()

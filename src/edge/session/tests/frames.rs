@@ -47,7 +47,7 @@ fn ranges(down: &idl::Down) -> Vec<(idl::QueueKind, i64, i64, usize)> {
 }
 
 #[test]
-fn deltas_flow_after_resumed_and_not_before() {
+fn i7_deltas_flow_after_resumed_and_not_before() {
     let mut rig = Rig::v5();
     rig.own(1, "a");
     rig.append(&topic("x"), message("b"));
@@ -136,7 +136,7 @@ fn a_jump_is_told_even_when_there_is_nothing_new() {
 }
 
 #[test]
-fn a_frame_is_bounded_in_entries_and_bytes() {
+fn i11_a_frame_is_bounded_in_entries_and_bytes() {
     let mut rig = Rig::v5();
     (0..100).for_each(|_| rig.own_one("small"));
     resume(&mut rig, &[registration(1, "demo", &[])]);
