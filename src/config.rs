@@ -206,6 +206,8 @@ pub struct Limits {
     pub registrations_per_device: usize,
     /// Aliases of one registration.
     pub aliases_per_registration: usize,
+    /// Registrations that bind one alias.
+    pub registrations_per_alias: usize,
     /// Topics of one registration.
     pub topics_per_registration: usize,
     /// regIDs or aliases of one send.
@@ -231,6 +233,7 @@ impl Default for Limits {
         Self {
             registrations_per_device: 32,
             aliases_per_registration: 20,
+            registrations_per_alias: 1_000,
             topics_per_registration: 100,
             targets_per_send: 1_000,
             payload_bytes_max: 4_096,
@@ -452,6 +455,11 @@ impl Limits {
                 (1..=1_000).contains(&self.targets_per_send),
                 "limits.targets_per_send",
                 "1 to 1000",
+            ),
+            Rule(
+                (1..=100_000).contains(&self.registrations_per_alias),
+                "limits.registrations_per_alias",
+                "1 to 100000",
             ),
             allowance::payload_rule(self.payload_bytes_max),
             Rule(

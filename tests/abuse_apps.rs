@@ -271,3 +271,34 @@ async fn limits_are_counted_for_each_app_and_device() {
     let wrong = framed.ask(frames::register("third", &shared.other.app_key)).await;
     assert_eq!(wrong.code, ResultCode::NOT_FOUND, "a key opens its own app");
 }
+
+#[tokio::test]
+async fn i13_the_devices_of_one_alias_are_bounded_and_the_refusal_says_so() {
+    let shared = Shared::new("[limits]\nregistrations_per_alias = 2\n").await;
+    let (app, regid) = (&shared.other, &shared.regid);
+    let mut framed = shared.framed().await;
+    let mut regids = vec![regid.clone()];
+    for _ in 0..2 {
+        let device = shared.node.create_device().await;
+        let mut framed = Framed::connect(&shared.node, &device).await;
+        let result = framed.ask(frames::register(OTHER, &app.app_key)).await;
+        regids.push(result.regid.expect("a registration"));
+    }
+    let bind = async |regid: &str, alias: &str| {
+        let path = format!("/v1/apps/{OTHER}/registrations/{regid}/aliases/{alias}");
+        ask(&shared.node, Method::PUT, &path, &app.app_secret, Value::Null).await
+    };
+    for regid in &regids[1..] {
+        assert_eq!(bind(regid, "ann").await.0, 204);
+    }
+    assert_eq!(bind(&regids[1], "ann").await.0, 204, "it is bound already");
+    let (status, problem) = bind(regid, "ann").await;
+    assert_eq!((status, &problem["code"]), (422, &json!("limit_reached")), "{problem}");
+    assert_eq!(problem["detail"], "at most 2 registrations of an alias");
+    let refused = framed.ask(frames::bind(regid, "ann", None)).await;
+    assert_eq!(refused.code, ResultCode::LIMIT);
+    assert_eq!(bind(regid, "bob").await.0, 204, "another alias has room");
+    let path = format!("/v1/apps/{OTHER}/registrations/{}/aliases/ann", regids[1]);
+    ask(&shared.node, Method::DELETE, &path, &app.app_secret, Value::Null).await;
+    assert_eq!(bind(regid, "ann").await.0, 204, "who left makes room");
+}

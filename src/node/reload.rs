@@ -125,6 +125,7 @@ const LIVE: &[&str] = &[
     "api.devices_per_app_per_minute",
     "limits.registrations_per_device",
     "limits.aliases_per_registration",
+    "limits.registrations_per_alias",
     "limits.topics_per_registration",
     "limits.targets_per_send",
     "limits.payload_bytes_max",

@@ -46,7 +46,8 @@ impl Service {
         let alias: Alias = alias.parse()?;
         let (device, registration) = self.registration_of(regid, by)?;
         self.may_bind(&registration, &alias, by)?;
-        let queue = QueueName::Alias(registration.app, alias);
+        let queue = QueueName::Alias(registration.app.clone(), alias);
+        self.may_follow(&registration, &queue)?;
         let max = self.limits.load().aliases_per_registration;
         let since = self.router.head(&queue.id())?;
         let changes = vec![Change::Follow { queue, since, max }];
@@ -128,6 +129,17 @@ impl Service {
                 Err(Error::Forbidden("this app's aliases need a valid token of its app server"))
             }
         }
+    }
+
+    /// An alias is an account with some devices; more than these follow a topic. Who binds at
+    /// the same moment is not counted.
+    fn may_follow(&self, registration: &Registration, queue: &QueueName) -> Result<(), Error> {
+        let max = self.limits.load().registrations_per_alias;
+        let is_bound = registration.follows.iter().any(|one| one.queue == *queue);
+        if is_bound || self.members_after(&queue.id(), None, max)?.len() < max {
+            return Ok(());
+        }
+        Err(Error::Limit { what: "registrations of an alias", max })
     }
 
     /// Who may not bind by itself may not unbind either, but needs no token.
