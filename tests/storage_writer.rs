@@ -33,6 +33,7 @@ use carillon::{
     service::{
         self, Service, collections,
         deliver::{self, Following},
+        items,
         records::AliasPolicy,
         send::{Send, Target},
     },
@@ -373,6 +374,41 @@ async fn values_beyond_retention_come_from_long_term_storage() {
     assert_eq!(values(&scene).await, [r#"{"x":1,"y":2}"#, "7"]);
     scene.all_is_folded().await;
     scene.fold_equals_queue(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_beyond_retention_come_from_history() {
+    let mut scene = Scene::over(Moody::new()).await;
+    for (key, value) in [("a", Some("1")), ("b", Some("2")), ("a", Some("3")), ("b", None)] {
+        scene.change(0, key, value).await.unwrap();
+    }
+    scene.message(0).await;
+    scene.all_is_folded().await;
+    let first = scene.store.days()[0];
+    scene.clock = Clock::starting_at(START_MS + 10 * DAY_MS);
+    scene.restart().await;
+    assert!(!scene.store.days().contains(&first), "the entries are gone");
+    scene.change(0, "c", Some("4")).await.unwrap();
+    let after = async |epoch: u32, seq: u64, limit: usize| {
+        let at = Position { epoch: Epoch(epoch), seq: Seq(seq) };
+        scene.service().changes_after(&scene.app, &Scene::alias(0), at, limit).await
+    };
+    let seqs = |page: &items::ChangesPage| {
+        page.entries.iter().map(|entry| entry.position.seq.0).collect::<Vec<_>>()
+    };
+    let epoch =
+        scene.service().items(&scene.app, &Scene::alias(0), None, 1).await.unwrap().at.epoch;
+    // What came and went unseen is left out, and of an item only the newest change is there.
+    let page = after(epoch.0, 1, 9).await.unwrap();
+    assert_eq!((seqs(&page), page.to.seq, page.is_more), (vec![3, 6], Seq(6), false));
+    let page = after(epoch.0, 2, 1).await.unwrap();
+    assert_eq!((seqs(&page), page.is_more), (vec![3], true));
+    let page = after(epoch.0, page.to.seq.0, 1).await.unwrap();
+    assert_eq!((seqs(&page), page.is_more), (vec![4], true), "it was there at 2");
+    let page = after(epoch.0, page.to.seq.0, 1).await.unwrap();
+    assert_eq!((seqs(&page), page.is_more), (vec![6], false));
+    let other = after(epoch.0 + 7, 2, 9).await;
+    assert!(matches!(other, Err(service::Error::Gone)), "an epoch that never was");
 }
 
 #[tokio::test(start_paused = true)]

@@ -220,7 +220,7 @@ pub(super) async fn changes(
         return Err(Problem::out_of_bounds("epoch", "stated with `since`, from the same answer"));
     }
     let at = Position { epoch: Epoch(epoch.unwrap_or(0)), seq };
-    let page = api.service.changes_after(&app, &alias, at, limit_of(limit)?)?;
+    let page = api.service.changes_after(&app, &alias, at, limit_of(limit)?).await?;
     let changes: Option<Vec<_>> = page.entries.iter().map(|entry| ChangeView::of(entry)).collect();
     Ok(Json(Changes {
         epoch: page.to.epoch,

@@ -3,11 +3,11 @@
 //! Both come in pages, and each page goes on where the one before ended, or says that it was the
 //! last. Values are found by `Service::value_of` alone.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{collections::HashSet, fmt, str::FromStr, sync::Arc};
 
 use super::{
     Error, Service,
-    deliver::{Claim, Following, Take, comes_and_goes},
+    deliver::{Claim, Following, Take},
     judge::Verdict,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
             item::{Item, item_key, item_of},
         },
         entry::{Body, Entry},
-        plan::{Stand, plan},
+        plan::{Jump, Stand, plan},
         position::{Epoch, Position, Seq},
         store::{self, Range, Space, decode},
     },
@@ -93,12 +93,13 @@ impl FromStr for Cursor {
 }
 
 impl Service {
-    /// At most `limit` changes of an alias's items after a position.
+    /// At most `limit` changes of an alias's items after a position, from history where the queue
+    /// does not hold them any more.
     ///
     /// # Errors
-    /// [`Error::Gone`] if what followed the position is not held any more, or was lost;
+    /// [`Error::Gone`] if what followed the position is in history no more, or was lost;
     /// [`Error::NeedsPolicy`], [`Error::Unavailable`].
-    pub fn changes_after(
+    pub async fn changes_after(
         &self,
         app: &AppId,
         alias: &Alias,
@@ -112,27 +113,59 @@ impl Service {
         let since = Position { seq: Seq(0), ..at };
         let claim = Claim::At { position: at, is_genuine: false };
         let stand = Stand { claim, stored: None, since };
-        if plan(&log, self.router.oldest_day(), stand).jump.is_some() {
-            return Err(Error::Gone);
+        match plan(&log, self.router.oldest_day(), stand).jump {
+            None => {}
+            Some(Jump::Overflow) if self.is_in_history(&id, at).await? => {}
+            Some(_) => return Err(Error::Gone),
         }
         let all = [Following { queue: queue.into(), since, control: Seq(0) }];
         let (mut to, mut entries, mut bytes, mut looked_at) = (at, Vec::new(), 0, 0);
         while entries.len() < limit && bytes < PAGE_BYTES && looked_at < LOOK_MAX {
             let take = Take { entries: limit - entries.len(), bytes: PAGE_BYTES - bytes };
-            let read = self.router.read(&id, to.seq, take)?;
+            let read = self.entries_after(&id, to.seq, take).await?;
             let Some(last) = read.last() else { break };
             (to, looked_at) = (last.position, looked_at + read.len());
             for entry in read.into_iter().filter(|entry| matches!(entry.body, Body::Change(_))) {
-                let is_given = self.judge(&entry, &all, 0, 0)? == Verdict::Deliver
-                    && !comes_and_goes(&entry, at.seq, &entries);
-                if is_given {
+                if self.judge(&entry, &all, 0, 0)? == Verdict::Deliver {
                     bytes += entry.body.bytes();
                     entries.push(entry);
                 }
             }
         }
         let is_more = self.router.head(&id)?.seq > to.seq;
-        Ok(ChangesPage { to, is_more, entries })
+        Ok(ChangesPage { to, is_more, entries: coalesced(at.seq, entries) })
+    }
+
+    /// Whether history knows the entry of a position. Before the first entry there is none.
+    async fn is_in_history(&self, queue: &QueueId, at: Position) -> Result<bool, Error> {
+        if at.seq == Seq(0) {
+            return Ok(true);
+        }
+        let take = Take { entries: 1, bytes: 0 };
+        let past = self.storage.longterm.history(*queue, at.seq.prev(), take).await?;
+        Ok(past.first().is_some_and(|first| first.entry.position == at))
+    }
+
+    /// The entries right after a number: of the queue, or of history if that has dropped them.
+    async fn entries_after(
+        &self,
+        queue: &QueueId,
+        after: Seq,
+        take: Take,
+    ) -> Result<Vec<Arc<Entry>>, Error> {
+        let head = self.router.head(queue)?.seq;
+        let read = self.router.read(queue, after, take)?;
+        let begin = read.first().map_or(head.next(), |first| first.position.seq);
+        if begin <= after.next() {
+            return Ok(read);
+        }
+        let past = self.storage.longterm.history(*queue, after, take).await?;
+        match past.first() {
+            Some(first) if first.entry.position.seq == after.next() => {
+                Ok(past.into_iter().map(|past| Arc::new(past.entry)).collect())
+            }
+            Some(_) | None => Err(Error::Gone),
+        }
     }
 
     /// At most `limit` items of an alias, as they are at the position that all pages state; one that
@@ -246,6 +279,22 @@ impl Service {
             Some(_) | None => Ok(None),
         }
     }
+}
+
+/// Of each item the newest change, unless the item came and went behind `after`. Of what is
+/// history the queue's own index does not tell which one that is.
+fn coalesced(after: Seq, entries: Vec<Arc<Entry>>) -> Vec<Arc<Entry>> {
+    let mut items = HashSet::new();
+    let mut is_told = |entry: &Arc<Entry>| match &entry.body {
+        Body::Change(change) => {
+            items.insert((change.collection.clone(), change.key.clone()))
+                && !change.ends_unseen(after)
+        }
+        _ => false,
+    };
+    let mut told: Vec<_> = entries.into_iter().rev().filter(|entry| is_told(entry)).collect();
+    told.reverse();
+    told
 }
 
 fn damaged(queue: &QueueId) -> Error {

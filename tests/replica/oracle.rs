@@ -199,7 +199,7 @@ impl World {
             Next::First => None,
             Next::Page(cursor) => Some(cursor),
             Next::Changes(at) => {
-                let page = service.changes_after(app, alias, at, limit).unwrap();
+                let page = service.changes_after(app, alias, at, limit).await.unwrap();
                 assert!(page.to.seq > at.seq || !page.is_more, "S8: a page goes on or is the last");
                 let mut replica =
                     Replica { items: std::mem::take(&mut self.readers[who].items), at: 0 };
