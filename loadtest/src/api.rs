@@ -159,7 +159,43 @@ impl Api {
         Ok(())
     }
 
-    async fn bind(&self, regid: &str, alias: &str) -> anyhow::Result<()> {
+    /// The same as the app server of another app.
+    pub fn of(&self, app: &str, secret: &str) -> Self {
+        Self { app: app.to_owned(), secret: secret.to_owned(), ..self.clone() }
+    }
+
+    /// Declares a collection.
+    pub async fn declare(&self, collection: &str) -> anyhow::Result<()> {
+        let path = format!("/v1/apps/{}/collections/{collection}", self.app);
+        let rule = json!({ "rule": "newest" });
+        self.call(Method::PUT, self.url.join(&path)?, Some(&rule)).await.map(drop)
+    }
+
+    /// Changes items of an alias; the seq of the last change.
+    pub async fn change(&self, alias: &str, changes: String) -> anyhow::Result<u64> {
+        #[derive(serde::Deserialize)]
+        struct Results {
+            results: Vec<Changed>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Changed {
+            outcome: String,
+            seq: Option<u64>,
+        }
+        let url = self.url.join(&format!("/v1/apps/{}/aliases/{alias}/changes", self.app))?;
+        let answer = self.call_with(Method::POST, url, Some(changes)).await?;
+        let Results { results } = serde_json::from_str(&answer)?;
+        let is_good = results.iter().all(|one| one.outcome == "applied");
+        ensure!(is_good, "not all changes were applied: {answer}");
+        results.last().and_then(|last| last.seq).context("no change has a seq")
+    }
+
+    /// What a page of the node's says.
+    pub async fn page(&self, url: Url) -> anyhow::Result<String> {
+        self.call_with(Method::GET, url, None).await
+    }
+
+    pub async fn bind(&self, regid: &str, alias: &str) -> anyhow::Result<()> {
         let path = format!("/v1/apps/{}/registrations/{regid}/aliases/{alias}", self.app);
         self.call(Method::PUT, self.url.join(&path)?, None::<&()>).await.map(drop)
     }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::nat::NatBox;
 use crate::report::{Output, Table, number};
 use crate::target::check_local;
-use crate::{compare, connect, fanout, floor, idle, lanes, storm, unicast, worker};
+use crate::{compare, connect, fanout, floor, idle, lanes, storm, sync, unicast, worker};
 
 /// Load for a push gateway or an MQTT broker on this machine, measured.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ enum Command {
     Unicast(Box<unicast::Unicast>),
     /// Send to single devices while broadcasts to all run
     Lanes(Box<lanes::Lanes>),
+    /// Fill collections, then let devices fetch them, resume, and upload edits
+    Sync(Box<sync::Sync>),
     /// Be a box on the way to a server which forgets idle flows
     Nat(Nat),
     /// Measure servers that do nothing else: the physical limit of this machine
@@ -45,6 +47,9 @@ enum Command {
     /// A share of the devices; started by the other commands
     #[command(hide = true)]
     Worker,
+    /// The devices of `sync`, one after the other; started by it
+    #[command(hide = true)]
+    SyncDevice(sync::SyncDevice),
     /// A server for comparisons; started by the other commands
     #[command(hide = true)]
     Serve(floor::Serve),
@@ -134,12 +139,14 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Worker => worker::run(),
         Command::Serve(serve) => serve.run(),
+        Command::SyncDevice(device) => runtime()?.block_on(device.run()),
         Command::Connect(connect) => measure(connect.run()),
         Command::Idle(idle) => measure(idle.run()),
         Command::Storm(storm) => measure(storm.run()),
         Command::Fanout(fanout) => measure(fanout.run()),
         Command::Unicast(unicast) => measure(unicast.run()),
         Command::Lanes(lanes) => measure(lanes.run()),
+        Command::Sync(sync) => measure(sync.run()),
         Command::Nat(nat) => runtime()?.block_on(nat.run()),
         Command::Floor(floor) => measure(floor.run()),
         Command::Compare(compare) => measure(compare.run()),

@@ -4,6 +4,7 @@
 //!
 //! - `cli`: the command line.
 //! - `connect`, `idle`, `storm`, `fanout`, `unicast`: one file for each measurement, told by `report`.
+//! - `sync`: collections of a gateway and documents of PouchDB server, filled, read, and changed.
 //! - `compare`, `floor`: the same on several servers, which `peers` starts.
 //! - `target`, `credentials`, `api`, `publisher`: the server under load, its devices, and who sends to them.
 //! - `crew`, `order`, `worker`: the coordinator's side of the workers, what is said between them, and theirs.
@@ -38,6 +39,7 @@ mod process;
 mod publisher;
 mod report;
 mod storm;
+mod sync;
 mod target;
 mod unicast;
 mod worker;

@@ -42,7 +42,8 @@ struct Shared {
 pub(crate) struct Counters {
     opened: AtomicU64,
     forgotten: AtomicU64,
-    passed: AtomicU64,
+    /// From devices, and from the server.
+    passed: [AtomicU64; 2],
     dropped: AtomicU64,
 }
 
@@ -104,7 +105,12 @@ impl NatBox {
 
     /// Bytes that reached the other side, both directions together.
     pub fn bytes_passed(&self) -> u64 {
-        self.shared.counters.passed.load(Ordering::Acquire)
+        self.bytes_by_sender().iter().sum()
+    }
+
+    /// The same: what devices sent, and what the server did.
+    pub fn bytes_by_sender(&self) -> [u64; 2] {
+        self.shared.counters.passed.each_ref().map(|passed| passed.load(Ordering::Acquire))
     }
 
     /// Bytes of forgotten flows, both directions together.

@@ -40,7 +40,7 @@ pub struct Peer {
     pub addr: SocketAddr,
     pub gateway: Option<Gateway>,
     child: Child,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// What a gateway has besides.
@@ -99,13 +99,23 @@ impl Kind {
 impl Peer {
     /// Starts a server and waits until it takes connections. A gateway gets so many device accounts.
     pub async fn start(kind: Kind, program: &Path, devices: usize) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("carillon-loadtest").tempdir()?;
+        Self::start_with(kind, program, devices, "").await
+    }
+
+    /// The same, a gateway with further settings.
+    pub async fn start_with(
+        kind: Kind,
+        program: &Path,
+        devices: usize,
+        settings: &str,
+    ) -> anyhow::Result<Self> {
+        let dir = folder()?;
         let addr = free_addr()?;
         let https = free_addr()?;
         let mut command = Command::new(program);
         match kind {
             Kind::Carillon | Kind::CarillonTls => {
-                gateway(&mut command, dir.path(), https)?;
+                gateway(&mut command, dir.path(), https, settings)?;
                 let (used, other) = match kind {
                     Kind::CarillonTls => ("--mqtts", "--mqtt"),
                     _ => ("--mqtt", "--mqtts"),
@@ -120,14 +130,30 @@ impl Peer {
             Kind::FloorMio => drop(command.args(["serve", "mio", &addr.to_string()])),
             Kind::FloorTokio => drop(command.args(["serve", "tokio", &addr.to_string()])),
         }
-        let log = File::create(dir.path().join("log"))?;
-        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| program.display().to_string())?;
-        let mut peer = Self { addr, gateway: None, child, _dir: dir };
-        peer.wait_for(addr).await?;
+        let mut peer = Self::spawn(command, addr, dir).await?;
         if matches!(kind, Kind::Carillon | Kind::CarillonTls) {
             peer.gateway = Some(peer.accounts(program, https, devices).await?);
         }
+        Ok(peer)
+    }
+
+    /// PouchDB server; `modules` is the folder of its packages.
+    pub async fn pouchdb(modules: &Path) -> anyhow::Result<Self> {
+        let (dir, addr) = (folder()?, free_addr()?);
+        fs::create_dir(dir.path().join("data"))?;
+        let mut command =
+            node(modules, dir.path(), "server.js", include_str!("peers/couch/server.js"))?;
+        command.arg(dir.path().join("data")).arg(addr.port().to_string());
+        Self::spawn(command, addr, dir).await
+    }
+
+    async fn spawn(mut command: Command, addr: SocketAddr, dir: TempDir) -> anyhow::Result<Self> {
+        let log = File::create(dir.path().join("log"))?;
+        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+        let program = command.get_program().to_owned();
+        let child = command.spawn().with_context(|| program.display().to_string())?;
+        let mut peer = Self { addr, gateway: None, child, dir };
+        peer.wait_for(addr).await?;
         Ok(peer)
     }
 
@@ -135,8 +161,9 @@ impl Peer {
         self.child.id()
     }
 
-    fn dir(&self) -> &Path {
-        self._dir.path()
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     async fn wait_for(&mut self, addr: SocketAddr) -> anyhow::Result<()> {
@@ -193,9 +220,40 @@ impl Drop for Peer {
     }
 }
 
-fn gateway(command: &mut Command, dir: &Path, https: SocketAddr) -> anyhow::Result<()> {
+fn folder() -> anyhow::Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("carillon-loadtest").tempdir()?)
+}
+
+/// Where the packages of PouchDB server are.
+pub fn check_modules(modules: &Path) -> anyhow::Result<PathBuf> {
+    let packages = modules.join("node_modules");
+    ensure!(
+        packages.join("express-pouchdb").is_dir(),
+        "{} has no PouchDB server: `scripts/couch` installs it, --modules FOLDER names another place",
+        modules.display()
+    );
+    Ok(fs::canonicalize(packages)?)
+}
+
+/// A script of ours, which finds its packages in `modules`. It and what it writes are in `dir`.
+pub fn node(modules: &Path, dir: &Path, name: &str, script: &str) -> anyhow::Result<Command> {
+    let packages = check_modules(modules)?;
+    let file = dir.join(name);
+    fs::write(&file, script)?;
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", packages).env("NODE_ENV", "production");
+    command.current_dir(dir).arg(file);
+    Ok(command)
+}
+
+fn gateway(
+    command: &mut Command,
+    dir: &Path,
+    https: SocketAddr,
+    settings: &str,
+) -> anyhow::Result<()> {
     let config = dir.join("carillon.toml");
-    fs::write(&config, "[log]\nfilter = \"warn\"\n")?;
+    fs::write(&config, format!("[log]\nfilter = \"warn\"\n{settings}"))?;
     command.arg("serve").arg("--config").arg(config).arg("--data").arg(dir.join("data"));
     command.args(["--https", &https.to_string(), "--ws", "off", "--admin", "127.0.0.1:0"]);
     Ok(())

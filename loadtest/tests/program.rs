@@ -327,6 +327,24 @@ fn a_comparison_shows_all_that_is_here_and_says_what_is_not() {
 }
 
 #[test]
+fn devices_resume_with_the_items_that_changed_meanwhile() {
+    gateway_program();
+    let plan = ["--devices", "2", "--items", "90", "--missed", "70", "--rounds", "1"];
+    let result = result(&[["sync"].as_slice(), &plan].concat());
+    let column = &result["results"][0];
+    assert_eq!(column["server"], "carillon");
+    assert_eq!(column["changes"]["changes"], 90);
+    for (kind, items, device_bytes) in [("whole", 90, 100.0), ("resume", 70, 100.0)] {
+        let cost = &column[kind];
+        assert_eq!((&cost["times"], &cost["items_each"]), (&2.into(), &items.into()));
+        assert!(cost["seconds_median"].as_f64().unwrap() > 0.0);
+        // Packed and without names they take at least their random bytes.
+        assert!(cost["bytes_down"].as_f64().unwrap() > f64::from(items) * 100.0, "{cost}");
+        assert!(cost["bytes_up"].as_f64().unwrap() > device_bytes, "{cost}");
+    }
+}
+
+#[test]
 fn mistakes_are_told_before_anything_starts() {
     let broker = |more: &[&str]| {
         let args = ["connect", "--target", "127.0.0.1:1", "--broker", "--devices", "10"];
@@ -349,6 +367,9 @@ fn mistakes_are_told_before_anything_starts() {
     assert!(many.contains("--processes"), "{many}");
     let slope = ["idle", "--target", "127.0.0.1:1", "--broker", "--from", "9", "--to", "9"];
     assert!(refused(&slope).contains("--from 9 must be less than --to 9"));
+    let modules = ["sync", "--peer", "couch", "--modules", "/nowhere"];
+    assert!(refused(&modules).contains("scripts/couch"));
+    assert!(refused(&["sync", "--items", "9", "--missed", "10"]).contains("--missed"));
     let nobody = broker(&[]);
     assert!(nobody.contains("nothing answers on 127.0.0.1:1"), "{nobody}");
 }

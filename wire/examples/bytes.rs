@@ -1,6 +1,10 @@
-//! Prints how many bytes 1,000 missed entries take: `cargo run --release -p carillon-wire --example bytes`.
+//! Prints how many bytes 1,000 missed entries take, and how long packing takes:
+//! `cargo run --release -p carillon-wire --example bytes`.
 
 use std::fs;
+use std::time::Instant;
+
+use carillon_wire::{frame, idl::ValueFormat};
 
 mod corpus;
 
@@ -35,6 +39,16 @@ fn main() {
             share(nature.random_in_json)
         );
     }
+    println!("\n| packed | bytes | packed | µs to pack | µs to unpack |\n|---|---|---|---|---|");
+    for (name, entries_each, format) in [
+        ("deltas, 64 entries around JSON", 64, ValueFormat::JSON),
+        ("deltas, 64 entries of Thrift", 64, ValueFormat::THRIFT),
+        ("deltas, 16 entries around JSON", 16, ValueFormat::JSON),
+    ] {
+        let frames = table::frames(&missed, entries_each, format);
+        packing(name, &frames);
+    }
+    packing("snapshot chunk, 64 items of JSON", &table::chunks(64));
     let per_cent = 100.0 * nature.text_gzip as f64 / nature.text as f64;
     println!("text: {} bytes, gzip -9 {per_cent:.1} %", nature.text);
     for file in std::env::args().skip(1) {
@@ -43,3 +57,29 @@ fn main() {
         println!("{file}: {} bytes, gzip -9 {per_cent:.1} %", text.len());
     }
 }
+
+/// The mean of one frame, packed and unpacked many times.
+fn packing(name: &str, frames: &[Vec<u8>]) {
+    let count = (frames.len() * TURNS) as f64;
+    let (mut before, mut after) = (0, 0);
+    let mut packed = vec![Vec::new(); frames.len()];
+    let start = Instant::now();
+    for _ in 0..TURNS {
+        for (frame, packed) in frames.iter().zip(&mut packed) {
+            packed.clear();
+            frame::pack(frame, packed);
+            (before, after) = (before + frame.len(), after + packed.len());
+        }
+    }
+    let packing = start.elapsed();
+    let start = Instant::now();
+    for packed in packed.iter().cycle().take(frames.len() * TURNS) {
+        frame::open_down(packed).expect("what was packed");
+    }
+    let [packing, opening] =
+        [packing, start.elapsed()].map(|time| time.as_secs_f64() * 1e6 / count);
+    let [before, after] = [before, after].map(|bytes| bytes as f64 / count);
+    println!("| {name} | {before:.0} | {after:.0} | {packing:.0} | {opening:.0} |");
+}
+
+const TURNS: usize = 200;

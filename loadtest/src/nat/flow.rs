@@ -112,7 +112,7 @@ impl Flow {
             }
             Ok(read) => {
                 self.passed_at = Instant::now();
-                counters.passed.fetch_add(read as u64, Ordering::AcqRel);
+                counters.passed[at].fetch_add(read as u64, Ordering::AcqRel);
                 self.sides[1 - at].outbox.extend_from_slice(&room[..read]);
                 Step::Moved
             }

@@ -44,6 +44,29 @@ pub fn entries(seed: u64) -> Vec<Missed> {
     (0..ENTRIES).map(entry).collect()
 }
 
+/// What an app keeps in collections, to be filled and changed: items by number, with other content in each edition.
+pub struct Items(Prose);
+
+impl Items {
+    pub fn new() -> Self {
+        Self(Prose::new(&MATERIAL))
+    }
+
+    /// Collection, key and content; the same each time.
+    pub fn item(&self, number: u64, edition: u64) -> (&'static str, String, Document) {
+        let mut dice = Dice(SEED ^ number << 24);
+        let key = base64(&dice.bytes(16));
+        // As many of each as among the changes above.
+        let is_note = dice.below(15) < 9;
+        let now_ms = 1_790_000_000_000 + (number + 1_000 * edition) as i64;
+        dice.0 ^= edition << 48;
+        match is_note {
+            true => ("notes", key, note(&self.0, &mut dice, now_ms)),
+            false => ("contacts", key, contact(&self.0, &mut dice, now_ms)),
+        }
+    }
+}
+
 fn id(now_ms: i64, dice: &mut Dice) -> Vec<u8> {
     [&now_ms.to_be_bytes()[2..], &dice.bytes(9)].concat()
 }

@@ -4,13 +4,13 @@ use std::io::Write;
 
 use carillon_wire::{
     frame,
-    idl::{Down, ValueFormat},
+    idl::{Down, Item, JumpReason, Queue, QueueKind, SnapshotChunk, ValueFormat},
 };
 use flate2::{Compression, write::GzEncoder};
 
 use super::dice::Dice;
 use super::document::{self, Field, Missed, Names, What, base32, base64};
-use super::missed::{QUEUE, SEED};
+use super::missed::{Items, QUEUE, SEED};
 
 /// What the gateway puts into one frame unless it is told otherwise (`edge.frame_entries_max`).
 pub const FRAME_ENTRIES: usize = 64;
@@ -70,6 +70,48 @@ pub fn sizes(missed: &[Missed], entries_each: usize) -> Sizes {
         sizes.mixed_packed += packed(&mixed);
     }
     sizes
+}
+
+/// The frames of deltas.
+pub fn frames(missed: &[Missed], entries_each: usize, format: ValueFormat) -> Vec<Vec<u8>> {
+    let frame = |part: &[Missed]| {
+        let entries = part.iter().map(|one| one.entry(format)).collect();
+        encoded(&document::frame(entries, QUEUE, &"7".repeat(24), vec![7; 8]))
+    };
+    missed.chunks(entries_each).map(frame).collect()
+}
+
+/// A thousand items as chunks of a snapshot.
+pub fn chunks(items_each: usize) -> Vec<Vec<u8>> {
+    let items = Items::new();
+    let chunk = |from: usize| {
+        let item = |number: usize| {
+            let (collection, key, document) = items.item(number as u64, 0);
+            Item {
+                collection: collection.to_owned(),
+                key,
+                seq: 73_000 - number as i64,
+                value: document.json(Names::Long).to_string().into_bytes(),
+                format: None,
+                clock: Some((1_790_000_000_000 - number as i64 * 1_000) << 16),
+            }
+        };
+        let queue = Queue { kind: QueueKind::ALIAS, name: Some(QUEUE.to_owned()) };
+        let chunk = SnapshotChunk {
+            regid: "7".repeat(24),
+            queue,
+            jump: JumpReason::NEW,
+            epoch: 3,
+            at_seq: 73_000,
+            tag: vec![7; 8],
+            items: (from..from + items_each).map(item).collect(),
+            cursor: Some(vec![7; 16]),
+            until_seq: None,
+            begins: None,
+        };
+        encoded(&Down { snapshot: Some(chunk), ..Down::default() })
+    };
+    (0..1_000).step_by(items_each).map(chunk).collect()
 }
 
 pub fn nature(missed: &[Missed]) -> Nature {
