@@ -6,6 +6,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use aws_lc_rs::{digest, rand};
+use carillon_wire::names;
 use data_encoding::{Encoding, Specification};
 use serde::{Deserialize, Serialize};
 
@@ -183,7 +184,7 @@ impl MessageId {
 }
 
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:literal, $allowed:expr, $rule:literal) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:expr, $allowed:expr, $rule:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(into = "String", try_from = "String")]
@@ -257,15 +258,11 @@ text_id!(
 
 text_id!(
     /// A collection of an app.
-    CollectionName, "collection", 64,
-    |c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'),
-    "1 to 64 characters of a-z, A-Z, 0-9, - _ and ."
+    CollectionName, "collection", names::COLLECTION.bytes_max, names::COLLECTION.allowed, names::COLLECTION.says
 );
 text_id!(
     /// An item of a collection.
-    ItemKey, "key", 256,
-    |c| !c.is_control() && c != '\u{feff}',
-    "1 to 256 bytes of UTF-8 without control characters"
+    ItemKey, "key", names::KEY.bytes_max, names::KEY.allowed, names::KEY.says
 );
 
 /// A queue by the name that its users know.

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod frame;
 pub mod limits;
 pub mod mqtt;
+pub mod names;
 pub mod ranges;
 pub mod seal;
 
