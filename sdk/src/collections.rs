@@ -162,8 +162,16 @@ pub enum Error {
     #[error("a value has at most {VALUE_BYTES_MAX} bytes, not {0}")]
     TooLarge(usize),
     /// A name is out of its bounds.
-    #[error("a {0} has 1 to {1} bytes and no control characters")]
-    Name(&'static str, usize),
+    #[error("a {what} has {rule}")]
+    Name {
+        /// Of what.
+        what: &'static str,
+        /// Its bounds.
+        rule: &'static str,
+    },
+    /// [`Shelf::patch`] takes a JSON object.
+    #[error("what is to be merged into an item must be a JSON object")]
+    NotAnObject,
     /// The app's handler of changes may not call back: what it is told is not durable yet.
     #[error("collections cannot be used from inside their handler of changes")]
     InHandler,
@@ -248,6 +256,16 @@ impl Collections {
     /// The collections of one alias, as one registration has them.
     pub fn of(&self, regid: &RegId, alias: &str) -> Shelf {
         Shelf::new(self.clone(), regid.clone(), alias)
+    }
+
+    /// Those of all aliases that are here: for an app that starts offline.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn shelves(&self) -> Result<Vec<Shelf>, Error> {
+        let shelves = self.read(|tables| Ok(tables.shelves()?))?;
+        let shelf = |row: tables::ShelfRow| self.of(&RegId::from(row.regid), &row.alias);
+        Ok(shelves.into_iter().map(shelf).collect())
     }
 
     /// Runs `work` in one transaction, and tells the app what it led to.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use carillon_wire::idl;
 use carillon_wire::ranges::{Bounds, KeyRange};
 
+use super::courier::Verdict;
 use super::repairs::{Purpose, Repair};
 use super::tables::{Flag, ShelfRow};
 use super::work::Work;
@@ -34,13 +35,18 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The gateway holds uploads up to this cseq: our numbers go on behind it.
-    pub fn learned(&mut self, shelf: i64, highest: i64) -> Result<(), Error> {
-        let Some(mut shelf) = self.tables.shelf_of(shelf)? else { return Ok(()) };
+    /// The gateway expects this cseq next: our numbers go on with it.
+    pub fn learned(&mut self, shelf: i64, next: Option<i64>) -> Result<Verdict, Error> {
+        let shelf = self.tables.shelf_of(shelf)?;
+        let Some((mut shelf, next)) = shelf.zip(next) else { return Ok(Verdict::Later) };
         let first = self.tables.unanswered(shelf.id, 1)?;
         let first = first.first().map_or(shelf.next, |edit| edit.number);
-        shelf.base = Some(highest.saturating_sub(first - 1));
-        Ok(self.tables.update_shelf(&shelf)?)
+        let base = Some(next.saturating_sub(first));
+        // Told what we know already, we would ask the same again and again.
+        let verdict = if shelf.base == base { Verdict::Later } else { Verdict::GoOn };
+        shelf.base = base;
+        self.tables.update_shelf(&shelf)?;
+        Ok(verdict)
     }
 
     /// The answer to what the running repair stated last.

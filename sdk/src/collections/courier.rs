@@ -191,16 +191,16 @@ impl Work<'_> {
         if result.code != idl::ResultCode::OK {
             return self.refused(errand, result);
         }
-        let edits = result.edits.unwrap_or_default();
-        let highest = edits.iter().map(|edit| edit.cseq).max().unwrap_or(0);
-        self.learned(errand.shelf, highest)?;
-        Ok(Verdict::GoOn)
+        self.learned(errand.shelf, result.next_cseq)
     }
 
     fn on_uploaded(&mut self, errand: &Errand, mut result: idl::Result) -> Result<Verdict, Error> {
         let results = result.edits.take().unwrap_or_default();
         let is_progress = !results.is_empty();
         self.uploaded(errand.shelf, results)?;
+        if result.code == idl::ResultCode::RENUMBER {
+            return self.learned(errand.shelf, result.next_cseq);
+        }
         if result.code != idl::ResultCode::OK {
             return self.refused(errand, result);
         }

@@ -1,6 +1,7 @@
 //! The queue of edits: what the app changed here, until the gateway's answer and the item have come.
 
 use rusqlite::{OptionalExtension, Row, params};
+use serde_json::Map;
 
 use super::tables::{EditRow, ShelfRow, Tables, unsigned};
 use crate::items::{Format, Value};
@@ -17,13 +18,11 @@ impl Tables<'_> {
         Ok(number)
     }
 
-    /// The newest edit of an item.
-    pub fn edit_of(self, shelf: i64, collection: &str, key: &str) -> Sql<Option<EditRow>> {
-        let sql = format!(
-            "{EDIT} WHERE shelf = ? AND collection = ? AND key = ? ORDER BY number DESC LIMIT 1"
-        );
+    /// The edits of an item, in order.
+    pub fn edits_of(self, shelf: i64, collection: &str, key: &str) -> Sql<Vec<EditRow>> {
+        let sql = format!("{EDIT} WHERE shelf = ? AND collection = ? AND key = ? ORDER BY number");
         let mut statement = self.0.prepare_cached(&sql)?;
-        statement.query_row(params![shelf, collection, key], read).optional()
+        statement.query_map(params![shelf, collection, key], read)?.collect()
     }
 
     pub fn edit(self, shelf: i64, number: i64) -> Sql<Option<EditRow>> {
@@ -32,13 +31,9 @@ impl Tables<'_> {
         statement.query_row([shelf, number], read).optional()
     }
 
-    /// The newest edit of each item of a collection that has one.
+    /// The edits of a collection, in order.
     pub fn edits_in(self, shelf: i64, collection: &str) -> Sql<Vec<EditRow>> {
-        let sql = format!(
-            "{EDIT} AS one WHERE shelf = ?1 AND collection = ?2 AND number = \
-             (SELECT max(number) FROM edits WHERE shelf = ?1 AND collection = ?2 AND key = one.key) \
-             ORDER BY key"
-        );
+        let sql = format!("{EDIT} WHERE shelf = ? AND collection = ? ORDER BY number");
         let mut statement = self.0.prepare_cached(&sql)?;
         statement.query_map(params![shelf, collection], read)?.collect()
     }
@@ -99,8 +94,8 @@ impl Tables<'_> {
     fn insert_edit(self, shelf: i64, number: i64, edit: &EditRow) -> Sql<()> {
         let value = edit.value.as_ref();
         self.run(
-            "INSERT INTO edits (shelf, number, collection, key, format, value, epoch, base_seq, clock) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO edits (shelf, number, collection, key, format, value, epoch, base_seq, clock, patch) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 shelf,
                 number,
@@ -110,7 +105,8 @@ impl Tables<'_> {
                 value.map(|value| &value.bytes[..]),
                 edit.epoch,
                 edit.base_seq,
-                edit.clock.cast_signed()
+                edit.clock.cast_signed(),
+                edit.is_patch
             ],
         )
     }
@@ -129,8 +125,33 @@ fn read(row: &Row<'_>) -> Sql<EditRow> {
         clock: unsigned(row, 7)?,
         answered: row.get(8)?,
         is_landed: row.get(9)?,
+        is_patch: row.get(10)?,
     })
 }
 
-const EDIT: &str = "SELECT number, collection, key, format, value, epoch, base_seq, clock, answered, landed \
+/// What an item is with edits made over it, in their order.
+pub fn over(below: Option<Value>, edits: &[EditRow]) -> Option<Value> {
+    edits.iter().fold(below, |below, edit| match &edit.value {
+        Some(fields) if edit.is_patch => Some(patched(below.as_ref(), fields)),
+        value => value.clone(),
+    })
+}
+
+/// The fields of a JSON object.
+pub fn fields(value: &Value) -> Option<Map<String, serde_json::Value>> {
+    serde_json::from_slice(&value.bytes).ok().filter(|_| value.format == Format::Json)
+}
+
+fn patched(below: Option<&Value>, patch: &Value) -> Value {
+    let mut document = below.and_then(fields).unwrap_or_default();
+    for (name, value) in fields(patch).unwrap_or_default() {
+        match value {
+            serde_json::Value::Null => drop(document.remove(&name)),
+            value => drop(document.insert(name, value)),
+        }
+    }
+    Value::json(serde_json::Value::Object(document).to_string())
+}
+
+const EDIT: &str = "SELECT number, collection, key, format, value, epoch, base_seq, clock, answered, landed, patch \
                     FROM edits";

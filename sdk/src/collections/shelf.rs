@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::tables::{EditRow, Flag, ItemRow};
+use carillon_wire::names;
+
+use super::edits::{self, over};
+use super::tables::{EditRow, Flag, ItemRow, Tables};
 use super::{Collections, Error, VALUE_BYTES_MAX, Who};
 use crate::items::{Side, Value};
 use crate::names::RegId;
@@ -28,9 +31,26 @@ pub struct ItemView {
     pub is_skipped: bool,
 }
 
+/// What an item is to become.
+enum Wish {
+    Whole(Value),
+    Fields(Value),
+    Deleted,
+}
+
 impl Shelf {
     pub(super) fn new(collections: Collections, regid: RegId, alias: &str) -> Self {
         Self { collections, regid, alias: alias.to_owned() }
+    }
+
+    /// The registration.
+    pub fn regid(&self) -> &RegId {
+        &self.regid
+    }
+
+    /// The alias.
+    pub fn alias(&self) -> &str {
+        &self.alias
     }
 
     /// One item, if it is there.
@@ -43,7 +63,7 @@ impl Shelf {
                 return Ok(None);
             };
             let item = tables.item(shelf.copy(Side::Items), collection, key)?;
-            Ok(view(item, tables.edit_of(shelf.id, collection, key)?))
+            Ok(view(key, item, &tables.edits_of(shelf.id, collection, key)?))
         })
     }
 
@@ -56,16 +76,17 @@ impl Shelf {
             let Some(shelf) = tables.shelf(self.regid.as_str(), &self.alias)? else {
                 return Ok(Vec::new());
             };
-            let mut both: BTreeMap<String, (Option<ItemRow>, Option<EditRow>)> = BTreeMap::new();
+            let mut both: BTreeMap<String, (Option<ItemRow>, Vec<EditRow>)> = BTreeMap::new();
             for item in tables.items(shelf.copy(Side::Items), collection)? {
                 let key = item.key.clone();
                 both.entry(key).or_default().0 = Some(item);
             }
             for edit in tables.edits_in(shelf.id, collection)? {
                 let key = edit.key.clone();
-                both.entry(key).or_default().1 = Some(edit);
+                both.entry(key).or_default().1.push(edit);
             }
-            Ok(both.into_values().filter_map(|(item, edit)| view(item, edit)).collect())
+            let views = both.into_iter().map(|(key, (item, edits))| view(&key, item, &edits));
+            Ok(views.flatten().collect())
         })
     }
 
@@ -75,10 +96,19 @@ impl Shelf {
     /// # Errors
     /// See [`Error`].
     pub fn put(&self, collection: &str, key: &str, value: Value) -> Result<u64, Error> {
-        if value.bytes.len() > VALUE_BYTES_MAX {
-            return Err(Error::TooLarge(value.bytes.len()));
+        self.edit(collection, key, Wish::Whole(value))
+    }
+
+    /// Changes those top-level fields of an item that are in this JSON object, and removes those that are `null` there:
+    /// for collections whose rule is `merge`. What others make of its other fields stands beside it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn patch(&self, collection: &str, key: &str, fields: Value) -> Result<u64, Error> {
+        if edits::fields(&fields).is_none() {
+            return Err(Error::NotAnObject);
         }
-        self.edit(collection, key, Some(value))
+        self.edit(collection, key, Wish::Fields(fields))
     }
 
     /// Deletes an item in the same way.
@@ -86,7 +116,7 @@ impl Shelf {
     /// # Errors
     /// See [`Error`].
     pub fn delete(&self, collection: &str, key: &str) -> Result<u64, Error> {
-        self.edit(collection, key, None)
+        self.edit(collection, key, Wish::Deleted)
     }
 
     /// How many edits wait for the gateway's answer, or for the item that they led to.
@@ -100,9 +130,37 @@ impl Shelf {
         })
     }
 
-    fn edit(&self, collection: &str, key: &str, value: Option<Value>) -> Result<u64, Error> {
-        name("collection", collection, COLLECTION_BYTES_MAX)?;
-        name("key", key, KEY_BYTES_MAX)?;
+    /// Waits until the gateway has decided about all edits, also those that are made meanwhile. Offline that takes until
+    /// the device is online.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn uploaded(&self) -> Result<(), Error> {
+        let mut happenings = self.collections.changes();
+        let is_waiting = |tables: Tables<'_>| {
+            let shelf = tables.shelf(self.regid.as_str(), &self.alias)?;
+            let waiting = shelf.map(|shelf| tables.unanswered(shelf.id, 1)).transpose()?;
+            Ok(waiting.is_some_and(|edits| !edits.is_empty()))
+        };
+        while self.collections.read(is_waiting)? {
+            // Each edit that is decided about is told. Who heard too late looks again.
+            let _ = happenings.recv().await;
+        }
+        Ok(())
+    }
+
+    fn edit(&self, collection: &str, key: &str, wish: Wish) -> Result<u64, Error> {
+        let is_patch = matches!(wish, Wish::Fields(_));
+        let value = match wish {
+            Wish::Whole(value) | Wish::Fields(value) => Some(value),
+            Wish::Deleted => None,
+        };
+        check("collection", collection, names::COLLECTION)?;
+        check("key", key, names::KEY)?;
+        let bytes = value.as_ref().map_or(0, |value| value.bytes.len());
+        if bytes > VALUE_BYTES_MAX {
+            return Err(Error::TooLarge(bytes));
+        }
         let now_ms = (self.collections.inner.now_ms)();
         let number = self.collections.transact(|work| {
             let tables = work.tables;
@@ -116,6 +174,7 @@ impl Shelf {
                 collection: collection.to_owned(),
                 key: key.to_owned(),
                 value,
+                is_patch,
                 epoch,
                 base_seq,
                 clock,
@@ -131,19 +190,11 @@ impl Shelf {
     }
 }
 
-/// The newest edit hides the item.
-fn view(item: Option<ItemRow>, edit: Option<EditRow>) -> Option<ItemView> {
-    match edit {
-        Some(EditRow { key, value, .. }) => {
-            Some(ItemView { key, value: value?, is_pending: true, is_skipped: false })
-        }
-        None => item.map(|ItemRow { key, value, flag, .. }| ItemView {
-            key,
-            value,
-            is_pending: false,
-            is_skipped: flag == Flag::Skipped,
-        }),
-    }
+fn view(key: &str, item: Option<ItemRow>, edits: &[EditRow]) -> Option<ItemView> {
+    let is_pending = !edits.is_empty();
+    let is_skipped = !is_pending && item.as_ref().is_some_and(|item| item.flag == Flag::Skipped);
+    let value = over(item.map(|item| item.value), edits)?;
+    Some(ItemView { key: key.to_owned(), value, is_pending, is_skipped })
 }
 
 /// A hybrid clock after all that was seen, and not behind the time: 48 bits of milliseconds, 16 that count.
@@ -151,12 +202,6 @@ fn next_clock(last: u64, now_ms: u64) -> u64 {
     (now_ms << 16).max(last.saturating_add(1))
 }
 
-fn name(what: &'static str, name: &str, bytes_max: usize) -> Result<(), Error> {
-    let is_good = (1..=bytes_max).contains(&name.len()) && !name.chars().any(char::is_control);
-    if is_good { Ok(()) } else { Err(Error::Name(what, bytes_max)) }
+fn check(what: &'static str, name: &str, rule: names::Rule) -> Result<(), Error> {
+    if rule.allows(name) { Ok(()) } else { Err(Error::Name { what, rule: rule.says }) }
 }
-
-/// The longest name of a collection.
-const COLLECTION_BYTES_MAX: usize = 64;
-/// The longest key.
-const KEY_BYTES_MAX: usize = 256;

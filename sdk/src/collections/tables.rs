@@ -59,6 +59,8 @@ pub struct EditRow {
     pub key: String,
     /// `None` deletes.
     pub value: Option<Value>,
+    /// The value has only the fields that are changed.
+    pub is_patch: bool,
     pub epoch: u32,
     pub base_seq: u64,
     pub clock: u64,
@@ -380,7 +382,7 @@ CREATE TABLE digests (copy INTEGER NOT NULL, collection TEXT NOT NULL, items INT
     digest INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (copy, collection)) STRICT, WITHOUT ROWID;
 CREATE TABLE edits (shelf INTEGER NOT NULL, number INTEGER NOT NULL, collection TEXT NOT NULL, key TEXT NOT NULL,
     format INTEGER NOT NULL, value BLOB, epoch INTEGER NOT NULL, base_seq INTEGER NOT NULL, clock INTEGER NOT NULL,
-    answered INTEGER, landed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shelf, number)) STRICT;
+    patch INTEGER NOT NULL, answered INTEGER, landed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shelf, number)) STRICT;
 CREATE INDEX edits_of_item ON edits (shelf, collection, key, number);
 PRAGMA user_version = 1;
 ";

@@ -184,7 +184,7 @@ fn a_registration_that_was_made_again_keeps_items_and_edits() {
     assert_eq!((desk::text(&shelf), desk.items().as_str()), ("a=1 b=not uploaded".into(), ""));
     let learn = desk.errand().unwrap();
     assert_eq!(learn.up.upload.as_ref().unwrap().regid, "r2");
-    desk.answer(&learn, desk::ok());
+    desk.answer(&learn, desk::next(1));
     assert_eq!(desk.errand().unwrap().up.upload.unwrap().edits[0].cseq, 1);
 }
 
@@ -209,9 +209,14 @@ fn names_and_values_out_of_their_bounds_and_files_of_another_version_are_refused
     let shelf = desk.shelf();
     let long = Value::json(vec![b'1'; VALUE_BYTES_MAX + 1]);
     assert!(matches!(shelf.put("notes", "a", long), Err(Error::TooLarge(65537))));
-    let bad = [("", "a"), ("notes", ""), ("notes", "a\n"), ("notes", &"k".repeat(257))];
+    let bad = [("", "a"), ("my notes", "a"), ("nötes", "a"), ("notes", ""), ("notes", "a\n")];
+    let long = "k".repeat(257);
+    let bad = bad.into_iter().chain([("notes", long.as_str()), ("notes", "\u{feff}")]);
     for (collection, key) in bad {
-        assert!(matches!(shelf.put(collection, key, Value::json("1")), Err(Error::Name(..))));
+        assert!(matches!(shelf.put(collection, key, Value::json("1")), Err(Error::Name { .. })));
+    }
+    for bad in [Value::json("[1]"), Value::json("{"), Value::thrift("{}")] {
+        assert!(matches!(shelf.patch("notes", "a", bad), Err(Error::NotAnObject)));
     }
     let path = desk.directory.path().join("later");
     let later = Connection::open(&path).unwrap();

@@ -1,8 +1,9 @@
 //! What one transaction does to the tables, and what the app is told once it is durable.
 //!
-//! What the app sees of an item is its newest edit, else the item. Every function that can change that compares before
+//! What the app sees is an item with its edits made over it. Every function that can change that compares before
 //! and after, so that the app hears of each change that it can see and of no other.
 
+use super::edits::over;
 use super::repairs::Repairs;
 use super::tables::{EditRow, Flag, ShelfRow, Tables};
 use super::{Error, Happening, ItemChange, Outcome, Who};
@@ -40,11 +41,9 @@ impl Work<'_> {
 
     /// What the app sees of an item.
     pub fn visible(&self, shelf: &ShelfRow, name: (&str, &str)) -> Result<Option<Value>, Error> {
-        if let Some(edit) = self.tables.edit_of(shelf.id, name.0, name.1)? {
-            return Ok(edit.value);
-        }
         let item = self.tables.item(shelf.copy(Side::Items), name.0, name.1)?;
-        Ok(item.map(|item| item.value))
+        let edits = self.tables.edits_of(shelf.id, name.0, name.1)?;
+        Ok(over(item.map(|item| item.value), &edits))
     }
 
     fn change(
@@ -80,7 +79,7 @@ impl Work<'_> {
             }
             None => self.tables.delete(copy, collection, key, seq)?,
         }
-        if let Some(edit) = edit.filter(|edit| edit.key == key && edit.collection == collection) {
+        if let Some(edit) = edit {
             self.landed(shelf, side, &edit, &change.to)?;
         }
         if side == Side::Gathered {
@@ -93,7 +92,11 @@ impl Work<'_> {
     /// The edit that led to a change, if it is ours and still in the queue.
     fn own_edit(&self, shelf: &ShelfRow, change: &Change) -> Result<Option<EditRow>, Error> {
         let Some((cseq, base)) = change.cseq.zip(shelf.base) else { return Ok(None) };
-        Ok(self.tables.edit(shelf.id, cseq.saturating_sub(base))?)
+        let edit = self.tables.edit(shelf.id, cseq.saturating_sub(base))?;
+        // A copy has a key of its own; and the number may be one of a former life.
+        let is_of =
+            |edit: &EditRow| (&edit.collection, &edit.key) == (&change.collection, &change.key);
+        Ok(edit.filter(is_of))
     }
 
     /// An edit has come back as an item.

@@ -150,7 +150,7 @@ impl Desk {
     pub fn learn(&self) {
         let errand = self.errand().unwrap();
         assert!(errand.up.upload.as_ref().unwrap().edits.is_empty());
-        self.answer(&errand, ok());
+        self.answer(&errand, next(1));
     }
 
     /// Keys and seqs of the items.
@@ -192,6 +192,11 @@ impl Desk {
 fn open(path: &Path, clock: &Arc<AtomicU64>) -> Collections {
     let clock = clock.clone();
     Collections::open_with(path, move || clock.load(Ordering::Relaxed), "OFF").unwrap()
+}
+
+/// The gateway expects this cseq.
+pub fn next(cseq: i64) -> idl::Result {
+    idl::Result { next_cseq: Some(cseq), ..ok() }
 }
 
 pub fn text(shelf: &Shelf) -> String {

@@ -5,6 +5,7 @@ use carillon_wire::idl;
 use super::desk::{self, Desk, change, delta, deltas, own, result};
 use crate::collections::courier::Verdict;
 use crate::collections::{Happening, Outcome};
+use crate::items::Value;
 
 const APPLIED: idl::EditOutcome = idl::EditOutcome::APPLIED;
 
@@ -153,8 +154,7 @@ fn s20_a_device_that_lost_its_storage_goes_on_behind_what_the_gateway_has() {
     // Its own change of a former life comes without a value: the item is fetched.
     desk.put("b", "new life");
     let learn = desk.errand().unwrap();
-    let highest = idl::Result { edits: Some(vec![result(41, APPLIED, Some(3))]), ..desk::ok() };
-    desk.answer(&learn, highest);
+    desk.answer(&learn, desk::next(42));
     assert_eq!(edits(&desk)[0].cseq, 42);
     answer(&desk, vec![result(42, APPLIED, Some(7))]);
     desk.take(deltas(vec![delta(1, (6, 7), vec![own(6, "a", 41), own(7, "b", 42)])]));
@@ -188,4 +188,89 @@ fn an_upload_has_edits_of_one_epoch_and_fits_a_frame() {
         desk.answer(&errand, idl::Result { edits: Some(results), ..desk::ok() });
     }
     assert_eq!(sent, [(1, 1, 5), (1, 2, 5), (2, 1, 3)]);
+}
+
+#[test]
+fn s20_edits_are_numbered_again_when_the_gateway_asks_for_it() {
+    let mut desk = Desk::at(5);
+    desk.put("a", "1");
+    desk.learn();
+    answer(&desk, vec![result(1, APPLIED, Some(6))]);
+    desk.take(deltas(vec![delta(1, (6, 6), vec![own(6, "a", 1)])]));
+    desk.put("b", "2");
+    desk.put("c", "3");
+    let renumber = |next| idl::Result { code: idl::ResultCode::RENUMBER, ..desk::next(next) };
+    let numbers = |desk: &Desk| edits(desk).iter().map(|edit| edit.cseq).collect::<Vec<_>>();
+    assert_eq!(numbers(&desk), [2, 3]);
+    // A copy of this database has gone on meanwhile; or the gateway lost what it had.
+    for (next, then) in [(9, [9, 10]), (1, [1, 2])] {
+        assert_eq!(desk.answer(&desk.errand().unwrap(), renumber(next)), Verdict::GoOn);
+        assert_eq!(numbers(&desk), then);
+    }
+    desk.reopen();
+    assert_eq!(numbers(&desk), [1, 2]);
+    // It says nothing new, or nothing: not at once again.
+    for told in [Some(1), None] {
+        let told = idl::Result { next_cseq: told, ..renumber(1) };
+        assert_eq!(desk.answer(&desk.errand().unwrap(), told), Verdict::Later);
+    }
+    // An own change that bears the number of another edit is not taken for it.
+    desk.take(deltas(vec![delta(1, (7, 7), vec![own(7, "z", 1)])]));
+    assert_eq!((desk.items().as_str(), desk.shelf().pending().unwrap()), ("a=1 b=2 c=3", 2));
+    answer(&desk, vec![result(1, APPLIED, Some(8)), result(2, APPLIED, Some(9))]);
+    desk.take(deltas(vec![delta(1, (8, 9), vec![own(8, "b", 1), own(9, "c", 2)])]));
+    assert_eq!((desk.items().as_str(), desk.shelf().pending().unwrap()), ("a=1 b=2 c=3", 0));
+}
+
+#[test]
+fn a_patch_is_seen_over_the_item_and_only_its_fields_go_up() {
+    let mut desk = Desk::at(5);
+    let first = change(6, "a", Some(r#"{"done":false,"text":"milk"}"#));
+    desk.take(deltas(vec![delta(1, (6, 6), vec![first])]));
+    let patch = |key, fields: &str| {
+        desk.shelf().patch("notes", key, Value::json(fields.to_owned())).unwrap();
+    };
+    patch("a", r#"{"done":true}"#);
+    patch("a", r#"{"by":"me"}"#);
+    patch("b", r#"{"text":"new","gone":null}"#);
+    assert_eq!(desk.items(), r#"a={"by":"me","done":true,"text":"milk"} b={"text":"new"}"#);
+    desk.reopen();
+    // What others make of its other fields is seen at once.
+    let theirs = change(7, "a", Some(r#"{"done":false,"text":"bread"}"#));
+    desk.take(deltas(vec![delta(1, (7, 7), vec![theirs])]));
+    assert_eq!(
+        desk.shelf().get("notes", "a").unwrap().map(|item| (item.value, item.is_pending)),
+        desk::value(r#"{"by":"me","done":true,"text":"bread"}"#).map(|value| (value, true))
+    );
+    desk.learn();
+    let sent = edits(&desk).into_iter().map(|edit| String::from_utf8(edit.value.unwrap()).unwrap());
+    let sent: Vec<_> = sent.collect();
+    assert_eq!(sent, [r#"{"done":true}"#, r#"{"by":"me"}"#, r#"{"text":"new","gone":null}"#]);
+    // Of the two one has come back, merged.
+    let mut changes = desk.collections.changes();
+    let mut merged = change(8, "a", Some(r#"{"done":true,"text":"bread"}"#));
+    merged.change.as_mut().unwrap().cseq = Some(1);
+    desk.take(deltas(vec![delta(1, (8, 8), vec![merged])]));
+    assert_eq!(settled(&mut changes), [(1, Outcome::Merged)], "and nothing is seen to change");
+    desk.shelf().delete("notes", "a").unwrap();
+    assert_eq!(desk.items(), r#"b={"text":"new"}"#);
+}
+
+#[tokio::test]
+async fn who_waits_for_uploads_waits_until_all_edits_are_answered() {
+    let desk = Desk::at(5);
+    let shelf = desk.shelf();
+    shelf.uploaded().await.unwrap();
+    desk.put("a", "1");
+    desk.put("b", "2");
+    desk.learn();
+    let waiting = tokio::spawn(async move { shelf.uploaded().await });
+    for cseq in [1, 2] {
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        answer(&desk, vec![result(cseq, APPLIED, Some(5 + cseq as u64))]);
+    }
+    waiting.await.unwrap().unwrap();
+    let known = desk.collections.shelves().unwrap();
+    assert_eq!(known.iter().map(|shelf| shelf.alias()).collect::<Vec<_>>(), [desk::ALIAS]);
 }

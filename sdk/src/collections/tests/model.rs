@@ -344,6 +344,8 @@ impl World {
         let mut result = desk::ok();
         if let Some(upload) = &errand.up.upload {
             result.edits = Some(self.upload(upload));
+            let next = self.results.keys().max().map_or(1, |last| last + 1);
+            result.next_cseq = upload.edits.is_empty().then_some(next);
         }
         if let Some(repair) = &errand.up.repair {
             result.ranges = Some(self.repair(repair));
@@ -352,9 +354,6 @@ impl World {
     }
 
     fn upload(&mut self, upload: &idl::Upload) -> Vec<idl::EditResult> {
-        if upload.edits.is_empty() {
-            return self.results.values().last().cloned().into_iter().collect();
-        }
         let edits = upload.edits.iter();
         edits.map(|edit| self.decide(edit)).collect()
     }
