@@ -222,6 +222,10 @@ pub struct Limits {
     pub registration_expires_days: u32,
     /// Days for which `feedback/invalid` keeps a regID.
     pub feedback_days: u32,
+    /// Edits of items that one registration uploads in a second; 0: no bound.
+    pub edits_per_s: u32,
+    /// Of these, so many at once.
+    pub edits_burst: u32,
     /// How much one app may send.
     pub allowance: Allowance,
     /// What single apps may instead, by their names.
@@ -241,6 +245,8 @@ impl Default for Limits {
             scheduled_per_app: 100_000,
             registration_expires_days: 90,
             feedback_days: 30,
+            edits_per_s: 100,
+            edits_burst: 10_000,
             allowance: Allowance::default(),
             apps: BTreeMap::new(),
         }
@@ -473,6 +479,8 @@ impl Limits {
                 "limits.registration_expires_days",
                 "0, or 2 to 3650",
             ),
+            Rule(self.edits_per_s <= 10_000, "limits.edits_per_s", "0 to 10000"),
+            Rule((1..=1_000_000).contains(&self.edits_burst), "limits.edits_burst", "1 to 1000000"),
             Rule((1..=366).contains(&self.feedback_days), "limits.feedback_days", "1 to 366"),
             Rule(
                 bindings <= 4_000,

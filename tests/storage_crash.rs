@@ -5,6 +5,9 @@
 
 mod longterm;
 mod support;
+#[path = "uploads/crash.rs"]
+mod uploads;
+mod wirelab;
 
 use std::collections::{BTreeMap, BTreeSet};
 

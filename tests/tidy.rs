@@ -216,8 +216,8 @@ fn every_crash_point_is_placed_and_listed() {
         }
     }
     placed.sort();
-    let all = crash_point::ALL.iter().chain(crash_point::OF_KEYS);
-    let mut listed: Vec<String> = all.map(|name| (*name).to_owned()).collect();
+    let all = [crash_point::ALL, crash_point::OF_KEYS, crash_point::OF_UPLOADS].concat();
+    let mut listed: Vec<String> = all.into_iter().map(str::to_owned).collect();
     listed.sort();
     assert_eq!(placed, listed);
 }

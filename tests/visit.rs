@@ -81,7 +81,7 @@ async fn a_device_without_a_connection_registers_binds_receives_and_acknowledges
 }
 
 #[tokio::test]
-async fn s9_what_was_not_acknowledged_comes_again_byte_for_byte() {
+async fn s9_w4_what_was_not_acknowledged_comes_again_byte_for_byte() {
     let node = Node::start().await;
     let account = node.device().await;
     let mut visitor = Visitor::new(&node, &account);

@@ -279,7 +279,7 @@ enum ResultCode {
   UNAVAILABLE = 7,
   /** The app seals its payloads: register with a key. */
   SEALED = 8,
-  /** The edits' cseqs do not go on where the gateway is, so that nothing was taken: number them from `next_cseq` on. */
+  /** The edits' cseqs do not go on where the gateway is, so that none was taken anew: number those without a result from `next_cseq` on. */
   RENUMBER = 9,
 }
 
@@ -345,11 +345,11 @@ struct Result {
   4: optional string regid,
   /** Set by Register with a key, and by Rekey. */
   5: optional SealAnswer seal,
-  /** Set by Upload: one for each edit. With UNAVAILABLE or LIMIT: those before the first that was not taken. */
+  /** Set by Upload: one for each edit. With UNAVAILABLE, LIMIT or RENUMBER: those before the first that was not taken. */
   6: optional list<EditResult> edits,
   /** Set by Repair: the ranges that differ. None: all are equal. */
   7: optional list<RepairedRange> ranges,
-  /** Set with RENUMBER: the number that the gateway expects next of this registration and alias. */
+  /** Set with RENUMBER, and by an Upload without edits: the number that the gateway expects next of this registration and alias. */
   8: optional i64 next_cseq,
 }
 

@@ -15,7 +15,10 @@ use carillon::{
     },
     queue::position::Position,
     route::Reasons,
-    service,
+    service::{
+        self,
+        uploads::{Fate, KEPT_MAX, Uploaded, Verdict},
+    },
 };
 use carillon_wire::{
     frame, idl,
@@ -305,6 +308,7 @@ impl Rig {
                 let refused = || Err(service::Error::NotFound { what: "registration" });
                 Answer::Repaired(ticket, if script.is_yes() { Ok(Vec::new()) } else { refused() })
             }
+            Call::Upload(ticket, upload) => Answer::Uploaded(ticket, uploaded(&upload, script)),
             Call::Request(ticket, _) => {
                 let refused = || Err(service::Error::NotFound { what: "registration" });
                 Answer::Requested(ticket, if script.is_yes() { Ok(None) } else { refused() })
@@ -352,6 +356,20 @@ impl Rig {
         self.session = Some(session);
         self.out.effects.drain(..).for_each(|effect| self.world.effect(effect));
     }
+}
+
+/// What may become of an upload.
+fn uploaded(upload: &idl::Upload, script: &mut Script<'_>) -> Result<Uploaded, service::Error> {
+    let verdict = match script.byte() % 5 {
+        0 => Verdict::Taken,
+        1 => Verdict::TooFast,
+        2 => Verdict::Behind,
+        3 => Verdict::OutOfStep,
+        _ => return Err(service::Error::NotFound { what: "registration" }),
+    };
+    let fate = || Fate { outcome: Err("x".repeat(120).into()), seq: None };
+    let fates = upload.edits.iter().take(KEPT_MAX).map(|_| (u64::MAX >> 1, fate())).collect();
+    Ok(Uploaded { verdict, fates, next: 1 })
 }
 
 /// All the bits that stand for queues.

@@ -39,6 +39,9 @@ pub const ALL: &[&str] = &[
 pub const OF_KEYS: &[&str] =
     &["keys::before_rekey", "keys::after_rekey", "keys::before_change", "keys::after_change"];
 
+/// Crash points of uploads: not every test uploads.
+pub const OF_UPLOADS: &[&str] = &["uploads::before_answer"];
+
 /// Where sealing fails if a test wants it to.
 pub const FAULTS: &[&str] = &["seal::own", "seal::shared", "seal::wrap"];
 

@@ -145,6 +145,8 @@ labels! {
         Repair = "repair",
         /// `Describe`.
         Describe = "describe",
+        /// `Upload`.
+        Upload = "upload",
         /// Not a frame, or of no known kind.
         Unknown = "unknown",
     }

@@ -232,6 +232,7 @@ impl<S> Connection<S> {
             | Call::Positions(ticket, _)
             | Call::Report(ticket, ..)
             | Call::Repair(ticket, _)
+            | Call::Upload(ticket, _)
             | Call::Request(ticket, _) => Some(ticket.kind),
             Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
         };
@@ -240,6 +241,7 @@ impl<S> Connection<S> {
         let result = match &answer {
             Answer::Requested(Ticket { .. }, result) => down::up_result(result),
             Answer::Repaired(_, result) => down::up_result(result),
+            Answer::Uploaded(_, result) => down::upload_result(result),
             Answer::Failed => UpResult::Failed,
             Answer::Resumed(..)
             | Answer::Positioned(..)

@@ -90,6 +90,9 @@ pub async fn call(arrival: &Arrival, call: Call, heads: Heads) -> Answer {
             let by = By::Device { device, token: None };
             Ok(Answer::Repaired(ticket, service.repair(by, stated).await))
         }
+        Call::Upload(ticket, upload) => {
+            Ok(Answer::Uploaded(ticket, service.upload(device, upload).await))
+        }
         Call::Request(ticket, request) => {
             Ok(Answer::Requested(ticket, perform(service, device, request).await))
         }

@@ -60,6 +60,7 @@ use crate::{
         deliver::{Following, Pulled, Take},
         repair::Repaired,
         seals::Registered,
+        uploads::Uploaded,
     },
 };
 
@@ -143,6 +144,8 @@ pub enum Call {
     Report(Ticket, String, Report),
     /// Compare ranges of a collection.
     Repair(Ticket, idl::Repair),
+    /// Edits of the items of an alias.
+    Upload(Ticket, idl::Upload),
     /// What an uplink frame asks for.
     Request(Ticket, Request),
 }
@@ -164,6 +167,8 @@ pub enum Answer {
     Repaired(Ticket, Result<Vec<Repaired>, service::Error>),
     /// The answer to an uplink frame.
     Requested(Ticket, Result<Option<Registered>, service::Error>),
+    /// What became of the edits.
+    Uploaded(Ticket, Result<Uploaded, service::Error>),
     /// The interval that is advised, in seconds, if any is.
     Advised(Ticket, Option<u16>),
     /// The node cannot do it now.
@@ -403,6 +408,9 @@ impl Session {
             Answer::Requested(ticket, result) => self.requested(ticket, result, out),
             Answer::Repaired(ticket, result) => {
                 self.reply(down::repaired(ticket.request, result), Some(ticket), out);
+            }
+            Answer::Uploaded(ticket, result) => {
+                self.reply(down::uploaded(ticket.request, &result), Some(ticket), out);
             }
             Answer::Advised(ticket, advised_s) => self.advised(ticket, advised_s, out),
             Answer::Failed => self.close(CloseReason::Unavailable, out),

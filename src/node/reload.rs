@@ -133,6 +133,8 @@ const LIVE: &[&str] = &[
     "limits.scheduled_per_app",
     "limits.registration_expires_days",
     "limits.feedback_days",
+    "limits.edits_per_s",
+    "limits.edits_burst",
     "limits.allowance",
     "limits.apps",
     "drain.deadline_s",

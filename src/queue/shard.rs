@@ -357,7 +357,7 @@ pub(super) fn is_read_back(space: Space) -> bool {
         Space::Apps | Space::Devices | Space::Registrations => true,
         Space::Pending | Space::Scheduled => true,
         Space::Messages(_) | Space::Recalls => true,
-        Space::Items | Space::Collections => true,
+        Space::Items | Space::Collections | Space::Uploads => true,
         Space::Meta | Space::Members | Space::Pointers | Space::Heads => false,
         Space::Entries(_) | Space::Collapse(_) => false,
         Space::Callbacks | Space::Feedback => false,

@@ -47,6 +47,8 @@ pub enum Space {
     /// The long-term store's: of each queue its live items, newest first and by name, and where
     /// it is folded to.
     Folded,
+    /// (queue, regID) → the newest edits that it uploaded to it, and what became of them.
+    Uploads,
     /// (queue, seq) → entry, for entries of one day.
     Entries(u32),
     /// Message id → where it went; (message id, queue) → position; and call → where its plain
@@ -63,7 +65,7 @@ pub enum Space {
 
 impl Space {
     /// The spaces that are not a day's.
-    pub const FIXED: [Self; 16] = [
+    pub const FIXED: [Self; 17] = [
         Self::Meta,
         Self::Apps,
         Self::Devices,
@@ -80,6 +82,7 @@ impl Space {
         Self::Collections,
         Self::Unfolded,
         Self::Folded,
+        Self::Uploads,
     ];
 
     /// The spaces of a day.
@@ -116,7 +119,8 @@ impl Space {
             | Self::Items
             | Self::Collections
             | Self::Unfolded
-            | Self::Folded => None,
+            | Self::Folded
+            | Self::Uploads => None,
         }
     }
 }

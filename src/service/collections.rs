@@ -258,7 +258,9 @@ impl Service {
         asks: &[Ask],
         act: impl FnOnce(&mut Changing<'_, '_>) -> Result<T, Failed> + Clone + Send + 'static,
     ) -> Result<T, Error> {
-        self.may_change()?;
+        if !asks.is_empty() {
+            self.may_change()?;
+        }
         let reads_values = asks.iter().any(|ask| matches!(ask.rule, Rule::Merge | Rule::KeepBoth));
         let _turn = if reads_values { Some(self.turn(&queue).await?) } else { None };
         for _ in 0..TRIES_MAX {
@@ -275,7 +277,7 @@ impl Service {
     }
 
     /// Changes wait while long-term storage is far behind.
-    fn may_change(&self) -> Result<(), Error> {
+    pub(super) fn may_change(&self) -> Result<(), Error> {
         let Storage { backlog, bounds, .. } = &self.storage;
         let age_s = backlog.age_ms(self.now_ms()) / 1_000;
         if backlog.entries() <= bounds.behind_entries_max && age_s <= bounds.behind_max_s {

@@ -38,6 +38,7 @@ pub mod slow;
 pub mod spread;
 pub mod topics;
 pub mod trace;
+pub mod uploads;
 
 use std::sync::Arc;
 
@@ -79,6 +80,7 @@ pub struct Service {
     allowances: allowance::Allowances,
     slow: slow::SlowLog,
     turns: collections::Turns,
+    uploads: uploads::Uploads,
     storage: Storage,
 }
 
@@ -124,6 +126,7 @@ impl Service {
             allowances: allowance::Allowances::default(),
             slow: slow::SlowLog::default(),
             turns: collections::Turns::default(),
+            uploads: uploads::Uploads::default(),
             storage,
         })
     }

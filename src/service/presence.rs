@@ -54,6 +54,7 @@ impl Service {
         self.router.followers().shrink();
         self.pointers.sweep();
         self.slow.sweep(self.now_ms());
+        self.uploads.sweep();
         self.recalls.sweep(self.router.oldest_day());
     }
 

@@ -9,6 +9,7 @@ use super::{
     records::{App, Device, Follow, Registration, member_key},
     seals::{KEPT, Registered, SealOffer, UNSEALED},
     seen::day_key,
+    uploads,
 };
 use crate::{
     base::{
@@ -347,7 +348,11 @@ fn new_registration(
 /// Removes all records of a registration but its place in the device's.
 pub(super) fn erase(txn: &mut Txn<'_>, ended: &Registration) {
     for follow in &ended.follows {
-        txn.remove(Space::Members, member_key(&follow.queue.id(), &ended.regid));
+        let queue = follow.queue.id();
+        txn.remove(Space::Members, member_key(&queue, &ended.regid));
+        if let QueueName::Alias(..) = follow.queue {
+            txn.remove(Space::Uploads, uploads::stored_key(&queue, &ended.regid));
+        }
     }
     txn.remove(Space::Registrations, ended.regid.as_bytes());
     txn.remove(Space::Pointers, ended.regid.as_bytes());

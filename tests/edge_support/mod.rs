@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file takes what it needs")]
 
+pub mod team;
 pub mod visitor;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};

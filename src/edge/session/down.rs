@@ -12,7 +12,10 @@ use crate::{
         metrics::UpResult,
     },
     queue::{
-        collection::change::{Format, Kind, Origin},
+        collection::{
+            change::{Format, Kind, Origin},
+            rule::Outcome,
+        },
         entry::{Body, Change, Entry, Message},
         plan::Jump,
     },
@@ -21,6 +24,7 @@ use crate::{
         items::ItemView,
         repair::{Held, Repaired},
         seals::Registered,
+        uploads::{Fate, Uploaded, Verdict},
     },
 };
 
@@ -44,6 +48,48 @@ pub fn result(request: i64, result: &Result<Option<Registered>, service::Error>)
 
 fn answer(result: idl::Result) -> idl::Down {
     idl::Down { result: Some(result), ..empty() }
+}
+
+/// The answer to edits. One without any tells the number that is expected next.
+pub fn uploaded(request: i64, result: &Result<Uploaded, service::Error>) -> idl::Down {
+    let uploaded = match result {
+        Ok(uploaded) => uploaded,
+        Err(error) => return refused(request, code_of(error), &error.to_string()),
+    };
+    let (code, message) = match uploaded.verdict {
+        Verdict::Taken => (idl::ResultCode::OK, None),
+        Verdict::TooFast => (idl::ResultCode::LIMIT, Some("too many edits, come back later")),
+        Verdict::Behind => {
+            (idl::ResultCode::UNAVAILABLE, Some("storage is behind, come back later"))
+        }
+        Verdict::OutOfStep => {
+            (idl::ResultCode::RENUMBER, Some("number the edits from next_cseq on"))
+        }
+    };
+    let is_told = match uploaded.verdict {
+        Verdict::OutOfStep => true,
+        Verdict::Taken => uploaded.fates.is_empty(),
+        Verdict::TooFast | Verdict::Behind => false,
+    };
+    let edits = uploaded.fates.iter().map(|(cseq, fate)| edit(*cseq, fate)).collect();
+    answer(idl::Result {
+        message: message.map(str::to_owned),
+        edits: Some(edits),
+        next_cseq: is_told.then(|| seq_to_idl(uploaded.next)),
+        ..bare_result(request, code)
+    })
+}
+
+fn edit(cseq: u64, fate: &Fate) -> idl::EditResult {
+    let (outcome, message) = match &fate.outcome {
+        Ok(Outcome::Applied) => (idl::EditOutcome::APPLIED, None),
+        Ok(Outcome::Merged) => (idl::EditOutcome::MERGED, None),
+        Ok(Outcome::Copied) => (idl::EditOutcome::COPIED, None),
+        Ok(Outcome::Lost) => (idl::EditOutcome::LOST, None),
+        Err(why) => (idl::EditOutcome::INVALID, Some(why.to_string())),
+    };
+    let seq = fate.seq.map(|seq| seq_to_idl(seq.0));
+    idl::EditResult { cseq: seq_to_idl(cseq), outcome, seq, message }
 }
 
 /// The answer to what is no frame, or of no known kind.
@@ -136,6 +182,15 @@ pub fn up_result<T>(result: &Result<T, service::Error>) -> UpResult {
             | service::Error::KeyInUse
             | service::Error::KeyReused,
         ) => UpResult::Refused,
+    }
+}
+
+/// Whose fault it is that edits were not taken.
+pub fn upload_result(result: &Result<Uploaded, service::Error>) -> UpResult {
+    match result {
+        Ok(Uploaded { verdict: Verdict::TooFast | Verdict::OutOfStep, .. }) => UpResult::Refused,
+        Ok(Uploaded { verdict: Verdict::Behind, .. }) => UpResult::Failed,
+        Ok(Uploaded { verdict: Verdict::Taken, .. }) | Err(_) => up_result(result),
     }
 }
 

@@ -257,6 +257,9 @@ impl Session {
             Some(Kind::Repair(repair)) => {
                 out.call = Some(Call::Repair(ticket(request, UpKind::Repair), repair));
             }
+            Some(Kind::Upload(upload)) => {
+                out.call = Some(Call::Upload(ticket(request, UpKind::Upload), upload));
+            }
             Some(Kind::Request(kind, asked)) => {
                 out.call = Some(Call::Request(ticket(request, kind), asked));
             }
@@ -450,6 +453,7 @@ enum Kind {
     Positions(idl::Positions),
     Report(idl::HeartbeatReport),
     Repair(idl::Repair),
+    Upload(idl::Upload),
     Request(UpKind, Request),
 }
 
@@ -460,6 +464,7 @@ fn only_kind(up: idl::Up) -> Option<Kind> {
         up.positions.map(Kind::Positions),
         up.heartbeat.map(Kind::Report),
         up.repair.map(Kind::Repair),
+        up.upload.map(Kind::Upload),
         up.register_app.map(|r| Kind::Request(UpKind::Register, Request::Register(r))),
         up.unregister.map(|r| Kind::Request(UpKind::Unregister, Request::Unregister(r))),
         up.bind.map(|r| Kind::Request(UpKind::Bind, Request::Bind(r))),

@@ -132,6 +132,7 @@ fn name_of(space: Space) -> String {
         Space::Collections => "collections".into(),
         Space::Unfolded => "unfolded".into(),
         Space::Folded => "folded".into(),
+        Space::Uploads => "uploads".into(),
         Space::Entries(day) => format!("entries.{day}"),
         Space::Messages(day) => format!("messages.{day}"),
         Space::Once(day) => format!("once.{day}"),

@@ -208,7 +208,7 @@ impl ResultCode {
   pub const UNAVAILABLE: ResultCode = ResultCode(7);
   /// The app seals its payloads: register with a key.
   pub const SEALED: ResultCode = ResultCode(8);
-  /// The edits' cseqs do not go on where the gateway is, so that nothing was taken: number them from `next_cseq` on.
+  /// The edits' cseqs do not go on where the gateway is, so that none was taken anew: number those without a result from `next_cseq` on.
   pub const RENUMBER: ResultCode = ResultCode(9);
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::OK,
@@ -3277,11 +3277,11 @@ pub struct Result {
   pub regid: Option<String>,
   /// Set by Register with a key, and by Rekey.
   pub seal: Option<SealAnswer>,
-  /// Set by Upload: one for each edit. With UNAVAILABLE or LIMIT: those before the first that was not taken.
+  /// Set by Upload: one for each edit. With UNAVAILABLE, LIMIT or RENUMBER: those before the first that was not taken.
   pub edits: Option<Vec<EditResult>>,
   /// Set by Repair: the ranges that differ. None: all are equal.
   pub ranges: Option<Vec<RepairedRange>>,
-  /// Set with RENUMBER: the number that the gateway expects next of this registration and alias.
+  /// Set with RENUMBER, and by an Upload without edits: the number that the gateway expects next of this registration and alias.
   pub next_cseq: Option<i64>,
 }
 

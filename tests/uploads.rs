@@ -1,0 +1,313 @@
+//! Edits of devices: each is done once, whatever is sent again, and its maker knows what became
+//! of it. Over connections and over HTTPS' frames alike.
+
+mod edge_support;
+#[path = "uploads/random.rs"]
+mod random;
+
+use std::collections::BTreeMap;
+
+use carillon::{
+    base::ids::{Alias, QueueName},
+    config::Config,
+    queue::collection::rule::Rule,
+    service::{apps::NewApp, bind::By},
+};
+use carillon_wire::{
+    idl::{self, EditOutcome, ResultCode},
+    mqtt::Connect,
+};
+use edge_support::{
+    Account, Client, Node, team,
+    team::{ALIAS, edit, member, outcomes, upload},
+    visitor::{Visitor, result},
+};
+use futures_util::future::join_all;
+
+use EditOutcome as O;
+
+async fn notes(rule: Rule) -> (Node, NewApp) {
+    notes_with(Config::default(), rule).await
+}
+
+async fn notes_with(config: Config, rule: Rule) -> (Node, NewApp) {
+    let node = Node::start_with(config).await;
+    let app = team::app_with(&node, &[("notes", rule)]).await;
+    (node, app)
+}
+
+/// A visitor that stands at the head of everything.
+async fn settled<'a>(node: &'a Node, account: &'a Account) -> Visitor<'a> {
+    let mut visitor = Visitor::new(node, account);
+    visitor.catch_up().await;
+    visitor
+}
+
+fn head(node: &Node, app: &NewApp) -> u64 {
+    let alias: Alias = ALIAS.parse().unwrap();
+    node.service.head(&QueueName::Alias(app.app_id.clone(), alias).id()).unwrap().seq.0
+}
+
+/// Uploads without applying anything; the result.
+async fn say(visitor: &Visitor<'_>, edits: Vec<idl::Edit>) -> idl::Result {
+    let (epoch, _) = visitor.at();
+    let downs = visitor.ask(&[upload(7, visitor.account, epoch, edits)]).await.unwrap();
+    result(&downs, 7).clone()
+}
+
+/// The same over a connection, whose other frames are applied.
+async fn say_over(client: &mut Client, account: &Account, edits: Vec<idl::Edit>) -> idl::Result {
+    client.up(upload(7, account, 1, edits)).await;
+    loop {
+        if let Some(result) = client.down().await.result {
+            return result;
+        }
+    }
+}
+
+async fn connected(node: &Node, account: &Account) -> Client {
+    let mut client = node.connect(account, Connect::default()).await;
+    client.up(Visitor::new(node, account).stated()).await;
+    assert!(client.down().await.resumed.is_some());
+    client
+}
+
+#[tokio::test]
+async fn s20_m9_an_own_change_comes_back_without_its_value_and_others_get_it() {
+    let (node, app) = notes(Rule::Newest).await;
+    let (ann, bob) = (member(&node, &app).await, member(&node, &app).await);
+    let (mut one, mut other) = (settled(&node, &ann).await, settled(&node, &bob).await);
+    let edits = vec![
+        edit(1, "n1", Some("{\"a\":1}"), 0, 1),
+        edit(2, "n2", Some("2"), 0, 2),
+        edit(3, "n1", Some("{\"a\":3}"), 0, 3),
+        edit(4, "n2", None, 0, 4),
+    ];
+    let result = say(&one, edits.clone()).await;
+    assert_eq!(result.code, ResultCode::OK);
+    assert_eq!(
+        outcomes(&result),
+        [(1, O::APPLIED), (2, O::APPLIED), (3, O::APPLIED), (4, O::APPLIED)]
+    );
+    let seqs: Vec<_> = result.edits.unwrap().iter().map(|edit| edit.seq.unwrap()).collect();
+    assert_eq!(seqs, [1, 2, 3, 4]);
+    one.catch_up().await;
+    other.catch_up().await;
+    // What was changed again is skipped, and n2 came and went.
+    let of = |visitor: &Visitor<'_>| visitor.changes.clone();
+    let (mine, theirs) = (of(&one), of(&other));
+    assert_eq!(mine.len(), 1, "{mine:?}");
+    let (seq, change) = &mine[0];
+    assert_eq!(
+        (*seq, change.cseq, &change.value, change.clock),
+        (3, Some(3), &None, Some(team::clock(3)))
+    );
+    let (seq, change) = &theirs[0];
+    assert_eq!((*seq, change.cseq, theirs.len()), (3, None, 1));
+    assert_eq!(change.value.as_deref(), Some(&b"{\"a\":3}"[..]));
+    let own = edits.into_iter().map(|edit| (edit.cseq, edit)).collect();
+    assert_eq!(one.items(&own), other.items(&BTreeMap::new()));
+}
+
+#[tokio::test]
+async fn s20_what_is_sent_again_gets_the_same_answer_and_is_not_done_again() {
+    let (node, app) = notes(Rule::Newest).await;
+    let ann = member(&node, &app).await;
+    let visitor = settled(&node, &ann).await;
+    let edits: Vec<_> =
+        (1..=6).map(|n| edit(n, &format!("n{n}"), (n < 6).then_some("1"), 0, n as u64)).collect();
+    let first = say(&visitor, edits[..4].to_vec()).await;
+    assert_eq!((outcomes(&first).len(), head(&node, &app)), (4, 4));
+    for _ in 0..3 {
+        assert_eq!(say(&visitor, edits[..4].to_vec()).await, first);
+    }
+    // Some again and some new ones; the base may be said anew.
+    let rebased = edits[2..].iter().map(|one| idl::Edit { base_seq: 4, ..one.clone() }).collect();
+    let second = say(&visitor, rebased).await;
+    assert_eq!(second.edits.as_ref().unwrap()[..2], first.edits.as_ref().unwrap()[2..]);
+    assert_eq!(outcomes(&second).last(), Some(&(6, O::APPLIED)));
+    let end = head(&node, &app);
+    // Over a connection the same, also twice at once.
+    let mut client = connected(&node, &ann).await;
+    assert_eq!(say_over(&mut client, &ann, edits[2..].to_vec()).await, second);
+    let again = || say(&visitor, edits[2..].to_vec());
+    assert!(join_all([again(), again(), again()]).await.iter().all(|one| *one == second));
+    assert_eq!(head(&node, &app), end);
+}
+
+#[tokio::test]
+async fn s20_uploads_of_one_edit_at_once_do_it_once() {
+    let (node, app) = notes(Rule::Merge).await;
+    let ann = member(&node, &app).await;
+    let visitor = settled(&node, &ann).await;
+    for n in 1..=20 {
+        let edits = vec![edit(n, "n", Some(&format!("{{\"f{n}\":{n}}}")), 0, n as u64)];
+        let all = join_all((0..4).map(|_| say(&visitor, edits.clone()))).await;
+        assert!(all.iter().all(|one| *one == all[0] && one.code == ResultCode::OK), "{all:?}");
+        assert_eq!(head(&node, &app), n as u64);
+    }
+}
+
+#[tokio::test]
+async fn s20_numbers_that_do_not_go_on_are_told_where_to() {
+    let (node, app) = notes(Rule::Newest).await;
+    let ann = member(&node, &app).await;
+    let visitor = settled(&node, &ann).await;
+    let asked = say(&visitor, vec![]).await;
+    assert_eq!((asked.code, asked.next_cseq), (ResultCode::OK, Some(1)));
+    let numbered = |from: i64, count: i64| -> Vec<_> {
+        (from..from + count).map(|n| edit(n, &format!("k{n}"), Some("1"), 0, n as u64)).collect()
+    };
+    assert_eq!(say(&visitor, numbered(1, 256)).await.code, ResultCode::OK);
+    assert_eq!(say(&visitor, numbered(257, 4)).await.code, ResultCode::OK);
+    assert_eq!(say(&visitor, vec![]).await.next_cseq, Some(261));
+    let lost_its_storage = vec![edit(260, "new", Some("2"), 0, 999)];
+    for edits in [numbered(262, 1), numbered(4, 1), numbered(1, 10), lost_its_storage] {
+        let refused = say(&visitor, edits).await;
+        assert_eq!((refused.code, refused.next_cseq), (ResultCode::RENUMBER, Some(261)));
+        assert_eq!(outcomes(&refused), []);
+    }
+    // An older copy of its storage: what was taken is told, what differs gets new numbers.
+    let other = edit(260, "new", Some("2"), 0, 999);
+    let refused = say(&visitor, [numbered(258, 2), vec![other]].concat()).await;
+    assert_eq!((refused.code, refused.next_cseq), (ResultCode::RENUMBER, Some(261)));
+    assert_eq!(outcomes(&refused), [(258, O::APPLIED), (259, O::APPLIED)]);
+    assert_eq!(outcomes(&say(&visitor, numbered(5, 256)).await).len(), 256, "as many are kept");
+    assert_eq!(head(&node, &app), 260);
+    for edits in [
+        vec![edit(0, "k", None, 0, 1)],
+        vec![edit(-3, "k", None, 0, 1)],
+        vec![edit(261, "k", None, 0, 1), edit(263, "k", None, 0, 1)],
+        vec![edit(262, "k", None, 0, 1), edit(261, "k", None, 0, 1)],
+        numbered(261, 257),
+    ] {
+        assert_eq!(say(&visitor, edits).await.code, ResultCode::INVALID);
+    }
+    assert_eq!(head(&node, &app), 260);
+}
+
+#[tokio::test]
+async fn s21_the_rule_decides_between_devices_by_what_each_had_seen() {
+    for (rule, text, later, wanted) in [
+        (Rule::Newest, "1", "2", [O::LOST, O::APPLIED]),
+        (Rule::Merge, "{\"a\":1}", "{\"b\":2}", [O::MERGED, O::APPLIED]),
+        (Rule::KeepBoth, "1", "2", [O::COPIED, O::APPLIED]),
+    ] {
+        let (node, app) = notes(rule).await;
+        let (ann, bob) = (member(&node, &app).await, member(&node, &app).await);
+        let (one, other) = (settled(&node, &ann).await, settled(&node, &bob).await);
+        let said = say(&other, vec![edit(1, "n", Some(later), 0, 50)]).await;
+        assert_eq!(outcomes(&said), [(1, O::APPLIED)]);
+        let seen = said.edits.unwrap()[0].seq.unwrap();
+        // It did not know of the other one, and is older; then it has seen it.
+        let said = say(&one, vec![edit(1, "n", Some(text), 0, 10)]).await;
+        assert_eq!(outcomes(&said), [(1, wanted[0])], "{rule:?}");
+        let said = say(&one, vec![edit(2, "n", Some("{\"c\":3}"), seen + 1, 11)]).await;
+        let knew = if rule == Rule::Merge { O::MERGED } else { wanted[1] };
+        assert_eq!(outcomes(&said), [(2, knew)], "{rule:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_base_of_an_epoch_that_is_yet_to_come_or_of_no_epoch_proves_nothing() {
+    let (node, app) = notes(Rule::Newest).await;
+    let (ann, bob) = (member(&node, &app).await, member(&node, &app).await);
+    let (one, other) = (settled(&node, &ann).await, settled(&node, &bob).await);
+    say(&other, vec![edit(1, "n", Some("1"), 0, 50)]).await;
+    let ups = [upload(7, &ann, -4, vec![edit(1, "n", Some("2"), 1, 10)])];
+    let downs = one.ask(&ups).await.unwrap();
+    assert_eq!(outcomes(result(&downs, 7)), [(1, O::INVALID)]);
+    let ups = [upload(7, &ann, 0, vec![edit(2, "n", Some("2"), 1, 10)])];
+    let downs = one.ask(&ups).await.unwrap();
+    assert_eq!(
+        outcomes(result(&downs, 7)),
+        [(2, O::LOST)],
+        "what came in another epoch is not seen"
+    );
+}
+
+#[tokio::test]
+async fn an_edit_that_cannot_be_read_is_told_and_holds_up_no_other() {
+    let (node, app) = notes(Rule::Merge).await;
+    let ann = member(&node, &app).await;
+    let visitor = settled(&node, &ann).await;
+    let good = edit(1, "n", Some("{\"a\":1}"), 0, 1);
+    let large = format!("{{\"big\":\"{}\"}}", "x".repeat(65_000));
+    let edits = vec![
+        good.clone(),
+        idl::Edit { collection: "nothing".into(), ..edit(2, "n", Some("{}"), 0, 2) },
+        edit(3, "n", Some("[1]"), 0, 3),
+        edit(4, "n", Some("{"), 0, 4),
+        edit(5, "", Some("{}"), 0, 5),
+        idl::Edit { base_seq: -1, ..edit(6, "n", Some("{}"), 0, 6) },
+        idl::Edit { format: Some(idl::ValueFormat(9)), ..edit(7, "n", Some("{}"), 0, 7) },
+        edit(8, "n", Some("{\"b\":2}"), 0, 8),
+    ];
+    let said = say(&visitor, edits.clone()).await;
+    let invalid = |n| (n, O::INVALID);
+    assert_eq!(
+        outcomes(&said)[1..7],
+        [invalid(2), invalid(3), invalid(4), invalid(5), invalid(6), invalid(7)]
+    );
+    let told = said.edits.as_ref().unwrap();
+    for (edit, words) in
+        told[1..7].iter().zip(["collection", "object", "JSON", "key", "seq", "format"])
+    {
+        let message = edit.message.as_deref().unwrap();
+        assert!(message.contains(words) && edit.seq.is_none(), "{words}: {message}");
+    }
+    assert_eq!(told[7].seq, Some(2), "only two changes were made");
+    assert_eq!(say(&visitor, edits).await, said);
+    say(&visitor, vec![edit(9, "large", Some(&large), 0, 9)]).await;
+    let large = large.replace("big", "too");
+    let said = say(&visitor, vec![edit(10, "large", Some(&large), 0, 10)]).await;
+    assert_eq!(outcomes(&said), [invalid(10)], "together they are too large");
+}
+
+#[tokio::test]
+async fn only_a_follower_of_an_alias_that_is_bound_safely_may_upload_to_it() {
+    let (node, app) = notes(Rule::Newest).await;
+    let (ann, stranger) = (member(&node, &app).await, team::device_of(&node, &app).await);
+    let one = || vec![edit(1, "n", Some("1"), 0, 1)];
+    let ask = async |account: &Account, up: idl::Up| {
+        let visitor = Visitor::new(&node, account);
+        let downs = visitor.ask(&[up]).await.unwrap();
+        result(&downs, 7).code
+    };
+    assert_eq!(ask(&stranger, upload(7, &stranger, 1, one())).await, ResultCode::FORBIDDEN);
+    assert_eq!(ask(&stranger, upload(7, &ann, 1, one())).await, ResultCode::NOT_FOUND);
+    let open = node.device().await;
+    node.service.bind(open.regid.as_ref().unwrap(), ALIAS, By::App(&node.app)).await.unwrap();
+    assert_eq!(ask(&open, upload(7, &open, 1, one())).await, ResultCode::FORBIDDEN);
+    assert_eq!(ask(&ann, upload(7, &ann, 1, one())).await, ResultCode::OK);
+    // Who is signed out may not; signed in again it goes on with its numbers.
+    let regid = ann.regid.as_ref().unwrap();
+    node.service.unbind(regid, ALIAS, By::App(&app.app_id)).await.unwrap();
+    assert_eq!(ask(&ann, upload(7, &ann, 1, one())).await, ResultCode::FORBIDDEN);
+    team::bind(&node, &app.app_id, &ann).await;
+    assert_eq!(ask(&ann, upload(7, &ann, 1, one())).await, ResultCode::OK);
+    assert_eq!(head(&node, &app), 1);
+    node.service.unregister(regid, By::App(&app.app_id)).await.unwrap();
+    assert_eq!(ask(&ann, upload(7, &ann, 1, one())).await, ResultCode::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_edits_at_once_wait_and_what_is_sent_again_is_free() {
+    let mut config = Config::default();
+    (config.limits.edits_per_s, config.limits.edits_burst) = (2, 10);
+    let (node, app) = notes_with(config, Rule::Newest).await;
+    let (ann, bob) = (member(&node, &app).await, member(&node, &app).await);
+    let (visitor, other) = (settled(&node, &ann).await, settled(&node, &bob).await);
+    let numbered = |numbers: std::ops::RangeInclusive<i64>| -> Vec<_> {
+        numbers.map(|n| edit(n, &format!("k{n}"), Some("1"), 0, n as u64)).collect()
+    };
+    let first = say(&visitor, numbered(1..=10)).await;
+    assert_eq!(first.code, ResultCode::OK);
+    let refused = say(&visitor, numbered(8..=12)).await;
+    assert_eq!((refused.code, outcomes(&refused).len()), (ResultCode::LIMIT, 3), "those it had");
+    assert_eq!(say(&visitor, numbered(1..=10)).await, first);
+    assert_eq!(say(&other, numbered(1..=10)).await.code, ResultCode::OK, "another has its own");
+    tokio::time::advance(std::time::Duration::from_secs(1)).await;
+    assert_eq!(outcomes(&say(&visitor, numbered(8..=12)).await).len(), 5);
+    assert_eq!(say(&visitor, numbered(13..=13)).await.code, ResultCode::LIMIT);
+}
