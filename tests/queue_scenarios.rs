@@ -52,6 +52,7 @@ impl World {
             Jump::EpochChanged => "epoch_changed",
             Jump::Overflow => "overflow",
             Jump::Ahead => "ahead",
+            Jump::Smaller => "smaller",
         });
         let loss = plan.proves_loss.then_some("loss");
         let forged = plan.is_forged.then_some("forged");

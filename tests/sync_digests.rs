@@ -43,8 +43,13 @@ async fn until_digests(
 ) -> (i64, Vec<idl::CollectionDigest>, usize) {
     let (mut at, mut count) = (0, 0);
     loop {
-        let (id, deltas) = framed.deltas().await;
+        let (id, down) = framed.down().await;
         framed.wire.ack(id).await;
+        if let Some(chunk) = down.snapshot {
+            copy.extend(chunk.items.into_iter().map(|item| (item.key, item.seq as u64)));
+            continue;
+        }
+        let deltas = down.deltas.expect("deltas or a snapshot");
         let reached = apply(copy, &deltas);
         count += usize::from(reached > 0);
         at = at.max(reached);
@@ -91,6 +96,31 @@ async fn s19_a_digest_finds_one_item_of_ten_thousand_and_its_repair_costs_little
     assert_eq!(copy, whole);
     println!("two items of 10,000 repaired for {bytes} bytes");
     assert!(bytes < 10_000, "{bytes}");
+}
+
+#[tokio::test]
+async fn s12_a_device_that_binds_late_is_given_chunks_and_then_deltas() {
+    let scene = Scene::new().await;
+    scene.fill(3_000).await;
+    let device = scene.new_device().await;
+    let mut framed = Framed::connect(&scene.node, &device).await;
+    scene.bind(&device).await;
+    let (mut chunks, mut seqs) = (Vec::new(), Vec::new());
+    while chunks.last().is_none_or(|last: &idl::SnapshotChunk| last.until_seq.is_none()) {
+        let (id, down) = framed.down().await;
+        framed.wire.ack(id).await;
+        chunks.extend(down.snapshot);
+    }
+    seqs.extend(chunks.iter().flat_map(|chunk| chunk.items.iter().map(|item| item.seq)));
+    assert!(seqs.into_iter().eq((1..=3_000).rev()), "newest first");
+    assert!(chunks.len() > 1 && chunks.iter().all(|one| one.jump == idl::JumpReason::NEW));
+    let items = chunks.into_iter().flat_map(|chunk| chunk.items);
+    let mut copy: Copy = items.map(|item| (item.key, item.seq as u64)).collect();
+    let (at, digests, _) = until_digests(&mut framed, &mut copy).await;
+    assert_eq!((at, digests[0].digest), (3_000, digest_of(&copy)), "digests follow it");
+    scene.change(vec![set("late", 1)]).await;
+    let (_, deltas) = framed.deltas().await;
+    assert_eq!(apply(&mut copy, &deltas), 3_001);
 }
 
 #[tokio::test]

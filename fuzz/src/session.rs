@@ -117,6 +117,7 @@ impl Rig {
 
     fn look<R>(&mut self, look: impl FnOnce(&mut Session, &Context<'_>, &mut Output) -> R) -> R {
         let tag = |_: &QueueId, position: Position| position.seq.0.to_be_bytes();
+        let world = &self.world;
         let cx = Context {
             bounds: &self.bounds,
             now_s: self.now_s,
@@ -124,7 +125,7 @@ impl Rig {
             dice: 7,
             farewell: None,
             tag: &tag,
-            totals: &|_| None,
+            totals: &|queue| world.totals(queue),
             is_held: &|_| false,
         };
         let session = self.session.as_mut().expect("a session");
@@ -153,7 +154,7 @@ impl Rig {
             let answer = self.answer(call, script);
             self.input(Input::Answer(answer));
         }
-        self.pump();
+        self.pump(script);
         self.client.read(&mut self.out.bytes, &mut self.resent);
         if self.out.close.is_some() {
             self.is_closed = true;
@@ -309,6 +310,10 @@ impl Rig {
                 Answer::Repaired(ticket, if script.is_yes() { Ok(Vec::new()) } else { refused() })
             }
             Call::Upload(ticket, upload) => Answer::Uploaded(ticket, uploaded(&upload, script)),
+            Call::Chunk(asked) => {
+                let part = self.world.part(&asked, script);
+                Answer::Chunk(asked, part)
+            }
             Call::Request(ticket, _) => {
                 let refused = || Err(service::Error::NotFound { what: "registration" });
                 Answer::Requested(ticket, if script.is_yes() { Ok(None) } else { refused() })
@@ -317,11 +322,16 @@ impl Rig {
     }
 
     /// Pulls as the connection does.
-    fn pump(&mut self) {
+    fn pump(&mut self, script: &mut Script<'_>) {
         for turn in 0.. {
             assert!(turn < TURNS_MAX, "a session must come to rest");
             let want = self.look(|session, cx, out| session.want(cx, out));
-            let Some(want) = want else { return };
+            let Some(want) = want else {
+                let Some(call) = self.out.call.take() else { return };
+                let answer = self.answer(call, script);
+                self.input(Input::Answer(answer));
+                continue;
+            };
             assert!(self.out.close.is_none(), "nothing is wanted after the end");
             let session = self.session.as_ref().expect("a session");
             let queue = session.followings(want.feed)[want.at].queue.id();

@@ -12,19 +12,28 @@ use carillon::{
         ids::{AppId, MessageId, QueueId, QueueName, RegId},
         metrics::ResumeReason,
     },
-    edge::session::{Effect, Want, feeds::Standing},
+    edge::session::{Effect, Want, feeds::Standing, snapshots::Asked},
     queue::{
+        collection::{
+            change::{Hlc, Value},
+            item::{Total, Totals},
+        },
         entry::{Body, Entry, Message},
         filter::Attributes,
+        plan::Jump,
         position::{Epoch, Position, Seq},
     },
     service::{
         deliver::{Following, Pulled, Start},
+        items::ItemView,
         records::{Follow, Registration},
         seals::Sealing,
+        snapshots::{Chunk, Gather, Part, Rest},
     },
 };
 use carillon_wire::mqtt::{Decoder, Packet, Qos, Version};
+
+use super::script::Script;
 
 const EPOCH: Epoch = Epoch(1);
 
@@ -144,7 +153,11 @@ impl World {
         let start = |following: &Following| {
             let stored = self.stored.get(&(registration.regid, following.queue.id())).copied();
             let after = stored.unwrap_or(0).max(following.since.seq.0);
-            Start { after: at(after), jump: None, reason: ResumeReason::Stored, is_stored: false }
+            let has_items = self.totals(&following.queue.id()).is_some();
+            let is_bare = has_items && stored.is_none();
+            let gather = is_bare.then_some(Gather { reason: Jump::New, place: None });
+            let reason = ResumeReason::Stored;
+            Start { after: at(after), jump: None, reason, is_stored: false, gather }
         };
         Standing {
             regid: registration.regid,
@@ -158,6 +171,38 @@ impl World {
         }
     }
 
+    /// The queues that have collections: those of one topic.
+    pub fn totals(&self, queue: &QueueId) -> Option<Totals> {
+        let of = |name: &str| QueueName::Topic(app(name), "c".parse().expect("a topic")).id();
+        let collection = "c".parse().expect("a collection");
+        let total = Total { collection, items: 1, bytes: 1, digest: 1, last: Seq(0) };
+        let totals = Totals { bytes_so_far: 1, collections: vec![total] };
+        ["demo", "other"].into_iter().any(|name| of(name) == *queue).then_some(totals)
+    }
+
+    /// What comes next of a snapshot.
+    pub fn part(&self, asked: &Asked, script: &mut Script<'_>) -> Part {
+        let head = self.head(&asked.followings[asked.at].queue.id());
+        let (rest, ahead) = (script.below(4), script.below(3) as u64);
+        let (reason, after) = (asked.gather.reason, asked.after.seq.0);
+        let (at, begins) = match asked.gather.place {
+            Some(place) => (place.at, false),
+            None => (at((after + ahead).min(head.max(after))), true),
+        };
+        let value = Value::json(vec![b'x'; 50 * script.below(40)]);
+        let (collection, seq, clock) = ("c".parse().expect("a collection"), Seq(1), Hlc(1));
+        let item = ItemView { collection, key: "k".into(), seq, value, clock };
+        let fits = item.value.bytes.len() + 100 < asked.room;
+        let items = if fits { vec![item] } else { Vec::new() };
+        let rest = match rest {
+            0 => return Part::Later,
+            1 => return Part::Deltas,
+            2 => Rest::Before(Seq(1)),
+            _ => Rest::Until(at.seq),
+        };
+        Part::Chunk(Chunk { reason, at, begins, items, rest })
+    }
+
     /// What the service pulls for a session.
     pub fn pull(&self, queue: &QueueId, want: &Want) -> Option<Pulled> {
         let entries = self.queues.get(queue)?;
@@ -165,7 +210,7 @@ impl World {
         let taken: Vec<_> = next.cloned().collect();
         let to = taken.last()?.position;
         let is_all = entries.last().is_some_and(|last| last.position == to);
-        Some(Pulled { entries: taken, to, skipped: Vec::new(), is_all })
+        Some(Pulled { entries: taken, to, skipped: Vec::new(), is_all, is_torn: false })
     }
 
     /// Does what a session wants done, and judges it.
@@ -179,7 +224,12 @@ impl World {
             }
             Effect::Follow(queue) => drop(self.followed.insert(queue.id())),
             Effect::Unfollow(queue) => drop(self.followed.remove(&queue)),
-            Effect::Stands(_) | Effect::Idle(_) | Effect::Reported(_) | Effect::Receipt(_) => {}
+            Effect::Stands(_)
+            | Effect::Idle(_)
+            | Effect::Reported(_)
+            | Effect::Receipt(_)
+            | Effect::Gave(_)
+            | Effect::Wake(_) => {}
         }
     }
 

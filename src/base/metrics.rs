@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 mod skips;
 
 pub use self::api::ApiMetrics;
-pub use self::collections::{ChangeOutcome, CollectionMetrics};
+pub use self::collections::{ChangeOutcome, CollectionMetrics, SnapshotReason};
 use self::engine::EngineMetrics;
 pub use self::longterm::LongTermMetrics;
 pub use self::packing::{PackedBytes, PackingMetrics};

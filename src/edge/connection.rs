@@ -191,7 +191,10 @@ impl<S> Connection<S> {
             }
             let want = self.look(out, |session, cx, out| session.want(cx, out)).flatten();
             self.perform(out);
-            let (Some(want), Some(session)) = (want, &self.session) else { return false };
+            // The answer to a call may make room for more.
+            let (Some(want), Some(session)) = (want, &self.session) else {
+                return out.call.is_some();
+            };
             let followings = session.followings(want.feed);
             let service = &self.device.arrival.edge.service;
             let next = service.look(followings, want.at, want.after, want.take);
@@ -234,7 +237,7 @@ impl<S> Connection<S> {
             | Call::Repair(ticket, _)
             | Call::Upload(ticket, _)
             | Call::Request(ticket, _) => Some(ticket.kind),
-            Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) => None,
+            Call::Refresh | Call::Subscribe(..) | Call::Unsubscribe(..) | Call::Chunk(_) => None,
         };
         let edge = self.edge();
         let answer = perform::call(&self.device.arrival, call, heads).await;
@@ -247,6 +250,7 @@ impl<S> Connection<S> {
             | Answer::Positioned(..)
             | Answer::Refreshed(_)
             | Answer::Advised(..)
+            | Answer::Chunk(..)
             | Answer::Subscribed(..)
             | Answer::Unsubscribed(..) => UpResult::Ok,
         };

@@ -17,12 +17,13 @@ use super::{
         feeds::Standing,
         filter::{self, Subscription, Wanted},
         frames::{Request, Unknown},
+        snapshots::{Asked, Given},
     },
 };
 use crate::{
     base::{
         ids::{DeviceId, RegId},
-        metrics::{ResumeReason, SealRefusal},
+        metrics::{Metrics, ResumeReason, SealRefusal},
     },
     queue::{
         filter::Attributes,
@@ -32,9 +33,10 @@ use crate::{
         Error, Service,
         accept::{Accept, Hours},
         bind::By,
-        deliver::{Claim, Following, Start},
+        deliver::{Claim, Following, Start, Stated},
         records::Registration,
         seals::{Registered, SealOffer, Sealing},
+        snapshots::{Gather, Part},
     },
 };
 
@@ -60,8 +62,19 @@ pub fn effect(arrival: &Arrival, effect: Effect) {
         Effect::Unfollow(queue) => service.unfollow(queue, nudge),
         Effect::Idle(report) => edge.saw(arrival, report),
         Effect::Reported(result) => edge.metrics.edge.heartbeat_reports.of(result).increment(1),
+        Effect::Gave(given) => gave(service.metrics(), given),
+        Effect::Wake(unix_ms) => edge.wake_at(unix_ms, nudge),
         Effect::Stands(reason) => service.metrics().edge.resumes.of(reason).increment(1),
     }
+}
+
+fn gave(metrics: &Metrics, given: Given) {
+    let metrics = &metrics.collections;
+    if let Some(reason) = given.began {
+        metrics.snapshots.of(reason.into()).increment(1);
+    }
+    metrics.chunks.increment(1);
+    metrics.chunk_bytes.increment(given.bytes as u64);
 }
 
 /// Makes one call. What is durable stays done if this is dropped.
@@ -93,6 +106,7 @@ pub async fn call(arrival: &Arrival, call: Call, heads: Heads) -> Answer {
         Call::Upload(ticket, upload) => {
             Ok(Answer::Uploaded(ticket, service.upload(device, upload).await))
         }
+        Call::Chunk(asked) => Ok(chunk(service, asked).await),
         Call::Request(ticket, request) => {
             Ok(Answer::Requested(ticket, perform(service, device, request).await))
         }
@@ -101,6 +115,17 @@ pub async fn call(arrival: &Arrival, call: Call, heads: Heads) -> Answer {
         tracing::warn!(%error, "a connection ends because a call failed");
         Answer::Failed
     })
+}
+
+/// Long-term storage that fails is asked again: the device has other queues.
+async fn chunk(service: &Arc<Service>, asked: Box<Asked>) -> Answer {
+    let Asked { followings, at, after, gather, room, .. } = &*asked;
+    let part = service.chunk(followings, *at, *after, *gather, *room).await;
+    let part = part.unwrap_or_else(|error| {
+        tracing::warn!(%error, "a snapshot cannot be read");
+        Part::Later
+    });
+    Answer::Chunk(asked, part)
 }
 
 /// All registrations of a device, each where its stored pointers are.
@@ -122,7 +147,7 @@ fn standing(
     heads: Heads,
 ) -> Result<Standing, Error> {
     let followings = service.followings(registration);
-    let starts = service.stands(&registration.regid, &followings, |_, _| Claim::Stored)?;
+    let starts = service.stands(&registration.regid, &followings, |_, _| Claim::Stored.into())?;
     let heads = match heads {
         Heads::Read => {
             let at = |(at, start): (usize, &Start)| service.end_of(&followings, at, start.after);
@@ -182,7 +207,8 @@ fn resume(
         return Ok(None);
     }
     let standing = |(registration, followings): (&Registration, Vec<Following>)| {
-        let mut starts = service.stands(&registration.regid, &followings, |_, _| Claim::Stored)?;
+        let mut starts =
+            service.stands(&registration.regid, &followings, |_, _| Claim::Stored.into())?;
         for start in starts.iter_mut().filter(|start| start.jump.is_none()) {
             start.reason = ResumeReason::Digest;
         }
@@ -203,9 +229,10 @@ fn positions(
     let mut standings = Vec::with_capacity(registrations.len());
     for registration in &registrations {
         let regid = registration.regid.to_string();
-        let positions = stated.iter().filter(|s| s.regid == regid).flat_map(|s| &s.positions);
-        let positions: Vec<&idl::Position> = positions.collect();
-        let standing = stated_standing(service, registration, &positions)?;
+        let of = || stated.iter().filter(|s| s.regid == regid);
+        let positions: Vec<&idl::Position> = of().flat_map(|s| &s.positions).collect();
+        let gathered = of().flat_map(|s| s.gathered.iter().flatten()).collect::<Vec<_>>();
+        let standing = stated_standing(service, registration, &positions, &gathered)?;
         standings.push(Standing { is_named: stated.iter().any(|s| s.regid == regid), ..standing });
     }
     let is_known = |text: &str| registrations.iter().any(|r| r.regid.to_string() == text);
@@ -222,21 +249,27 @@ fn stated_standing(
     service: &Arc<Service>,
     registration: &Registration,
     positions: &[&idl::Position],
+    gathered: &[&idl::Gathered],
 ) -> Result<Standing, Error> {
     let followings = service.followings(registration);
-    let claim = |following: &Following, own: Option<Seq>| {
+    let claim = |following: &Following, own: Option<Seq>| -> Stated {
+        // What is gathered is ahead of the position, which waits for it.
+        let one = gathered.iter().find(|g| names(&g.queue, following));
+        if let Some(stated) = one.and_then(|one| read_gathered(service, following, one)) {
+            return stated;
+        }
         let stated = positions
             .iter()
             .find(|p| names(&p.queue, following))
             .and_then(|p| read(service, following, p));
         match (stated, own) {
-            (Some(stated), _) => stated,
+            (Some(stated), _) => stated.into(),
             // Its own queue will tell it of this one, from where the stored pointer is.
             // The control entry that is still to come will put the device there.
             (None, Some(own)) if own < following.control => {
-                Claim::At { position: following.since, is_genuine: false }
+                Claim::At { position: following.since, is_genuine: false }.into()
             }
-            (None, _) => Claim::Nothing,
+            (None, _) => Claim::Nothing.into(),
         }
     };
     let starts = service.stands(&registration.regid, &followings, claim)?;
@@ -258,6 +291,35 @@ fn read(service: &Arc<Service>, following: &Following, position: &idl::Position)
     let tag = position.tag.as_deref().and_then(|tag| frame::tag_from_idl(tag).ok());
     let is_genuine = tag.is_some_and(|tag| tag == service.tag(&following.queue.id(), at));
     Some(Claim::At { position: at, is_genuine })
+}
+
+/// What a device has of a snapshot; `None` where it is none of ours.
+fn read_gathered(
+    service: &Arc<Service>,
+    following: &Following,
+    gathered: &idl::Gathered,
+) -> Option<Stated> {
+    let at = Position {
+        epoch: Epoch(frame::epoch_from_idl(gathered.epoch).ok()?),
+        seq: Seq(frame::seq_from_idl(gathered.at_seq).ok()?),
+    };
+    let tag = frame::tag_from_idl(&gathered.tag).ok()?;
+    if tag != service.tag(&following.queue.id(), at) {
+        return None;
+    }
+    let begun = Claim::At { position: at, is_genuine: true };
+    match (&gathered.cursor, gathered.reached_seq) {
+        (Some(cursor), _) => {
+            let gather = Some(Gather::from_cursor(at, cursor)?);
+            Some(Stated { claim: begun, gather })
+        }
+        (None, Some(reached)) => {
+            let seq = Seq(frame::seq_from_idl(reached).ok()?);
+            let (position, is_genuine) = (Position { seq, ..at }, seq == at.seq);
+            (seq >= at.seq).then(|| Claim::At { position, is_genuine }.into())
+        }
+        (None, None) => None,
+    }
 }
 
 async fn subscribe(

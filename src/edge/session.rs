@@ -5,6 +5,7 @@
 //! and does what it asks for.
 
 mod beats;
+mod calls;
 pub mod deltas;
 mod digests;
 pub mod down;
@@ -19,23 +20,26 @@ mod packing;
 pub mod plain;
 pub mod rate;
 mod seals;
+pub mod snapshots;
+mod standing;
 mod subscribe;
 #[cfg(test)]
 mod tests;
 pub mod window;
 
-use carillon_wire::{
-    idl,
-    mqtt::{self, Ack, Disconnect, Packet, Version},
-};
+use carillon_wire::mqtt::{self, Ack, Disconnect, Packet, Version};
 
-pub use self::output::{Now, Output, Packed, Tally};
+pub use self::{
+    calls::{Answer, Call},
+    output::{Now, Output, Packed, Tally},
+};
 use self::{
     feeds::{Begin, Feeds, News, Standing, Use},
-    filter::{Subscription, Wanted},
-    frames::{Frames, Request, Ticket, Unknown},
+    filter::Subscription,
+    frames::Frames,
     handshake::Terms,
     plain::Plain,
+    snapshots::Given,
     window::{InFlight, Note, Window},
 };
 use super::{
@@ -55,12 +59,8 @@ use crate::{
     },
     route::Reasons,
     service::{
-        self,
         allowance::Delivered,
         deliver::{Following, Pulled, Take},
-        repair::Repaired,
-        seals::Registered,
-        uploads::Uploaded,
     },
 };
 
@@ -125,54 +125,10 @@ pub enum Effect {
     Reported(ReportResult),
     /// Delivery of a queue begins: where the device stood, for the metric.
     Stands(ResumeReason),
-}
-
-/// A business call. Nothing else of the connection is read until it is answered.
-#[derive(Debug)]
-pub enum Call {
-    /// Compare the device's digest.
-    Resume(Ticket, i64),
-    /// Take the device's positions.
-    Positions(Ticket, Vec<idl::RegistrationPositions>),
-    /// Read the device's registrations again.
-    Refresh,
-    /// Plain SUBSCRIBE: resolve the filters, and follow the topics.
-    Subscribe(u16, Vec<Result<Wanted, u8>>),
-    /// Plain UNSUBSCRIBE: unfollow the topics.
-    Unsubscribe(u16, Vec<Result<Subscription, u8>>),
-    /// How gaps fared on a network, as the device names it.
-    Report(Ticket, String, Report),
-    /// Compare ranges of a collection.
-    Repair(Ticket, idl::Repair),
-    /// Edits of the items of an alias.
-    Upload(Ticket, idl::Upload),
-    /// What an uplink frame asks for.
-    Request(Ticket, Request),
-}
-
-/// The answer to a [`Call`].
-#[derive(Debug)]
-pub enum Answer {
-    /// `None`: the digests differ.
-    Resumed(Ticket, Option<Vec<Standing>>),
-    /// Where the device stands now, and the regIDs that it does not have.
-    Positioned(Ticket, Vec<Standing>, Vec<Unknown>),
-    /// The registrations now.
-    Refreshed(Vec<Standing>),
-    /// What became of each filter, and the registrations now.
-    Subscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
-    /// The same for UNSUBSCRIBE.
-    Unsubscribed(u16, Vec<Result<Subscription, u8>>, Vec<Standing>),
-    /// The ranges that differ.
-    Repaired(Ticket, Result<Vec<Repaired>, service::Error>),
-    /// The answer to an uplink frame.
-    Requested(Ticket, Result<Option<Registered>, service::Error>),
-    /// What became of the edits.
-    Uploaded(Ticket, Result<Uploaded, service::Error>),
-    /// The interval that is advised, in seconds, if any is.
-    Advised(Ticket, Option<u16>),
-    /// The node cannot do it now.
-    Failed,
+    /// A chunk of a snapshot went out.
+    Gave(Given),
+    /// Look again at this time, in milliseconds since 1970.
+    Wake(u64),
 }
 
 /// A look into a queue that the session has room for.
@@ -297,7 +253,7 @@ impl Session {
             }
             Input::Undecodable(error) => self.close(CloseReason::of_error(&error), out),
             Input::Nudged(reasons) => self.nudged(cx, reasons, out),
-            Input::Answer(answer) => self.answer(answer, out),
+            Input::Answer(answer) => self.answer(cx, answer, out),
             Input::Written => {
                 let moved = self.window.written(&mut out.acked);
                 self.moved(moved, out);
@@ -392,7 +348,7 @@ impl Session {
         }
     }
 
-    fn answer(&mut self, answer: Answer, out: &mut Output) {
+    fn answer(&mut self, cx: &Context<'_>, answer: Answer, out: &mut Output) {
         match answer {
             Answer::Resumed(ticket, standings) => self.resumed(ticket, standings, out),
             Answer::Positioned(ticket, standings, unknown) => {
@@ -412,6 +368,7 @@ impl Session {
             Answer::Uploaded(ticket, result) => {
                 self.reply(down::uploaded(ticket.request, &result), Some(ticket), out);
             }
+            Answer::Chunk(asked, part) => self.chunk(cx, *asked, part, out),
             Answer::Advised(ticket, advised_s) => self.advised(ticket, advised_s, out),
             Answer::Failed => self.close(CloseReason::Unavailable, out),
         }

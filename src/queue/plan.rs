@@ -43,6 +43,8 @@ pub enum Jump {
     Overflow,
     /// It has proof of entries that the gateway lost.
     Ahead,
+    /// A snapshot is smaller than the changes that it missed: never of a plan, see `snapshots`.
+    Smaller,
 }
 
 /// The answer to a stand.

@@ -6,6 +6,7 @@ use super::{
     Error, Service,
     judge::Verdict,
     records::{Positions, Registration},
+    snapshots::Gather,
     spread,
 };
 pub use crate::queue::{plan::Claim, reader::Take};
@@ -67,6 +68,23 @@ pub struct Start {
     pub reason: ResumeReason,
     /// The stored pointer is there already.
     pub is_stored: bool,
+    /// A snapshot comes before them.
+    pub gather: Option<Gather>,
+}
+
+/// What is stated of a registration's place in a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Stated {
+    /// Where it is.
+    pub claim: Claim,
+    /// There it has chunks of a snapshot, and not all.
+    pub gather: Option<Gather>,
+}
+
+impl From<Claim> for Stated {
+    fn from(claim: Claim) -> Self {
+        Self { claim, gather: None }
+    }
 }
 
 /// What comes next for a registration: `(after..to]` of one queue, in one epoch.
@@ -80,6 +98,8 @@ pub struct Pulled {
     pub skipped: Vec<(Seq, Skip)>,
     /// The queue had no more: what comes later is news.
     pub is_all: bool,
+    /// Retention has dropped changes of the range: a snapshot has them.
+    pub is_torn: bool,
 }
 
 /// What a look into a queue finds.
@@ -103,7 +123,7 @@ impl Service {
         &self,
         regid: &RegId,
         followings: &[Following],
-        claim: impl Fn(&Following, Option<Seq>) -> Claim,
+        claim: impl Fn(&Following, Option<Seq>) -> Stated,
     ) -> Result<Vec<Start>, Error> {
         let positions = self.positions(regid)?;
         let mut starts: Vec<Start> = Vec::with_capacity(followings.len());
@@ -116,7 +136,8 @@ impl Service {
         Ok(starts)
     }
 
-    fn stand(&self, positions: &Positions, of: &Following, claim: Claim) -> Result<Start, Error> {
+    fn stand(&self, positions: &Positions, of: &Following, stated: Stated) -> Result<Start, Error> {
+        let Stated { claim, gather } = stated;
         let log = self.router.log(&of.queue.id())?;
         let stored = positions.of(&of.queue.id());
         let stand = Stand { claim, stored, since: of.since };
@@ -132,6 +153,7 @@ impl Service {
             (_, Some(Jump::EpochChanged), _) => ResumeReason::EpochChanged,
             (_, Some(Jump::Overflow), _) => ResumeReason::Overflow,
             (_, Some(Jump::Ahead), _) => ResumeReason::Ahead,
+            (_, Some(Jump::Smaller), _) => ResumeReason::Continued,
             (_, None, Claim::Stored) => ResumeReason::Stored,
             (_, None, Claim::Nothing | Claim::At { .. }) => ResumeReason::Continued,
         };
@@ -139,7 +161,14 @@ impl Service {
         let after =
             Position { epoch: epoch_at(&log, plan.after, current, claim, of), seq: plan.after };
         let is_stored = after == raised(stored, of);
-        Ok(Start { after, jump: plan.jump, reason, is_stored })
+        let gather = match gather {
+            Some(_) if plan.jump.is_none() => gather,
+            _ => {
+                let reason = self.to_gather(of, &log, &plan, claim, stored)?;
+                reason.map(|reason| Gather { reason, place: None })
+            }
+        };
+        Ok(Start { after, jump: plan.jump, reason, is_stored, gather })
     }
 
     /// A device proved that entries of this queue were lost: alarm, and a new
@@ -232,6 +261,10 @@ impl Service {
             };
             let run = self.router.read_on(&all[at].queue.id(), looked.end(), room)?;
             let Run { mut entries, is_cut } = run;
+            if looked.to.is_none() && entries.first().is_some_and(|e| e.position.seq > after.next())
+            {
+                looked.is_torn = self.router.log(&all[at].queue.id())?.is_folded();
+            }
             // The queue ends before what this follower does not see yet.
             let not_before_ms = spread::cut(&mut entries, all, now_ms);
             looked.is_all = !is_cut && not_before_ms.is_none();
@@ -326,6 +359,7 @@ struct Looked {
     skipped: Vec<(Seq, Skip)>,
     /// The queue has no more.
     is_all: bool,
+    is_torn: bool,
 }
 
 impl Looked {
@@ -334,8 +368,8 @@ impl Looked {
     }
 
     fn pulled(self, to: Position) -> Next {
-        let Self { given: entries, skipped, is_all, .. } = self;
-        Next::Pulled(Pulled { entries, to, skipped, is_all })
+        let Self { given: entries, skipped, is_all, is_torn, .. } = self;
+        Next::Pulled(Pulled { entries, to, skipped, is_all, is_torn })
     }
 }
 

@@ -35,6 +35,7 @@ pub mod seals;
 pub mod seen;
 pub mod send;
 pub mod slow;
+pub mod snapshots;
 pub mod spread;
 pub mod topics;
 pub mod trace;

@@ -18,6 +18,7 @@ use carillon::{
     },
     config::Config,
     edge::Edge,
+    longterm::{LongTerm, embedded::Embedded},
     node::core::{Core, Foundation, Pace},
     queue::store::memory::MemoryStore,
     service::{
@@ -49,6 +50,7 @@ pub struct Node {
     pub app: AppId,
     new_app: NewApp,
     store: Arc<MemoryStore>,
+    pub longterm: Arc<dyn LongTerm>,
     _core: Core,
     data: tempfile::TempDir,
 }
@@ -65,24 +67,27 @@ impl Node {
     /// At another time.
     pub async fn start_at(config: Config, clock: Clock) -> Self {
         let (data, store) = (tempfile::tempdir().unwrap(), Arc::new(MemoryStore::default()));
-        let (core, edge) = Self::build(config, clock, &store, &data).await;
+        let longterm: Arc<dyn LongTerm> = Arc::new(Embedded::in_memory());
+        let (core, edge) = Self::build(config, clock, (&store, &longterm), &data).await;
         let service = core.service.clone();
         let new_app = service.create_app("demo", AliasPolicy::Open).await.unwrap();
-        Self { edge, service, app: new_app.app_id.clone(), new_app, store, _core: core, data }
+        let app = new_app.app_id.clone();
+        Self { edge, service, app, new_app, store, longterm, _core: core, data }
     }
 
     /// The same node at a later time, after a stop in good order.
     pub async fn again_at(self, config: Config, clock: Clock) -> Self {
-        let Self { app, new_app, store, _core, data, .. } = self;
+        let Self { app, new_app, store, longterm, _core, data, .. } = self;
         _core.stop().await;
-        let (core, edge) = Self::build(config, clock, &store, &data).await;
-        Self { edge, service: core.service.clone(), app, new_app, store, _core: core, data }
+        let (core, edge) = Self::build(config, clock, (&store, &longterm), &data).await;
+        let service = core.service.clone();
+        Self { edge, service, app, new_app, store, longterm, _core: core, data }
     }
 
     async fn build(
         config: Config,
         clock: Clock,
-        store: &Arc<MemoryStore>,
+        (store, longterm): (&Arc<MemoryStore>, &Arc<dyn LongTerm>),
         data: &tempfile::TempDir,
     ) -> (Core, Arc<Edge>) {
         let metrics = Arc::new(Metrics::new());
@@ -93,7 +98,7 @@ impl Node {
             clock,
             metrics: metrics.clone(),
             pace: Pace::Paced(Box::new(|| Duration::ZERO)),
-            longterm: Arc::new(carillon::longterm::embedded::Embedded::in_memory()),
+            longterm: longterm.clone(),
         };
         let core = Core::build(&config, foundation).await.unwrap();
         let edge = Edge::new(core.service.clone(), config.edge, metrics);

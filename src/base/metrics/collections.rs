@@ -20,12 +20,34 @@ crate::labels! {
     }
 }
 
+crate::labels! {
+    /// Why a device is given a snapshot.
+    SnapshotReason {
+        /// It has no items of the queue.
+        New = "new",
+        /// What it has was lost or replaced.
+        EpochChanged = "epoch_changed",
+        /// It stands before what is held.
+        Overflow = "overflow",
+        /// It has what the gateway lost.
+        Ahead = "ahead",
+        /// The changes that it missed are larger.
+        Smaller = "smaller",
+    }
+}
+
 /// Collections.
 pub struct CollectionMetrics {
     /// Changes that were decided, by what became of them.
     pub changes: CounterBy<ChangeOutcome>,
     /// Bytes of their values.
     pub bytes: Counter,
+    /// Snapshots that began for a device, by why.
+    pub snapshots: CounterBy<SnapshotReason>,
+    /// Chunks of them that were sent.
+    pub chunks: Counter,
+    /// Bytes of these before they were packed.
+    pub chunk_bytes: Counter,
 }
 
 impl CollectionMetrics {
@@ -33,6 +55,9 @@ impl CollectionMetrics {
         Self {
             changes: CounterBy::new("carillon_changes_total", "outcome"),
             bytes: counter!("carillon_change_bytes_total"),
+            snapshots: CounterBy::new("carillon_snapshots_total", "reason"),
+            chunks: counter!("carillon_snapshot_chunks_total"),
+            chunk_bytes: counter!("carillon_snapshot_bytes_total"),
         }
     }
 }

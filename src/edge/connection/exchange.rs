@@ -45,6 +45,7 @@ impl Connection<()> {
             out.close.map_or(Ok(()), Err)?;
         }
         loop {
+            self.answer_calls(out).await;
             let is_more = self.pull(out);
             gathered.take(self.decoder(), &mut out.bytes)?;
             out.close.map_or(Ok(()), Err)?;

@@ -12,7 +12,9 @@ use carillon_wire::{
 };
 
 use super::{
-    Context, Mode, Output, Session, Want, down,
+    Context, Mode, Output, Session, Want,
+    digests::OWED,
+    down,
     feeds::Feed,
     feeds::News,
     frames::HEAD_BYTES,
@@ -33,6 +35,7 @@ use crate::{
     service::{
         deliver::{Pulled, Take},
         seals::Sealer,
+        snapshots::Gather,
     },
 };
 
@@ -90,6 +93,10 @@ impl Session {
             }
             let Some(draft) = &frames.draft else {
                 let feed = self.feeds.turns().find(|feed| self.has_room(cx, *feed))?;
+                if self.feeds.at(feed).next_lane(true).is_none() {
+                    self.ask_chunk(cx, feed, out);
+                    return None;
+                }
                 let Feed { regid, sealer, .. } = self.feeds.at(feed);
                 let draft = Draft::new(feed, *regid, sealer.clone());
                 self.set_draft(Box::new(draft));
@@ -125,12 +132,25 @@ impl Session {
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         let Some(pulled) = pulled else {
             lane.news = News::None;
-            if let Some(jump) = lane.jump.take() {
+            let (jump, owes) = (lane.jump.take(), lane.marks.digests_in() == OWED);
+            if jump.is_some() || owes {
                 let at = Position { epoch: lane.epoch, seq: want.after };
-                draft.add(cx, queue, want.after, Fitted::up_to(at), Some(jump));
+                if owes {
+                    lane.marks.set_digests_in(0);
+                }
+                draft.add(cx, queue.clone(), want.after, Fitted::up_to(at), jump);
+                if owes {
+                    self.add_digests(cx, want, &queue, at, &[], &mut draft);
+                }
             }
             return self.set_draft(draft);
         };
+        if pulled.is_torn && draft.sealer.is_none() {
+            lane.jump = Some(Jump::Overflow);
+            let gather = Gather { reason: Jump::Overflow, place: None };
+            self.feeds.gather(want.feed, want.at, gather);
+            return self.set_draft(draft);
+        }
         let fitted = draft.fit(cx, &queue, want.after, &pulled, budget, out);
         let Ok(fitted) = fitted else {
             // It goes out sealed or not at all.
@@ -158,11 +178,11 @@ impl Session {
         let to = fitted.to;
         let sent = to.seq;
         draft.add(cx, queue.clone(), want.after, fitted, jump);
-        self.add_digests(cx, want, &queue, to, &pulled, &mut draft);
+        self.add_digests(cx, want, &queue, to, &pulled.entries, &mut draft);
         self.feeds.at_mut(want.feed).rotate(want.at);
         self.set_draft(draft);
         for entry in pulled.entries.iter().take_while(|entry| entry.position.seq <= sent) {
-            self.apply(want.feed, entry, out);
+            self.apply(cx, want.feed, entry, out);
         }
     }
 
@@ -212,7 +232,7 @@ impl Session {
         has_credit
             && self.window.len() < usize::from(cx.bounds.window)
             && self.window.of(&of.regid) < usize::from(cx.bounds.window_per_registration)
-            && of.next_lane(true).is_some()
+            && (of.next_lane(true).is_some() || self.feeds.next_chunk(feed, cx.unix_ms).is_some())
             && !self.is_held(cx, feed)
     }
 

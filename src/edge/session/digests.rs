@@ -1,5 +1,7 @@
 //! Digests of collections: with the last frame of a resume, and now and then.
 
+use std::sync::Arc;
+
 use carillon_wire::{
     frame::{epoch_to_idl, seq_to_idl},
     idl,
@@ -8,8 +10,11 @@ use carillon_wire::{
 use super::{Context, Session, Want, deltas::Draft, down};
 use crate::{
     base::ids::{Queue, QueueName},
-    queue::{collection::item::Totals, entry::Body, position::Position},
-    service::deliver::Pulled,
+    queue::{
+        collection::item::Totals,
+        entry::{Body, Entry},
+        position::Position,
+    },
 };
 
 impl Session {
@@ -21,7 +26,7 @@ impl Session {
         want: Want,
         queue: &Queue,
         to: Position,
-        pulled: &Pulled,
+        entries: &[Arc<Entry>],
         draft: &mut Draft,
     ) {
         // Sealed registrations are not given changes.
@@ -30,11 +35,11 @@ impl Session {
         }
         let budget = self.budget();
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
-        let mut sent = pulled.entries.iter().take_while(|entry| entry.position.seq <= to.seq);
+        let mut sent = entries.iter().take_while(|entry| entry.position.seq <= to.seq);
         if sent.any(|entry| matches!(entry.body, Body::Change(_))) {
-            lane.marks.set_digests_in(lane.marks.digests_in().saturating_sub(1));
+            lane.marks.set_digests_in(less(lane.marks.digests_in()));
         }
-        if lane.marks.digests_in() > 0 {
+        if lane.marks.digests_in() > 0 && lane.marks.digests_in() != OWED {
             return;
         }
         let totals = (cx.totals)(&queue.id()).unwrap_or_default();
@@ -44,6 +49,11 @@ impl Session {
             lane.marks.set_digests_in(PERIOD);
         }
     }
+}
+
+/// One frame fewer to go.
+fn less(frames: u8) -> u8 {
+    if frames == OWED { 0 } else { frames.saturating_sub(1) }
 }
 
 fn digests(queue: &Queue, to: Position, totals: &Totals) -> Vec<idl::CollectionDigest> {
@@ -62,3 +72,5 @@ fn digests(queue: &Queue, to: Position, totals: &Totals) -> Vec<idl::CollectionD
 
 /// Frames with changes from one digest to the next.
 const PERIOD: u8 = 64;
+/// Digests are due even where nothing is new: a snapshot has ended.
+pub const OWED: u8 = 127;

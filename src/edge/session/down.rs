@@ -219,6 +219,7 @@ pub fn jump(jump: Jump) -> idl::JumpReason {
         Jump::EpochChanged => idl::JumpReason::EPOCH_CHANGED,
         Jump::Overflow => idl::JumpReason::OVERFLOW,
         Jump::Ahead => idl::JumpReason::AHEAD,
+        Jump::Smaller => idl::JumpReason::SMALLER,
     }
 }
 

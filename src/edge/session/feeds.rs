@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+pub use super::standing::{Begin, Standing, Use};
 use super::{
     Effect, Output,
     marks::Marks,
+    snapshots::Gathering,
     window::{Moved, Window},
 };
 use crate::{
@@ -25,64 +27,9 @@ use crate::{
         allowance::Delivered,
         deliver::{Following, Start},
         seals::{Sealer, Sealing},
+        snapshots::Gather,
     },
 };
-
-/// A registration as it was read, and where it stands: plain data for the session.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
-    /// Its name.
-    pub regid: RegId,
-    /// The own queue's newest control entry that `followings` contains.
-    pub control: Seq,
-    /// What it follows, its own queue first.
-    pub followings: Vec<Following>,
-    /// Where deltas begin, one for each following.
-    pub starts: Vec<Start>,
-    /// The heads of the queues, where they were asked for.
-    pub heads: Vec<Position>,
-    /// The device named it in what this answers.
-    pub is_named: bool,
-    /// It has pauses or hours.
-    pub is_gated: bool,
-    /// How its messages go out.
-    pub sealing: Sealing,
-}
-
-impl Standing {
-    /// Whether plain use may deliver its messages.
-    pub fn is_open(&self) -> bool {
-        self.sealing == Sealing::Open
-    }
-}
-
-/// What is done with a queue on this connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// Nothing.
-    Off,
-    /// Its control entries are applied; nothing is delivered or acknowledged.
-    Watch,
-    /// It is delivered.
-    Deliver,
-}
-
-/// Where lanes begin that were not delivered before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begin {
-    /// Where the stored pointers are; what is delivered already stays.
-    Stored,
-    /// The same, and the device knows nothing yet of a registration that is new.
-    Announced,
-    /// At the heads.
-    Head,
-    /// Everything anew, where the stored pointers are.
-    Reset,
-    /// Everything anew, where the device says that it is: what is stored follows.
-    Stated,
-    /// The same for the registrations that the device names; the others stay.
-    Restated,
-}
 
 /// Whether a queue may have something new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +40,8 @@ pub enum News {
     Some,
     /// It may have, and goes before the others.
     Urgent,
+    /// A snapshot comes before that. Plain use has none.
+    Snapshot,
 }
 
 /// One queue of a feed.
@@ -133,8 +82,11 @@ pub struct Feed {
 /// All registrations of the device.
 #[derive(Clone, Debug, Default)]
 pub struct Feeds {
-    list: Vec<Feed>,
+    pub(super) list: Vec<Feed>,
     turn: u16,
+    /// Lanes that are given snapshots. Absent while there are none.
+    #[expect(clippy::box_collection, reason = "most connections have none")]
+    pub(super) gathering: Option<Box<Vec<Gathering>>>,
 }
 
 impl Lane {
@@ -155,20 +107,24 @@ impl Lane {
 
     fn at_position(at: Position, usage: Use) -> Self {
         let reason = ResumeReason::Stored;
-        Self::at(Start { after: at, jump: None, reason, is_stored: false }, usage)
+        let start = Start { after: at, jump: None, reason, is_stored: false, gather: None };
+        Self::at(start, usage)
     }
 }
 
 impl Feed {
     /// Whether the device knows that it follows this queue, so that it may be sent.
-    fn is_open(&self, lane: usize) -> bool {
+    pub(super) fn is_open(&self, lane: usize) -> bool {
         self.followings[lane].control <= self.lanes[0].pointer.sent()
     }
 
     /// The lane to be looked at next. `gated` waits for control entries to be sent first.
     pub fn next_lane(&self, gated: bool) -> Option<usize> {
-        let ready =
-            |lane: &usize| self.lanes[*lane].news != News::None && (!gated || self.is_open(*lane));
+        let ready = |lane: &usize| match self.lanes[*lane].news {
+            News::None => false,
+            News::Snapshot if gated => false,
+            News::Some | News::Urgent | News::Snapshot => !gated || self.is_open(*lane),
+        };
         let urgent = |lane: &usize| self.lanes[*lane].is_urgent() && ready(lane);
         if let Some(lane) = (0..self.lanes.len()).find(urgent) {
             return Some(lane);
@@ -309,17 +265,22 @@ impl Feeds {
             let index = old.iter().position(|feed| feed.regid == standing.regid);
             let before = index.map(|index| old.swap_remove(index));
             let was_gated = before.as_ref().is_some_and(|feed| feed.is_gated);
-            let mut merged = merge_one(before, standing, usage, begin, window, out);
+            let mut gathers = Vec::new();
+            let mut merged = merge_one(before, standing, usage, begin, (window, &mut gathers), out);
             if was_gated || merged.is_gated {
                 merged.touch();
             }
             self.list.push(merged);
+            for (at, gather) in gathers {
+                self.gather(self.list.len() - 1, at, gather);
+            }
         }
         let gone = old.iter().map(|feed| feed.regid).collect();
         for feed in old {
             window.forget(&feed.regid);
             feed.followings.iter().for_each(|f| out.effects.push(Effect::Unfollow(f.queue.id())));
         }
+        self.sweep_gathering();
         gone
     }
 
@@ -396,13 +357,13 @@ fn merge_one(
     standing: Standing,
     usage: &dyn Fn(&RegId, &QueueName) -> Use,
     begin: Begin,
-    window: &mut Window,
+    (window, gathers): (&mut Window, &mut Vec<(usize, Gather)>),
     out: &mut Output,
 ) -> Feed {
     let Standing { regid, control, followings, starts, heads, is_named: _, is_gated, sealing } =
         standing;
     assert_eq!(followings.len(), starts.len(), "a start for each following");
-    let is_new = before.is_none();
+    let (is_new, is_open) = (before.is_none(), sealing == Sealing::Open);
     let mut lanes = Vec::with_capacity(followings.len());
     for (i, following) in followings.iter().enumerate() {
         let id = following.queue.id();
@@ -436,13 +397,11 @@ fn merge_one(
             }
             Use::Off => Lane::at(starts[i], usage),
         };
-        let stored = match (usage, begin, heads.get(i)) {
-            (Use::Deliver, Begin::Head, Some(head)) => Some(*head),
-            (Use::Deliver, Begin::Stated, _) if starts[i].jump.is_none() => Some(starts[i].after),
-            _ => None,
-        };
-        let is_news = |position: &Position| !starts[i].is_stored || starts[i].after != *position;
-        if let Some(position) = stored.filter(is_news) {
+        // Who lacks a snapshot is where the gateway can tell that it does.
+        let gather = starts[i].gather.filter(|_| usage == Use::Deliver && is_open);
+        gathers.extend(gather.map(|gather| (i, gather)));
+        let start = Start { gather, ..starts[i] };
+        if let Some(position) = stored(start, usage, begin, heads.get(i)) {
             out.effects.push(moves(regid, id, position));
         }
         match usage {
@@ -460,6 +419,17 @@ fn merge_one(
         }
     }
     Feed { regid, sealer: sealing.into_sealer(), control, followings, lanes, is_gated, rotor: 0 }
+}
+
+/// Where the stored pointer moves when a lane begins, if it does.
+fn stored(start: Start, usage: Use, begin: Begin, head: Option<&Position>) -> Option<Position> {
+    let goes_on = start.jump.is_none() && start.gather.is_none();
+    let stored = match (usage, begin, head) {
+        (Use::Deliver, Begin::Head, Some(head)) => Some(*head),
+        (Use::Deliver, Begin::Stated, _) if goes_on => Some(start.after),
+        _ => None,
+    };
+    stored.filter(|position| !start.is_stored || start.after != *position)
 }
 
 /// A pointer moves, and nothing is delivered by that.

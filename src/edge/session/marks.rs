@@ -19,6 +19,11 @@ impl Marks {
         was_unstored
     }
 
+    /// The next acknowledgement is news.
+    pub fn set_unstored(&mut self) {
+        self.0 |= UNSTORED;
+    }
+
     /// So many frames of changes until digests are due. Of aliases.
     pub fn digests_in(self) -> u8 {
         self.0 & !UNSTORED

@@ -209,7 +209,7 @@ impl Session {
         if want.is_resend {
             return self.resend(cx, want, pulled, out);
         }
-        let Some(Pulled { entries, to, skipped, is_all }) = pulled else {
+        let Some(Pulled { entries, to, skipped, is_all, .. }) = pulled else {
             self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
             return;
         };
@@ -232,7 +232,7 @@ impl Session {
             self.feeds.at_mut(want.feed).lanes[want.at].news = News::None;
         }
         for entry in entries {
-            self.apply(want.feed, &entry, out);
+            self.apply(cx, want.feed, &entry, out);
         }
         if !self.feeds.is_empty() {
             self.feeds.at_mut(want.feed).rotate(want.at);
@@ -265,7 +265,7 @@ impl Session {
     }
 
     /// A control entry of the own queue changes what the registration follows.
-    pub(super) fn apply(&mut self, feed: usize, entry: &Entry, out: &mut Output) {
+    pub(super) fn apply(&mut self, cx: &Context<'_>, feed: usize, entry: &Entry, out: &mut Output) {
         let seq = entry.position.seq;
         if seq <= self.feeds.at(feed).control {
             return;
@@ -281,6 +281,7 @@ impl Session {
                     Mode::Frames(_) | Mode::Undecided => Use::Deliver,
                 };
                 self.feeds.follow(feed, following, usage, &mut self.window, out);
+                self.gather_followed(cx, feed, &queue.id());
             }
             Body::Unfollow { queue } => {
                 self.feeds.unfollow(feed, &queue.id(), &mut self.window, out);

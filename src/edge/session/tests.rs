@@ -40,6 +40,8 @@ struct Rig {
     queues: HashMap<QueueId, Vec<Arc<Entry>>>,
     stored: HashMap<QueueId, u64>,
     client: Decoder,
+    /// What is pulled next lacks what retention dropped.
+    is_torn: bool,
 }
 
 const EPOCH: Epoch = Epoch(1);
@@ -91,6 +93,7 @@ impl Rig {
             queues: HashMap::new(),
             stored: HashMap::new(),
             client: Decoder::client(connect.version, u32::MAX),
+            is_torn: false,
         }
     }
 
@@ -136,6 +139,7 @@ impl Rig {
             jump: None,
             reason: ResumeReason::Stored,
             is_stored: false,
+            gather: None,
         };
         let head = |following: &Following| {
             at(self.queues.get(&following.queue.id()).map_or(0, Vec::len) as u64)
@@ -212,6 +216,7 @@ impl Rig {
                 to,
                 skipped: Vec::new(),
                 is_all: all.last().is_some_and(|last| last.position == to),
+                is_torn: std::mem::take(&mut self.is_torn),
             });
             self.session.fed(&cx, want, pulled, &mut self.out);
             self.settle();

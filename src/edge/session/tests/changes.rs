@@ -3,12 +3,17 @@
 use carillon_wire::idl;
 
 use super::{
+    super::snapshots::Asked,
     frames::{downs, resume},
     *,
 };
-use crate::queue::{
-    collection::change::{Format, Hlc, Kind, Origin, Stamp, Value},
-    entry::Change,
+use crate::{
+    queue::{
+        collection::change::{Format, Hlc, Kind, Origin, Stamp, Value},
+        entry::Change,
+        plan::Jump,
+    },
+    service::snapshots::{Chunk, Gather, Part, Place, Rest},
 };
 
 fn alias() -> QueueName {
@@ -77,4 +82,64 @@ fn plain_clients_are_given_the_messages_between_changes() {
     assert_eq!(texts(&publishes), ["hello"]);
     rig.ack(publishes[0].packet_id);
     assert_eq!(rig.stored(&alias()), 3, "its pointer passes them");
+}
+
+/// What the session asks for once the device of registration 1 fell below what is held.
+fn torn(rig: &mut Rig) -> Box<Asked> {
+    rig.append(&alias(), change(Kind::New, Value::json("1"), true));
+    rig.append(&alias(), change(Kind::Update, Value::json("2"), true));
+    resume(rig, &[follower(1)]);
+    rig.is_torn = true;
+    assert!(downs(rig.pump()).iter().all(|(_, down)| down.deltas.is_none()));
+    asked(rig)
+}
+
+fn asked(rig: &mut Rig) -> Box<Asked> {
+    match rig.out.call.take() {
+        Some(Call::Chunk(asked)) => asked,
+        other => panic!("a chunk is asked for, not {other:?}"),
+    }
+}
+
+fn part(begins: bool, rest: Rest) -> Part {
+    Part::Chunk(Chunk { reason: Jump::Overflow, at: at(1), begins, items: Vec::new(), rest })
+}
+
+#[test]
+fn who_fell_below_what_is_held_is_given_chunks_and_the_last_one_moves_the_pointer() {
+    let mut rig = Rig::v5();
+    let first = torn(&mut rig);
+    assert_eq!(first.gather, Gather { reason: Jump::Overflow, place: None });
+    rig.input(Input::Answer(Answer::Chunk(first, part(true, Rest::Before(Seq(1))))));
+    let chunks = downs(rig.pump());
+    assert_eq!(chunks[0].1.snapshot.as_ref().map(|chunk| chunk.begins), Some(Some(true)));
+    let second = asked(&mut rig);
+    assert_eq!(second.gather.place, Some(Place { at: at(1), before: Seq(1) }));
+    rig.input(Input::Answer(Answer::Chunk(second, part(false, Rest::Until(Seq(2))))));
+    let seen = downs(rig.pump());
+    assert_eq!(seen[0].1.snapshot.as_ref().and_then(|chunk| chunk.until_seq), Some(2));
+    let deltas = &seen[1].1.deltas.as_ref().unwrap().deltas;
+    assert_eq!((deltas[0].from_seq, deltas[0].jump), (2, None), "they go on at the snapshot");
+    rig.ack(chunks[0].0);
+    assert_eq!(rig.stored(&alias()), 0);
+    rig.ack(seen[0].0);
+    assert_eq!(rig.stored(&alias()), 1);
+    rig.ack(seen[1].0);
+    assert_eq!(rig.stored(&alias()), 2);
+}
+
+#[test]
+fn without_long_term_storage_a_device_waits_and_then_goes_on_with_what_is_held() {
+    let mut rig = Rig::v5();
+    let mut first = torn(&mut rig);
+    rig.input(Input::Answer(Answer::Chunk(first.clone(), Part::Later)));
+    assert!(downs(rig.pump()).is_empty() && rig.out.call.is_none(), "not at once");
+    first.gather.reason = Jump::New;
+    rig.input(Input::Answer(Answer::Chunk(first.clone(), Part::Deltas)));
+    assert!(downs(rig.pump()).is_empty(), "the answer to what is not asked any more");
+    first.gather.reason = Jump::Overflow;
+    rig.input(Input::Answer(Answer::Chunk(first, Part::Deltas)));
+    let seen = downs(rig.pump());
+    let deltas = &seen[0].1.deltas.as_ref().unwrap().deltas;
+    assert_eq!(deltas[0].jump, Some(idl::JumpReason::OVERFLOW));
 }

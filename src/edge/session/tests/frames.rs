@@ -2,7 +2,10 @@
 
 use carillon_wire::{frame, idl, mqtt::Disconnect};
 
-use super::{super::frames::Ticket, *};
+use super::{
+    super::frames::{Ticket, Unknown},
+    *,
+};
 use crate::{base::metrics::UpKind, queue::plan::Jump, service::seals::Registered};
 
 fn up(rig: &mut Rig, up: &idl::Up, qos: Qos, packet_id: u16) {
@@ -108,8 +111,13 @@ fn a_following_is_not_sent_before_its_control_entry() {
 fn a_jump_is_told_even_when_there_is_nothing_new() {
     let mut rig = Rig::v5();
     let mut standing = rig.standing(&registration(1, "demo", &[]));
-    standing.starts[1] =
-        Start { after: at(7), jump: Some(Jump::New), reason: ResumeReason::New, is_stored: false };
+    standing.starts[1] = Start {
+        after: at(7),
+        jump: Some(Jump::New),
+        reason: ResumeReason::New,
+        is_stored: false,
+        gather: None,
+    };
     let ticket = Ticket { packet_id: 0, qos: Qos::AtMostOnce, request: 0, kind: UpKind::Positions };
     up(
         &mut rig,
