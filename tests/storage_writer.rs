@@ -3,6 +3,8 @@
 
 mod longterm;
 mod support;
+#[path = "uploads/behind.rs"]
+mod uploads;
 
 use std::{
     sync::{

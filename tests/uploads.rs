@@ -15,12 +15,12 @@ use carillon::{
 };
 use carillon_wire::{
     idl::{self, EditOutcome, ResultCode},
-    mqtt::Connect,
+    mqtt::{self, Connect, Packet, Publish, Version},
 };
 use edge_support::{
     Account, Client, Node, team,
     team::{ALIAS, edit, member, outcomes, upload},
-    visitor::{Visitor, result},
+    visitor::{Visitor, encoded, result},
 };
 use futures_util::future::join_all;
 
@@ -162,7 +162,8 @@ async fn s20_numbers_that_do_not_go_on_are_told_where_to() {
     assert_eq!(say(&visitor, numbered(257, 4)).await.code, ResultCode::OK);
     assert_eq!(say(&visitor, vec![]).await.next_cseq, Some(261));
     let lost_its_storage = vec![edit(260, "new", Some("2"), 0, 999)];
-    for edits in [numbered(262, 1), numbered(4, 1), numbered(1, 10), lost_its_storage] {
+    let huge = vec![edit(i64::MAX, "k", Some("1"), 0, 1)];
+    for edits in [numbered(262, 1), huge, numbered(4, 1), numbered(1, 10), lost_its_storage] {
         let refused = say(&visitor, edits).await;
         assert_eq!((refused.code, refused.next_cseq), (ResultCode::RENUMBER, Some(261)));
         assert_eq!(outcomes(&refused), []);
@@ -177,6 +178,7 @@ async fn s20_numbers_that_do_not_go_on_are_told_where_to() {
     for edits in [
         vec![edit(0, "k", None, 0, 1)],
         vec![edit(-3, "k", None, 0, 1)],
+        vec![edit(i64::MAX, "k", None, 0, 1), edit(i64::MIN, "k", None, 0, 1)],
         vec![edit(261, "k", None, 0, 1), edit(263, "k", None, 0, 1)],
         vec![edit(262, "k", None, 0, 1), edit(261, "k", None, 0, 1)],
         numbered(261, 257),
@@ -262,6 +264,45 @@ async fn an_edit_that_cannot_be_read_is_told_and_holds_up_no_other() {
     let large = large.replace("big", "too");
     let said = say(&visitor, vec![edit(10, "large", Some(&large), 0, 10)]).await;
     assert_eq!(outcomes(&said), [invalid(10)], "together they are too large");
+    // A longer value than any may be is no frame.
+    let sized = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
+    let up = upload(7, &ann, 1, vec![edit(11, "huge", Some(&sized(65_537)), 0, 11)]);
+    let downs = visitor.ask(&[up]).await.unwrap();
+    assert_eq!(result(&downs, 0).code, ResultCode::MALFORMED);
+    let said = say(&visitor, vec![edit(11, "huge", Some(&sized(65_536)), 0, 11)]).await;
+    assert_eq!((outcomes(&said), head(&node, &app)), (vec![(11, O::APPLIED)], 4));
+}
+
+#[tokio::test]
+async fn s20_an_upload_that_is_cut_at_any_byte_is_done_once_when_it_is_sent_again() {
+    let (node, app) = notes(Rule::Newest).await;
+    let ann = member(&node, &app).await;
+    let visitor = settled(&node, &ann).await;
+    let bytes_of = |edits: Vec<idl::Edit>| {
+        let payload = encoded(&upload(7, &ann, 1, edits));
+        let publish = Publish { topic: "up".into(), payload, ..Publish::default() };
+        let mut bytes = bytes::BytesMut::new();
+        mqtt::encode(Version::V5, &Packet::Publish(publish), &mut bytes).unwrap();
+        bytes
+    };
+    let mut next = 1;
+    for cut in 0.. {
+        let numbers = next..next + 2;
+        let edits: Vec<_> =
+            numbers.map(|n| edit(n, &format!("k{}", n % 5), Some("1"), 0, n as u64)).collect();
+        let bytes = bytes_of(edits.clone());
+        if cut > bytes.len() {
+            break;
+        }
+        let mut client = node.connect(&ann, Connect::default()).await;
+        client.send_raw(&bytes[..cut]).await;
+        drop(client);
+        let said = say(&visitor, edits).await;
+        let seqs: Vec<_> = said.edits.unwrap().iter().map(|edit| edit.seq).collect();
+        assert_eq!(seqs, [Some(next), Some(next + 1)], "cut at {cut}");
+        next += 2;
+    }
+    assert!(next > 200 && head(&node, &app) as i64 == next - 1);
 }
 
 #[tokio::test]
@@ -276,6 +317,11 @@ async fn only_a_follower_of_an_alias_that_is_bound_safely_may_upload_to_it() {
     };
     assert_eq!(ask(&stranger, upload(7, &stranger, 1, one())).await, ResultCode::FORBIDDEN);
     assert_eq!(ask(&stranger, upload(7, &ann, 1, one())).await, ResultCode::NOT_FOUND);
+    for (alias_name, code) in [("", ResultCode::INVALID), ("bob", ResultCode::FORBIDDEN)] {
+        let mut up = upload(7, &ann, 1, one());
+        up.upload.as_mut().unwrap().alias_name = alias_name.to_owned();
+        assert_eq!(ask(&ann, up).await, code, "{alias_name}");
+    }
     let open = node.device().await;
     node.service.bind(open.regid.as_ref().unwrap(), ALIAS, By::App(&node.app)).await.unwrap();
     assert_eq!(ask(&open, upload(7, &open, 1, one())).await, ResultCode::FORBIDDEN);

@@ -141,7 +141,7 @@ async fn runs(rule: Rule) {
         std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
     };
     let first: u64 = number("CARILLON_SEED", 1);
-    for seed in first..first + number("CARILLON_SEEDS", 40) {
+    for seed in first..first + number("CARILLON_SEEDS", 15) {
         println!("seed {seed}");
         run(seed, rule).await;
     }
