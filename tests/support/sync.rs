@@ -37,7 +37,7 @@ impl Scene {
     /// With a node of these options, and a collection with this rule.
     pub async fn with(options: Options, rule: &str) -> Self {
         let node = Node::start_with(options).await;
-        let made = node.cli(&["app", "create", APP, "--alias-policy", "server"]).await;
+        let made = node.cli(&["app", "create", APP, "--alias-policy", "signed"]).await;
         let app: AppCredentials = serde_json::from_str(&made).unwrap();
         let path = format!("/v1/apps/{APP}/collections/{NOTES}");
         let declared = node.call(Method::PUT, &path, Some(json!({"rule": rule}))).await;
