@@ -1,12 +1,15 @@
 //! The SDK's replica against a real node: what an app server changes is on the device, whatever is cut or restarted.
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+#[path = "../sdk/examples/notes.rs"]
+#[allow(dead_code, reason = "its own gateway is for terminals")]
+mod notes;
 mod support;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -112,7 +115,9 @@ impl Phone {
         while self.heard != *items || held(&self.shelf) != *items {
             self.happening().await;
         }
-        assert!(self.happenings.is_empty(), "each change is told once");
+        while let Ok(more) = self.happenings.try_recv() {
+            assert!(!matches!(more, Happening::Changed(_)), "told twice: {more:?}");
+        }
     }
 }
 
@@ -279,4 +284,86 @@ fn spoil(database: &Path) {
     }
     digest = of.to_idl();
     database.execute("UPDATE digests SET digest = ?, items = items - 1", [digest]).unwrap();
+}
+
+#[tokio::test]
+async fn the_story_of_the_shared_notes_comes_to_its_end() {
+    let node = support::Node::start().await;
+    notes::story(Path::new(env!("CARGO_BIN_EXE_carillon")), &node.data()).await.unwrap();
+}
+
+#[tokio::test]
+async fn s20_two_devices_that_edit_offline_end_alike_and_hear_no_echo_of_their_own() {
+    let scene = Scene::with(support::Options::default(), "merge").await;
+    scene.change(vec![set("both", 1), set("gone", 2)]).await;
+    let at = scene.node.listen().mqtt;
+    let mut phones = [Phone::new(&scene, at).await, Phone::new(&scene, at).await];
+    for phone in &mut phones {
+        phone.bind(&scene).await;
+        phone.hears(&served(&scene).await).await;
+        phone.device.shutdown().await;
+    }
+    let json = |value: Value| carillon_sdk::Value::json(value.to_string());
+    let [one, other] = &phones;
+    one.shelf.patch(NOTES, "both", json(json!({"done": true}))).unwrap();
+    one.shelf.put(NOTES, "own", json(json!({"by": "one"}))).unwrap();
+    other.shelf.patch(NOTES, "both", json(json!({"text": "other"}))).unwrap();
+    other.shelf.delete(NOTES, "gone").unwrap();
+    let mut back = Vec::new();
+    for Phone { collections, home, account, mut happenings, .. } in phones {
+        while happenings.try_recv().is_ok() {}
+        back.push(Phone::over(collections, home, account, at).await);
+    }
+    let end = json!({
+        "both": {"done": true, "text": "other"},
+        "own": {"by": "one"},
+    });
+    let end: Items = serde_json::from_value(end).unwrap();
+    for (phone, news) in back.iter_mut().zip([["both", "gone"], ["both", "own"]]) {
+        timeout(DEADLINE, phone.shelf.uploaded()).await.unwrap().unwrap();
+        while phone.heard != end {
+            if let Happening::Changed(change) = phone.happening().await {
+                assert_eq!(change.who, Who::Elsewhere);
+                assert!(news.contains(&change.key.as_str()), "an echo: {change:?}");
+            }
+        }
+        phone.hears(&end).await;
+    }
+    assert_eq!(served(&scene).await, end);
+}
+
+#[tokio::test]
+async fn s20_a_device_whose_database_is_lost_or_an_old_copy_goes_on_with_its_edits() {
+    let scene = Scene::new().await;
+    let at = scene.node.listen().mqtt;
+    let phone = Phone::new(&scene, at).await;
+    phone.bind(&scene).await;
+    let edit = async |phone: &Phone, key: &str| {
+        phone.shelf.put(NOTES, key, carillon_sdk::Value::json("{}")).unwrap();
+        timeout(DEADLINE, phone.shelf.uploaded()).await.unwrap().unwrap();
+    };
+    edit(&phone, "first").await;
+    let (home, account) = phone.stop().await;
+    let (database, copy) = (home.path().join("device.db"), home.path().join("copy.db"));
+    std::fs::copy(&database, &copy).unwrap();
+    let phone = Phone::start(home, account, at).await;
+    edit(&phone, "second").await;
+    edit(&phone, "third").await;
+    let (home, account) = phone.stop().await;
+
+    for file in ["device.db", "device.db-wal", "device.db-shm"] {
+        let _ = std::fs::remove_file(home.path().join(file));
+    }
+    std::fs::rename(&copy, &database).unwrap();
+    let mut phone = Phone::start(home, account, at).await;
+    edit(&phone, "from an old copy").await;
+    phone.hears(&served(&scene).await).await;
+    let (_, account) = phone.stop().await;
+
+    let empty = Arc::new(tempfile::tempdir().unwrap());
+    let mut phone = Phone::start(empty, account, at).await;
+    edit(&phone, "from nothing").await;
+    let served = served(&scene).await;
+    phone.hears(&served).await;
+    assert_eq!(served.len(), 5);
 }
