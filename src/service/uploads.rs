@@ -218,7 +218,7 @@ fn take(
         let changed = match ask {
             Ok(ask) => {
                 let changed = changing.change(ask)?;
-                fresh.push((ask.clone(), changed.clone()));
+                fresh.push((ask.clone(), changed));
                 changed.map_err(|error| error.to_string().into())
             }
             Err(why) => Err(why.clone()),

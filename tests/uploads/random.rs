@@ -135,6 +135,7 @@ async fn run(seed: u64, rule: Rule) {
     assert_eq!(one.visitor.items(&one.edits), other.visitor.items(&other.edits));
 }
 
+#[allow(clippy::disallowed_methods, reason = "seeds come from outside")]
 /// As many seeds as the environment asks for, from where it says.
 async fn runs(rule: Rule) {
     let number = |name: &str, default| {
