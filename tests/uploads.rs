@@ -77,6 +77,11 @@ async fn s20_m9_an_own_change_comes_back_without_its_value_and_others_get_it() {
     let (node, app) = notes(Rule::Newest).await;
     let (ann, bob) = (member(&node, &app).await, member(&node, &app).await);
     let (mut one, mut other) = (settled(&node, &ann).await, settled(&node, &bob).await);
+    // A snapshot is larger than what follows.
+    let text = format!("\"{}\"", "x".repeat(10_000));
+    say(&other, vec![edit(1, "large", Some(&text), 0, 0)]).await;
+    one.reach(1).await;
+    other.reach(1).await;
     let edits = vec![
         edit(1, "n1", Some("{\"a\":1}"), 0, 1),
         edit(2, "n2", Some("2"), 0, 2),
@@ -90,23 +95,24 @@ async fn s20_m9_an_own_change_comes_back_without_its_value_and_others_get_it() {
         [(1, O::APPLIED), (2, O::APPLIED), (3, O::APPLIED), (4, O::APPLIED)]
     );
     let seqs: Vec<_> = result.edits.unwrap().iter().map(|edit| edit.seq.unwrap()).collect();
-    assert_eq!(seqs, [1, 2, 3, 4]);
-    one.catch_up().await;
-    other.catch_up().await;
+    assert_eq!(seqs, [2, 3, 4, 5]);
+    one.reach(5).await;
+    other.reach(5).await;
     // What was changed again is skipped, and n2 came and went.
     let of = |visitor: &Visitor<'_>| visitor.changes.clone();
-    let (mine, theirs) = (of(&one), of(&other));
+    let (mine, theirs) = (of(&one).split_off(1), of(&other).split_off(1));
     assert_eq!(mine.len(), 1, "{mine:?}");
     let (seq, change) = &mine[0];
     assert_eq!(
         (*seq, change.cseq, &change.value, change.clock),
-        (3, Some(3), &None, Some(team::clock(3)))
+        (4, Some(3), &None, Some(team::clock(3)))
     );
     let (seq, change) = &theirs[0];
-    assert_eq!((*seq, change.cseq, theirs.len()), (3, None, 1));
+    assert_eq!((*seq, change.cseq, theirs.len()), (4, None, 1));
     assert_eq!(change.value.as_deref(), Some(&b"{\"a\":3}"[..]));
     let own = edits.into_iter().map(|edit| (edit.cseq, edit)).collect();
-    assert_eq!(one.items(&own), other.items(&BTreeMap::new()));
+    let theirs = BTreeMap::from([(1, edit(1, "large", Some(&text), 0, 0))]);
+    assert_eq!(one.items(&own), other.items(&theirs));
 }
 
 #[tokio::test]

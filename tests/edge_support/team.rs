@@ -83,6 +83,18 @@ impl Visitor<'_> {
         (held.epoch, held.seq)
     }
 
+    /// Visits until it stands at this seq of [`ALIAS`]: a snapshot waits for the storage writer.
+    pub async fn reach(&mut self, seq: u64) {
+        for _ in 0..2_000 {
+            self.catch_up().await;
+            if self.at().1 as u64 == seq {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        panic!("it stands at {:?}, not at {seq}", self.at());
+    }
+
     /// What the changes that it was given make of its items; of its own edits it has the values.
     pub fn items(&self, own: &BTreeMap<i64, idl::Edit>) -> BTreeMap<String, String> {
         let mut items = BTreeMap::new();

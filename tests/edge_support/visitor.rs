@@ -44,17 +44,41 @@ impl<'a> Visitor<'a> {
     }
 
     /// States its positions behind these frames, and applies what comes. Gives the answers, and
-    /// how many frames of deltas came.
+    /// how many frames of deltas and snapshots came.
     pub async fn visit(&mut self, ups: &[idl::Up]) -> (Vec<idl::Down>, usize) {
         let ups: Vec<_> = ups.iter().cloned().chain([self.stated()]).collect();
         let downs = self.ask(&ups).await.unwrap();
-        let (deltas, answers): (Vec<_>, Vec<_>) =
-            downs.into_iter().partition(|down| down.deltas.is_some());
-        let deltas: Vec<_> = deltas.into_iter().filter_map(|down| down.deltas).collect();
-        for frame in &deltas {
-            frame.deltas.iter().for_each(|delta| self.apply(&frame.regid, delta));
+        let (mut answers, mut frames) = (Vec::new(), 0);
+        for down in downs {
+            frames += usize::from(down.deltas.is_some() || down.snapshot.is_some());
+            if let Some(chunk) = down.snapshot {
+                self.gather(chunk);
+            } else if let Some(frame) = down.deltas {
+                frame.deltas.iter().for_each(|delta| self.apply(&frame.regid, delta));
+            } else {
+                answers.push(down);
+            }
         }
-        (answers, deltas.len())
+        (answers, frames)
+    }
+
+    /// Its changes become the snapshot's items. It is taken to come with one visit, or once more.
+    fn gather(&mut self, chunk: idl::SnapshotChunk) {
+        if chunk.begins == Some(true) {
+            self.changes.clear();
+        }
+        for item in chunk.items {
+            let idl::Item { collection, key, seq, value, format, clock } = item;
+            let (kind, value, cseq) = (idl::ChangeKind::NEW, Some(value), None);
+            let change = idl::Change { collection, key, kind, value, format, clock, cseq };
+            self.changes.push((seq, change));
+        }
+        if chunk.until_seq.is_some() {
+            let name = chunk.queue.name.clone().unwrap_or_default();
+            let key = (chunk.regid, kind_byte(chunk.queue.kind).unwrap(), name);
+            let (queue, epoch, tag) = (chunk.queue, chunk.epoch, Some(chunk.tag));
+            self.held.insert(key, Held { queue, epoch, seq: chunk.at_seq, tag });
+        }
     }
 
     /// Visits until nothing more comes.

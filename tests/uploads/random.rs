@@ -114,13 +114,13 @@ async fn run(seed: u64, rule: Rule) {
         }
         assert!(editor.is_done(), "every edit is answered in the end");
     }
+    let alias: Alias = ALIAS.parse().unwrap();
+    let head = node.service.head(&QueueName::Alias(app.app_id.clone(), alias).id()).unwrap();
     for editor in &mut editors {
-        editor.visitor.catch_up().await;
+        editor.visitor.reach(head.seq.0).await;
     }
     let told = || editors.iter().flat_map(|editor| editor.told.values());
     let seqs: Vec<i64> = told().filter_map(|edit| edit.seq).collect();
-    let alias: Alias = ALIAS.parse().unwrap();
-    let head = node.service.head(&QueueName::Alias(app.app_id.clone(), alias).id()).unwrap();
     if rule == Rule::Newest {
         let distinct: BTreeSet<_> = seqs.iter().collect();
         assert_eq!((distinct.len(), seqs.len() as u64), (seqs.len(), head.seq.0), "each once");
