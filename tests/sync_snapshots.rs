@@ -8,7 +8,11 @@ mod gatherer;
 
 use std::collections::BTreeSet;
 
-use carillon::config::Config;
+use carillon::{
+    config::Config,
+    queue::{plan::Jump, position::Seq},
+    service::snapshots::{Part, Place, Rest},
+};
 use carillon_wire::idl::JumpReason;
 use gatherer::{Gatherer, Scene};
 
@@ -204,4 +208,30 @@ async fn who_has_no_long_term_storage_goes_on_without_a_snapshot() {
     scene.message("is not kept waiting for ever").await;
     let entries = client.entries_until("is not kept waiting for ever").await;
     assert!(entries.iter().all(|entry| entry.change.is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s11_a_snapshot_is_exact_behind_all_that_changed_while_its_chunks_were_read() {
+    let mut scene = Scene::new().await;
+    for n in 0..4 {
+        scene.set(&format!("k{n}"), &large(n)).await;
+    }
+    scene.folded().await;
+    let Part::Chunk(first) = scene.chunk(4, None).await else { panic!("a chunk") };
+    let Rest::Before(before) = first.rest else { panic!("a cut: {first:?}") };
+    let place = Place { at: first.at, before };
+    scene.set("k0", "anew").await;
+    scene.folded().await;
+    let Part::Chunk(last) = scene.chunk(4, Some(place)).await else { panic!("a chunk") };
+    assert_eq!((last.begins, last.items.len()), (false, 0), "`k0` is behind the snapshot");
+    assert_eq!(last.rest, Rest::Until(Seq(5)), "a delta brings it");
+    let later = scene.chunk(6, None).await;
+    assert!(matches!(later, Part::Later), "it is not folded so far: {later:?}");
+    // A connection lasts, and retention passes its snapshot.
+    scene = scene.later(30).await;
+    scene.set("k1", "anew").await;
+    scene.folded().await;
+    let Part::Chunk(again) = scene.chunk(4, Some(place)).await else { panic!("a chunk") };
+    assert_eq!((again.begins, again.reason), (true, Jump::Overflow));
+    assert!(again.at.seq >= Seq(5), "deltas begin at what is held: {:?}", again.at);
 }

@@ -9,19 +9,25 @@ use bytes::Bytes;
 use carillon::{
     base::{
         clock::{Clock, DAY_MS},
-        ids::{Alias, AppId},
+        ids::{Alias, AppId, QueueName, RegId},
     },
     config::Config,
     longterm::embedded::Embedded,
-    queue::collection::{change::Value, rule::Rule},
+    queue::{
+        collection::{change::Value, rule::Rule},
+        plan::Jump,
+        position::{Epoch, Position, Seq},
+    },
     service::{
         Service,
         apps::NewApp,
         bind::By,
         collections::Change,
+        deliver::Following,
         records::AliasPolicy,
         register::FirstRegistration,
         send::{Send, Target},
+        snapshots::{Gather, Part, Place},
     },
 };
 use carillon_wire::{digest::kind_byte, frame, idl, mqtt::Connect};
@@ -95,7 +101,7 @@ impl Scene {
 
     /// Until long-term storage has everything.
     pub async fn folded(&self) {
-        let queue = carillon::base::ids::QueueName::Alias(self.app().clone(), self.alias()).id();
+        let queue = QueueName::Alias(self.app().clone(), self.alias()).id();
         for _ in 0..10_000 {
             let head = self.service().head(&queue).unwrap();
             if head.seq.0 == 0 || self.node.longterm.position(queue).await.unwrap() == Some(head) {
@@ -104,6 +110,17 @@ impl Scene {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         panic!("it is never folded");
+    }
+
+    /// What a follower at `after` is given next of a snapshot, with room for three large items.
+    pub async fn chunk(&self, after: u64, place: Option<Place>) -> Part {
+        let at = |seq| Position { epoch: Epoch(1), seq: Seq(seq) };
+        let following =
+            |queue: QueueName| Following { queue: queue.into(), since: at(0), control: Seq(0) };
+        let alias = QueueName::Alias(self.app().clone(), self.alias());
+        let all = [following(QueueName::Own(RegId([1; 20]))), following(alias)];
+        let gather = Gather { reason: Jump::New, place };
+        self.service().chunk(&all, 1, at(after), gather, 95_000).await.unwrap()
     }
 
     /// The same node, days later.

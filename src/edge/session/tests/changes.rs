@@ -143,3 +143,16 @@ fn without_long_term_storage_a_device_waits_and_then_goes_on_with_what_is_held()
     let deltas = &seen[0].1.deltas.as_ref().unwrap().deltas;
     assert_eq!(deltas[0].jump, Some(idl::JumpReason::OVERFLOW));
 }
+
+#[test]
+fn a_snapshot_where_the_following_began_moves_the_stored_pointer_there() {
+    let mut rig = Rig::v5();
+    let asked = torn(&mut rig);
+    let Part::Chunk(last) = part(true, Rest::Until(Seq(0))) else { return };
+    let last = Chunk { at: at(0), ..last };
+    rig.input(Input::Answer(Answer::Chunk(asked, Part::Chunk(last))));
+    let seen = downs(rig.pump());
+    assert!(!rig.stored.contains_key(&alias().id()));
+    rig.ack(seen[0].0);
+    assert_eq!(rig.stored.get(&alias().id()), Some(&0), "a device that has items is not bare");
+}
