@@ -10,6 +10,8 @@ mod courier;
 mod edits;
 mod repairs;
 mod shelf;
+#[cfg(feature = "sim")]
+mod simulated;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -23,16 +25,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{Notify, broadcast};
+use tokio::task::JoinError;
 
 use courier::Courier;
 pub use shelf::{ItemView, Shelf};
+#[cfg(feature = "sim")]
+pub use simulated::Held;
 
 use crate::calls::Refusal;
 use crate::device::Device;
 use crate::items::{Steps, Value};
 use crate::names::RegId;
 use crate::random::Random;
-use crate::store::{BoxFuture, PositionStore, blocking};
+use crate::store::{BoxFuture, PositionStore};
 use repairs::Repairs;
 use tables::Tables;
 use work::{Handler, Work};
@@ -186,6 +191,8 @@ struct Inner {
     /// There may be something to ask the gateway.
     errands: Notify,
     now_ms: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// A simulation: all is done on the caller's thread.
+    is_simulated: bool,
 }
 
 struct Database {
@@ -208,30 +215,7 @@ impl Collections {
         now_ms: impl Fn() -> u64 + Send + Sync + 'static,
         synchronous: &str,
     ) -> Result<Self, Error> {
-        let mut connection = Connection::open(path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", synchronous)?;
-        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        match version {
-            0 => {
-                let making = connection.transaction()?;
-                making.execute_batch(tables::SCHEMA)?;
-                making.commit()?;
-            }
-            tables::VERSION => {}
-            other => return Err(Error::Version(other)),
-        }
-        let database = Database { connection, handler: None, repairs: Repairs::default() };
-        let inner = Inner {
-            path: path.to_owned(),
-            database: Mutex::new(database),
-            holder: Mutex::new(None),
-            told: broadcast::channel(TOLD_MAX).0,
-            errands: Notify::new(),
-            now_ms: Box::new(now_ms),
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(Inner::open(path, now_ms, synchronous)?) })
     }
 
     /// What happens from now on. Who reads too slowly is told how much he missed, and reads again what he shows.
@@ -314,6 +298,18 @@ impl Collections {
         }
     }
 
+    /// Runs work that waits for the disk where async code does not wait for it.
+    async fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<Result<T, Error>, JoinError> {
+        if self.inner.is_simulated {
+            return Ok(work(self));
+        }
+        let collections = self.clone();
+        tokio::task::spawn_blocking(move || work(&collections)).await
+    }
+
     fn load_state(&self) -> Result<Option<Vec<u8>>, Error> {
         self.read(|tables| Ok(tables.state()?))
     }
@@ -341,7 +337,10 @@ impl std::fmt::Debug for Collections {
 impl PositionStore for Collections {
     fn load(&mut self) -> BoxFuture<'_, io::Result<Option<Vec<u8>>>> {
         let collections = self.clone();
-        Box::pin(blocking(move || collections.load_state().map_err(io::Error::other)))
+        Box::pin(async move {
+            let loaded = collections.apart(Self::load_state).await.map_err(io::Error::other)?;
+            loaded.map_err(io::Error::other)
+        })
     }
 
     fn save(&mut self, value: Vec<u8>) -> BoxFuture<'_, io::Result<()>> {
@@ -350,8 +349,11 @@ impl PositionStore for Collections {
 
     fn commit(&mut self, value: Vec<u8>, steps: Arc<Steps>) -> BoxFuture<'_, io::Result<()>> {
         let collections = self.clone();
-        let committing = move || collections.commit_steps(&value, &steps);
-        Box::pin(blocking(move || committing().map_err(io::Error::other)))
+        Box::pin(async move {
+            let committing = move |to: &Self| to.commit_steps(&value, &steps);
+            let committed = collections.apart(committing).await.map_err(io::Error::other)?;
+            committed.map_err(io::Error::other)
+        })
     }
 
     fn beside(&self, device: &Device, seed: u64) -> Option<BoxFuture<'static, ()>> {
@@ -372,6 +374,37 @@ struct Locked<'a> {
 }
 
 impl Inner {
+    fn open(
+        path: &Path,
+        now_ms: impl Fn() -> u64 + Send + Sync + 'static,
+        synchronous: &str,
+    ) -> Result<Self, Error> {
+        let mut connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", synchronous)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match version {
+            0 => {
+                let making = connection.transaction()?;
+                making.execute_batch(tables::SCHEMA)?;
+                making.commit()?;
+            }
+            tables::VERSION => {}
+            other => return Err(Error::Version(other)),
+        }
+        let database = Database { connection, handler: None, repairs: Repairs::default() };
+        Ok(Self {
+            path: path.to_owned(),
+            database: Mutex::new(database),
+            holder: Mutex::new(None),
+            told: broadcast::channel(TOLD_MAX).0,
+            errands: Notify::new(),
+            now_ms: Box::new(now_ms),
+            is_simulated: false,
+        })
+    }
+
     /// Refuses who has it already, which only the app's handler can be.
     fn lock(&self) -> Result<Locked<'_>, Error> {
         let me = thread::current().id();

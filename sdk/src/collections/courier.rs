@@ -296,10 +296,9 @@ impl Courier {
             answer.await.map_err(|_| CallError::Offline)?
         };
         let result = timeout(ANSWER_WITHIN, asked).await.map_err(|_| None)?.map_err(|_| None)?;
-        let collections = self.collections.clone();
         let shelf = errand.shelf;
-        let answered = move || collections.answered(&errand, *result);
-        let verdict = tokio::task::spawn_blocking(answered).await.map_err(|_| None)?;
+        let answered = move |collections: &Collections| collections.answered(&errand, *result);
+        let verdict = self.collections.apart(answered).await.map_err(|_| None)?;
         Ok((shelf, verdict.map_err(Some)?))
     }
 }

@@ -45,7 +45,7 @@ struct Rows([Box<[AtomicU32]>; 2]);
 
 impl Rows {
     fn new() -> Self {
-        let row = || (0..=u16::MAX).map(|_| AtomicU32::new(0)).collect();
+        let row = || Box::new([const { AtomicU32::new(0) }; 1 << u16::BITS]);
         Self([row(), row()])
     }
 
