@@ -24,8 +24,7 @@ async fn main() -> anyhow::Result<()> {
     let here = std::env::current_exe()?;
     let binary = here.parent().and_then(Path::parent).context("no target folder")?.join("carillon");
     if !binary.exists() {
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let built = Command::new(cargo).args(["build", "--bin", "carillon"]).status()?;
+        let built = Command::new("cargo").args(["build", "--bin", "carillon"]).status()?;
         ensure!(built.success() && binary.exists(), "the gateway could not be built");
     }
     if let Some(data) = std::env::args().nth(1) {
