@@ -14,12 +14,14 @@ mod gateway;
 mod tell;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 pub use self::device::SyncDevice;
@@ -47,8 +49,8 @@ pub struct Sync {
     /// Where `scripts/couch` has installed PouchDB server
     #[arg(long, value_name = "FOLDER", default_value = "target/couch")]
     modules: PathBuf,
-    /// Documents that PouchDB asks for at a time
-    #[arg(long, default_value_t = 100)]
+    /// Documents that PouchDB asks for at a time; its own default is 100, and it is cheaper with more
+    #[arg(long, default_value_t = 1_000)]
     couch_batch: usize,
     #[command(flatten)]
     plan: Plan,
@@ -74,6 +76,12 @@ struct Plan {
     /// Changes of one call of the app server
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1000))]
     call: u16,
+    /// Calls of the app server at a time while it makes the items
+    #[arg(long, default_value_t = 1)]
+    calls_at_once: usize,
+    /// Edits that a device makes while it is away, and uploads; 0: none
+    #[arg(long, default_value_t = 0)]
+    edits: usize,
 }
 
 /// Servers besides the gateway.
@@ -88,6 +96,17 @@ enum Side {
     Couch(Couch),
 }
 
+/// A call that is on its way.
+type Call = Pin<Box<dyn Future<Output = anyhow::Result<Changed>> + Send>>;
+
+/// What a call has led to.
+enum Changed {
+    /// The seq of its last change.
+    UpTo(u64),
+    /// What the next change of a document must name.
+    Revs(Vec<(String, String)>),
+}
+
 /// What one server gave.
 #[derive(Clone, Debug, Serialize)]
 struct Column {
@@ -95,6 +114,7 @@ struct Column {
     changes: Changes,
     whole: Cost,
     resume: Cost,
+    upload: Option<Cost>,
 }
 
 /// The app server's part.
@@ -125,9 +145,10 @@ struct Cost {
 
 impl Sync {
     pub async fn run(self) -> anyhow::Result<()> {
-        let Plan { devices, items, missed, rounds, .. } = self.plan;
+        let Plan { devices, items, missed, rounds, edits, .. } = self.plan;
         ensure!(devices > 0 && rounds > 0, "--devices and --rounds must be at least 1");
         ensure!((1..=items).contains(&missed), "--missed must be 1 to --items {items}");
+        ensure!(edits <= items, "--edits must be at most --items {items}");
         if let Some(Other::Couch) = self.peer {
             check_modules(&self.modules)?;
         }
@@ -155,8 +176,12 @@ impl Sync {
         let changes = run.fill().await.context("fill")?;
         let whole = run.pulls(self.plan.items).await.context("fetch everything")?;
         let resume = run.resumes().await.context("resume")?;
+        let upload = match self.plan.edits {
+            0 => None,
+            _ => Some(run.uploads().await.context("upload")?),
+        };
         run.client.stop().await?;
-        Ok(Column { server, changes, whole, resume })
+        Ok(Column { server, changes, whole, resume, upload })
     }
 }
 
@@ -181,7 +206,7 @@ impl Run<'_> {
         self.side.quiet().await?;
         let cpu = process::cpu_seconds(self.side.pid())?;
         let start = Instant::now();
-        self.change(&items).await?;
+        self.change(&items, self.plan.calls_at_once).await?;
         let seconds = start.elapsed().as_secs_f64();
         let mut folded_seconds = None;
         if let Side::Gateway(gateway) = &self.side {
@@ -192,13 +217,17 @@ impl Run<'_> {
         Ok(Changes { changes: items.len(), seconds, folded_seconds, server_cpu_s, item_bytes })
     }
 
-    async fn change(&mut self, items: &[Item]) -> anyhow::Result<()> {
+    async fn change(&mut self, items: &[Item], at_once: usize) -> anyhow::Result<()> {
+        let mut calls = JoinSet::new();
         for (at, part) in items.chunks(self.plan.call.into()).enumerate() {
             self.line.show(&format!("{} changes", at * usize::from(self.plan.call)));
-            match &mut self.side {
-                Side::Gateway(gateway) => gateway.change(part).await?,
-                Side::Couch(couch) => couch.change(part).await?,
+            if calls.len() >= at_once.max(1) {
+                self.side.note(calls.join_next().await.context("no call")???);
             }
+            calls.spawn(self.side.call(part)?);
+        }
+        while let Some(changed) = calls.join_next().await {
+            self.side.note(changed??);
         }
         Ok(())
     }
@@ -220,11 +249,36 @@ impl Run<'_> {
             let numbers = (0..missed).map(|at| (round * missed + at) % items);
             let changed: Vec<Item> =
                 numbers.map(|number| self.corpus.item(number, round + 1)).collect();
-            self.change(&changed).await?;
+            self.change(&changed, 1).await?;
             costs.push(self.pulls(missed).await?);
             let last = changed.last().context("nothing changed")?;
             for device in 0..devices {
                 self.is_there(device, last).await?;
+            }
+        }
+        Ok(Cost::of(costs))
+    }
+
+    /// Every device edits items while it is away, and uploads them.
+    async fn uploads(&mut self) -> anyhow::Result<Cost> {
+        let Plan { items, rounds, devices, edits: count, .. } = *self.plan;
+        let mut costs = Vec::new();
+        for device in 0..devices {
+            // What PouchDB has to compare before it can tell edits is no part of it.
+            self.client.ask(&Order::Push { device }).await?;
+            let numbers = (0..count).map(|at| (device * count + at) % items);
+            let edition = 1 + rounds + device;
+            let edits: Vec<Item> =
+                numbers.map(|number| self.corpus.item(number, edition)).collect();
+            let last = edits.last().context("no edits")?.clone();
+            self.client.ask(&Order::Edit { device, edits }).await?;
+            self.side.quiet().await?;
+            costs.push(self.orders(vec![Order::Push { device }], count).await?);
+            self.side.note_edits(count);
+            let until = self.side.head();
+            for device in 0..devices {
+                self.client.ask(&Order::Pull { device, until }).await?;
+                self.is_there(device, &last).await?;
             }
         }
         Ok(Cost::of(costs))
@@ -308,6 +362,30 @@ impl Side {
         match self {
             Self::Gateway(gateway) => gateway.head,
             Self::Couch(_) => 0,
+        }
+    }
+
+    /// One call of the app server.
+    fn call(&self, items: &[Item]) -> anyhow::Result<Call> {
+        match self {
+            Self::Gateway(gateway) => gateway.call(items),
+            Self::Couch(couch) => couch.call(items),
+        }
+    }
+
+    /// Takes what a call has led to.
+    fn note(&mut self, changed: Changed) {
+        match (self, changed) {
+            (Self::Gateway(gateway), Changed::UpTo(seq)) => gateway.head = gateway.head.max(seq),
+            (Self::Couch(couch), Changed::Revs(revs)) => couch.revs.extend(revs),
+            (Self::Gateway(_), Changed::Revs(_)) | (Self::Couch(_), Changed::UpTo(_)) => {}
+        }
+    }
+
+    /// Takes that a device has uploaded so many.
+    fn note_edits(&mut self, edits: usize) {
+        if let Self::Gateway(gateway) = self {
+            gateway.head += edits as u64;
         }
     }
 

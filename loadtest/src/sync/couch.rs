@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::corpus::Item;
+use super::{Call, Changed};
 use crate::peers::{Peer, node};
 
 /// See the module.
@@ -20,7 +21,14 @@ pub struct Couch {
     modules: PathBuf,
     batch: usize,
     /// What a change of a document must name.
-    revs: HashMap<String, String>,
+    pub revs: HashMap<String, String>,
+}
+
+/// What became of a document.
+#[derive(Deserialize)]
+struct Done {
+    id: String,
+    rev: String,
 }
 
 impl Couch {
@@ -36,7 +44,7 @@ impl Couch {
     }
 
     /// The app server changes documents.
-    pub async fn change(&mut self, items: &[Item]) -> anyhow::Result<()> {
+    pub fn call(&self, items: &[Item]) -> anyhow::Result<Call> {
         let mut documents = Vec::with_capacity(items.len());
         for Item { collection, key, value } in items {
             let id = format!("{collection}:{key}");
@@ -50,16 +58,14 @@ impl Couch {
         let url: Url = format!("{}/_bulk_docs", self.database).parse()?;
         let body = serde_json::to_string(&json!({ "docs": documents }))?;
         let call = self.http.post(url).header("content-type", "application/json").body(body);
-        let answer = call.send().await?.text().await?;
-        #[derive(Deserialize)]
-        struct Result {
-            id: String,
-            rev: String,
-        }
-        let results: Vec<Result> = serde_json::from_str(&answer).with_context(|| answer.clone())?;
-        ensure!(results.len() == items.len(), "{} of {}", results.len(), items.len());
-        self.revs.extend(results.into_iter().map(|result| (result.id, result.rev)));
-        Ok(())
+        let count = items.len();
+        Ok(Box::pin(async move {
+            let answer = call.send().await?.text().await?;
+            let results: Vec<Done> =
+                serde_json::from_str(&answer).with_context(|| answer.clone())?;
+            ensure!(results.len() == count, "{} of {count} were changed", results.len());
+            Ok(Changed::Revs(results.into_iter().map(|Done { id, rev }| (id, rev)).collect()))
+        }))
     }
 
     pub fn client(&self) -> anyhow::Result<Client> {

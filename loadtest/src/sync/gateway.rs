@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use reqwest::Url;
 use serde::Deserialize;
-use serde_json::Map;
+use serde_json::json;
 use tokio::time::sleep;
 
 use super::client::Client;
 use super::corpus::{COLLECTIONS, Item};
+use super::{Call, Changed};
 use crate::api::Api;
 use crate::credentials::Credentials;
 use crate::peers::{Kind, Peer};
@@ -68,13 +69,9 @@ impl Gateway {
     }
 
     /// The app server changes items: durable when this returns.
-    pub async fn change(&mut self, items: &[Item]) -> anyhow::Result<()> {
-        let body = serde_json::to_string(&Map::from_iter([(
-            "changes".to_owned(),
-            serde_json::to_value(items)?,
-        )]))?;
-        self.head = self.api.change(ALIAS, body).await?;
-        Ok(())
+    pub fn call(&self, items: &[Item]) -> anyhow::Result<Call> {
+        let (api, body) = (self.api.clone(), json!({ "changes": items }).to_string());
+        Ok(Box::pin(async move { api.change(ALIAS, body).await.map(Changed::UpTo) }))
     }
 
     /// Waits until the storage writer has nothing to do.

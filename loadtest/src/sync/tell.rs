@@ -11,23 +11,31 @@ pub fn table(columns: &[Column]) -> Table {
     for (name, of, decimals) in CHANGES {
         table.row(name, columns.iter().map(|column| number(of(column), decimals)));
     }
-    let kinds: [(&str, fn(&Column) -> &Cost); 2] =
-        [("all items", |column| &column.whole), ("resume", |column| &column.resume)];
+    let kinds: [(&str, fn(&Column) -> Option<&Cost>); 3] = [
+        ("all items", |column| Some(&column.whole)),
+        ("resume", |column| Some(&column.resume)),
+        ("upload", |column| column.upload.as_ref()),
+    ];
     for (kind, of) in kinds {
-        let Some(first) = columns.first().map(of) else { continue };
+        let Some(first) = columns.first().and_then(of) else { continue };
         table.row(format!("{kind}: {} items, {} times", first.items_each, first.times), [""; 0]);
         type Of = fn(&Cost) -> f64;
-        let rows: [(&str, Of, usize); 7] = [
+        let rows: [(&str, Of, usize); 8] = [
             ("ms", |cost| cost.seconds_median * 1e3, 1),
+            ("items/s", |cost| cost.items_each as f64 / cost.seconds_median, 0),
             ("ms, the slowest", |cost| cost.seconds_max * 1e3, 1),
             ("server CPU ms", |cost| cost.server_cpu_s * 1e3, 1),
             ("device CPU ms", |cost| cost.client_cpu_s * 1e3, 1),
             ("bytes from the server", |cost| cost.bytes_down, 0),
             ("bytes from the device", |cost| cost.bytes_up, 0),
-            ("bytes from the server per item", |cost| cost.bytes_down / cost.items_each as f64, 1),
+            (
+                "bytes per item, both ways",
+                |cost| (cost.bytes_down + cost.bytes_up) / cost.items_each as f64,
+                1,
+            ),
         ];
         for (name, figure, decimals) in rows {
-            let cells = columns.iter().map(|column| number(Some(figure(of(column))), decimals));
+            let cells = columns.iter().map(|column| number(of(column).map(figure), decimals));
             table.row(format!("  {name}"), cells);
         }
     }
