@@ -80,7 +80,7 @@ struct Plan {
     #[arg(long, default_value_t = 1)]
     calls_at_once: usize,
     /// Edits that a device makes while it is away, and uploads; 0: none
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 1_000)]
     edits: usize,
 }
 
@@ -174,7 +174,8 @@ impl Sync {
         let line = self.output.line(server);
         let mut run = Run { plan: &self.plan, side, client, corpus: Corpus::new(), line };
         let changes = run.fill().await.context("fill")?;
-        let whole = run.pulls(self.plan.items).await.context("fetch everything")?;
+        let last = run.corpus.item(self.plan.items - 1, 0);
+        let whole = run.pulls(self.plan.items, &last).await.context("fetch everything")?;
         let resume = run.resumes().await.context("resume")?;
         let upload = match self.plan.edits {
             0 => None,
@@ -197,9 +198,6 @@ struct Run<'a> {
 impl Run<'_> {
     /// The app server makes all items.
     async fn fill(&mut self) -> anyhow::Result<Changes> {
-        if let Side::Gateway(gateway) = &self.side {
-            gateway.follow().await?;
-        }
         let items: Vec<Item> = (0..self.plan.items).map(|at| self.corpus.item(at, 0)).collect();
         let values = items.iter().map(|item| item.value.to_string().len());
         let item_bytes = values.sum();
@@ -212,6 +210,8 @@ impl Run<'_> {
         if let Side::Gateway(gateway) = &self.side {
             gateway.folded().await?;
             folded_seconds = Some(start.elapsed().as_secs_f64());
+            // What is there already comes as a snapshot.
+            gateway.follow().await?;
         }
         let server_cpu_s = process::cpu_seconds(self.side.pid())? - cpu;
         Ok(Changes { changes: items.len(), seconds, folded_seconds, server_cpu_s, item_bytes })
@@ -233,16 +233,20 @@ impl Run<'_> {
     }
 
     /// Every device fetches what it misses.
-    async fn pulls(&mut self, items_each: usize) -> anyhow::Result<Cost> {
+    async fn pulls(&mut self, items_each: usize, last: &Item) -> anyhow::Result<Cost> {
         self.side.quiet().await?;
         let until = self.side.head();
-        let orders = (0..self.plan.devices).map(|device| Order::Pull { device, until });
-        self.orders(orders.collect(), items_each).await
+        let pull = |device| Order::Pull { device, until, item: last.clone() };
+        let cost = self.orders((0..self.plan.devices).map(pull).collect(), items_each).await?;
+        for device in 0..self.plan.devices {
+            self.is_there(device, last).await?;
+        }
+        Ok(cost)
     }
 
     /// Items change, and every device fetches them; several times.
     async fn resumes(&mut self) -> anyhow::Result<Cost> {
-        let Plan { items, missed, rounds, devices, .. } = *self.plan;
+        let Plan { items, missed, rounds, .. } = *self.plan;
         let mut costs = Vec::new();
         for round in 0..rounds {
             // Others each time, if there are so many.
@@ -250,11 +254,8 @@ impl Run<'_> {
             let changed: Vec<Item> =
                 numbers.map(|number| self.corpus.item(number, round + 1)).collect();
             self.change(&changed, 1).await?;
-            costs.push(self.pulls(missed).await?);
             let last = changed.last().context("nothing changed")?;
-            for device in 0..devices {
-                self.is_there(device, last).await?;
-            }
+            costs.push(self.pulls(missed, last).await?);
         }
         Ok(Cost::of(costs))
     }
@@ -277,7 +278,8 @@ impl Run<'_> {
             self.side.note_edits(count);
             let until = self.side.head();
             for device in 0..devices {
-                self.client.ask(&Order::Pull { device, until }).await?;
+                let item = last.clone();
+                self.client.ask(&Order::Pull { device, until, item }).await?;
                 self.is_there(device, &last).await?;
             }
         }

@@ -22,8 +22,8 @@ use crate::process;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Order {
-    /// Fetch everything that it misses; the gateway's are there when they have come up to `until`.
-    Pull { device: usize, until: u64 },
+    /// Fetch everything that it misses; the gateway's are there when they have come up to `until` and hold this item.
+    Pull { device: usize, until: u64, item: Item },
     /// Change items while offline.
     Edit { device: usize, edits: Vec<Item> },
     /// Upload what was changed.

@@ -86,9 +86,10 @@ impl Replica {
         let start = Instant::now();
         let mut answer = Answer::default();
         match order {
-            Order::Pull { until, .. } => {
+            Order::Pull { until, item, .. } => {
                 let device = self.connect(target).await?;
-                while self.position(&device).await? < until {
+                // A snapshot is there all at once, some time after the position that its binding gave.
+                while self.position(&device).await? < until || !self.holds(&item)? {
                     wait(&device, start).await?;
                 }
                 answer.seconds = start.elapsed().as_secs_f64();
@@ -115,13 +116,21 @@ impl Replica {
                 for collection in COLLECTIONS {
                     items += shelf.items(collection)?.len() as u64;
                 }
-                let item = shelf.get(&collection, &key)?;
-                let value = item.map(|item| serde_json::from_slice(&item.value.bytes)).transpose();
-                answer.value = value.context("a value that is no JSON")?;
+                answer.value = self.value(&collection, &key)?;
                 answer.items = Some(items);
             }
         }
         Ok(answer)
+    }
+
+    fn holds(&self, item: &Item) -> anyhow::Result<bool> {
+        Ok(self.value(&item.collection, &item.key)?.as_ref() == Some(&item.value))
+    }
+
+    fn value(&self, collection: &str, key: &str) -> anyhow::Result<Option<serde_json::Value>> {
+        let item = self.shelf().get(collection, key)?;
+        let value = item.map(|item| serde_json::from_slice(&item.value.bytes)).transpose();
+        value.context("a value that is no JSON")
     }
 
     async fn connect(&self, target: SocketAddr) -> anyhow::Result<Device> {
