@@ -337,7 +337,9 @@ impl World {
         let (collection, key) = self.some_item();
         let text = (self.below(2) == 0).then(|| r#"{"f0":0}"#.to_owned());
         let at = self.below(self.phones.len() as u64) as usize;
-        if self.phones[at].damage(collection, &key, text) {
+        // Digests say nothing of a collection that the gateway never had a change of.
+        let is_known = self.phones[at].held().keys().any(|(name, _)| name == collection);
+        if is_known && self.phones[at].damage(collection, &key, text) {
             self.seen(|seen| seen.damages += 1);
         }
     }
