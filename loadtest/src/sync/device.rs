@@ -1,6 +1,7 @@
 //! The gateway's devices: each an SDK with a replica of its own in SQLite, one after the other in one process.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{Write, stdin, stdout};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,11 +39,14 @@ impl SyncDevice {
             let order: Order = serde_json::from_str(&line?)?;
             let at = order.device();
             ensure!(at < devices.count(), "there is no device {at}");
-            if !opened.contains_key(&at) {
-                let path = self.folder.join(format!("{at}.sqlite"));
-                opened.insert(at, Replica::open(devices.device(at), path)?);
-            }
-            let mut line = serde_json::to_vec(&opened[&at].obey(order, self.target).await?)?;
+            let replica = match opened.entry(at) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    let path = self.folder.join(format!("{at}.sqlite"));
+                    entry.insert(Replica::open(devices.device(at), path)?)
+                }
+            };
+            let mut line = serde_json::to_vec(&replica.obey(order, self.target).await?)?;
             line.push(b'\n');
             stdout().write_all(&line)?;
         }

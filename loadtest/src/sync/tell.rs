@@ -11,7 +11,8 @@ pub fn table(columns: &[Column]) -> Table {
     for (name, of, decimals) in CHANGES {
         table.row(name, columns.iter().map(|column| number(of(column), decimals)));
     }
-    let kinds: [(&str, fn(&Column) -> Option<&Cost>); 3] = [
+    type Kind = fn(&Column) -> Option<&Cost>;
+    let kinds: [(&str, Kind); 3] = [
         ("all items", |column| Some(&column.whole)),
         ("resume", |column| Some(&column.resume)),
         ("upload", |column| column.upload.as_ref()),
