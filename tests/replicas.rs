@@ -30,7 +30,7 @@ use world::World;
 const STEPS: [u64; 2] = [10, 20];
 
 /// Seeds in an ordinary run.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 1_000;
 /// Within how many of them each planted bug must be seen.
 const SEEDS_OF_A_BUG: u64 = 100;
 

@@ -200,6 +200,18 @@ async fn s11_none_is_lost_or_doubled_whatever_changes_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn s7_any_position_is_answered_and_leads_to_what_is_there() {
+    let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let (tokens, seed) = (setting("CARILLON_TOKENS"), setting("CARILLON_SEED"));
+    let told = gatherer::tokens::any_token(tokens.unwrap_or(1_000), seed.unwrap_or(1)).await;
+    println!("{told:?}");
+    assert!(told.contains_key(&None), "a true position is continued");
+    for reason in [JumpReason::NEW, JumpReason::OVERFLOW] {
+        assert!(told.contains_key(&Some(reason.0)), "{reason:?} in {told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_no_long_term_storage_goes_on_without_a_snapshot() {
     let mut scene = Scene::new().await;
     scene.set("a", "1").await;

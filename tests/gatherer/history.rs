@@ -42,10 +42,14 @@ impl Seen {
     }
 }
 
-struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
@@ -54,7 +58,7 @@ impl Dice {
 
 /// Changes, messages, visits that are cut, days that pass: at last all hold the same.
 pub async fn history(seed: u64, seen: &mut Seen) {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let mut config = Config::default();
     config.edge.window_per_registration = 1 + dice.below(3) as u16;
     config.edge.frame_entries_max = 1 + dice.below(8) as usize;

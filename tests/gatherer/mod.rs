@@ -2,6 +2,7 @@
 //! what it is compared with.
 
 pub mod history;
+pub mod tokens;
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
@@ -190,7 +191,7 @@ impl Scene {
 pub type Items = BTreeMap<String, (i64, Vec<u8>)>;
 type Key = (u8, String);
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct At {
     queue: idl::Queue,
     epoch: i32,
@@ -198,7 +199,7 @@ struct At {
     tag: Option<Vec<u8>>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Gathered {
     at: At,
     /// Of where it is.
@@ -213,10 +214,14 @@ pub struct Gatherer {
     account: Account,
     held: BTreeMap<Key, At>,
     gathered: Option<Gathered>,
+    /// What it says once that it has gathered, and has not.
+    pretends: Option<Gathered>,
     pub items: Items,
     pub messages: Vec<String>,
     /// Every chunk that was taken.
     pub chunks: Vec<idl::SnapshotChunk>,
+    /// Why deltas did not continue where it was.
+    jumps: Vec<idl::JumpReason>,
     pub switches: usize,
     digests: usize,
     /// Messages that were sent before it followed the alias.
@@ -232,9 +237,11 @@ impl Gatherer {
             account: scene.account().await,
             held: BTreeMap::new(),
             gathered: None,
+            pretends: None,
             items: Items::new(),
             messages: Vec::new(),
             chunks: Vec::new(),
+            jumps: Vec::new(),
             switches: 0,
             digests: 0,
             before: scene.sent.borrow().len(),
@@ -273,6 +280,7 @@ impl Gatherer {
     pub async fn visit(&mut self, scene: &Scene, cut: Option<usize>) -> usize {
         let mut stated = Vec::new();
         frame::encode_up(&self.stated(), &mut stated).unwrap();
+        self.pretends = None;
         let downs = bring(&scene.node, &self.account, vec![stated.into()]).await.unwrap();
         let downs = downs.iter().map(|down| frame::decode_down(down).expect("a Down"));
         let frames = downs.filter(|down| down.deltas.is_some() || down.snapshot.is_some());
@@ -331,7 +339,7 @@ impl Gatherer {
             seq: at.seq,
             tag: at.tag,
         });
-        let gathered = self.gathered.iter().map(|one| idl::Gathered {
+        let gathered = self.gathered.iter().chain(&self.pretends).map(|one| idl::Gathered {
             queue: one.at.queue.clone(),
             epoch: one.at.epoch,
             at_seq: one.at.seq,
@@ -407,6 +415,7 @@ impl Gatherer {
             gathered.tag = Some(delta.tag.clone());
             return self.switch();
         }
+        self.jumps.extend(delta.jump);
         if delta.jump.is_none() {
             let held = self.held.get(&at).unwrap_or_else(|| panic!("no position: {delta:?}"));
             assert_eq!((held.epoch, held.seq + 1), (delta.epoch, delta.from_seq), "{delta:?}");
