@@ -61,7 +61,8 @@ fn token(dice: &mut Dice, stands: &[Stand]) -> (Option<At>, Option<Gathered>, It
                 1 => 0,
                 _ => dice.below(stands.len() as u64 + 9) as i64,
             };
-            let is_true = |(one, _): &&Stand| (one.epoch, one.seq) == (at.epoch, at.seq);
+            // Of what is held no more nobody can say which epoch it had; only digests tell then.
+            let is_true = |(one, _): &&Stand| one.seq == at.seq && one.epoch >= at.epoch;
             items = match stands.iter().find(is_true) {
                 Some((_, items)) => items.clone(),
                 None if at.seq == 0 => Items::new(),
