@@ -56,7 +56,7 @@ impl Work<'_> {
         let (collection, key) = (change.collection.as_str(), change.key.as_str());
         let (name, copy) = ((collection, key), shelf.copy(side));
         self.tables.saw_clock(change.clock)?;
-        let edit = self.own_edit(shelf, change)?;
+        let edit = self.own_edit(shelf, seq, change)?;
         let value = match (&change.to, &edit) {
             (To::Value(value), _) => Some(value.clone()),
             (To::Deleted, _) => None,
@@ -89,14 +89,22 @@ impl Work<'_> {
         self.seen(shelf, name, before, Who::Elsewhere)
     }
 
-    /// The edit that led to a change, if it is ours and still in the queue.
-    fn own_edit(&self, shelf: &ShelfRow, change: &Change) -> Result<Option<EditRow>, Error> {
-        let Some((cseq, base)) = change.cseq.zip(shelf.base) else { return Ok(None) };
-        let edit = self.tables.edit(shelf.id, cseq.saturating_sub(base))?;
-        // A copy has a key of its own; and the number may be one of a former life.
-        let is_of =
-            |edit: &EditRow| (&edit.collection, &edit.key) == (&change.collection, &change.key);
-        Ok(edit.filter(is_of))
+    /// The edit that led to a change, if it is ours and still in the queue. One that is answered has the entry's number:
+    /// its cseq may be another edit's of a former life.
+    fn own_edit(
+        &self,
+        shelf: &ShelfRow,
+        seq: u64,
+        change: &Change,
+    ) -> Result<Option<EditRow>, Error> {
+        let Some(cseq) = change.cseq else { return Ok(None) };
+        let number = shelf.base.map(|base| cseq.saturating_sub(base));
+        // A copy has a key of its own.
+        let edits = self.tables.edits_of(shelf.id, &change.collection, &change.key)?;
+        Ok(edits.into_iter().find(|edit| match edit.answered {
+            Some(entry) => entry == seq,
+            None => Some(edit.number) == number,
+        }))
     }
 
     /// An edit has come back as an item.

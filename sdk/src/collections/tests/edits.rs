@@ -223,6 +223,23 @@ fn s20_edits_are_numbered_again_when_the_gateway_asks_for_it() {
 }
 
 #[test]
+fn s20_an_answered_edit_is_found_by_its_entry_whatever_the_numbers_are_since() {
+    let mut desk = Desk::at(5);
+    desk.put("a", "mine");
+    desk.learn();
+    answer(&desk, vec![result(1, APPLIED, Some(8))]);
+    desk.put("b", "more");
+    let renumber = idl::Result { code: idl::ResultCode::RENUMBER, ..desk::next(9) };
+    desk.answer(&desk.errand().unwrap(), renumber);
+    // Of a former life, and at 7 another value: that has to be fetched.
+    desk.take(deltas(vec![delta(1, (6, 7), vec![own(7, "a", 8)])]));
+    assert_eq!(desk.shelf().pending().unwrap(), 2);
+    desk.take(deltas(vec![delta(1, (8, 8), vec![own(8, "a", 1)])]));
+    assert_eq!((desk.items().as_str(), desk.shelf().pending().unwrap()), ("a=mine b=more", 1));
+    assert_eq!(desk.rows(), [("a".to_owned(), 8)]);
+}
+
+#[test]
 fn a_patch_is_seen_over_the_item_and_only_its_fields_go_up() {
     let mut desk = Desk::at(5);
     let first = change(6, "a", Some(r#"{"done":false,"text":"milk"}"#));
