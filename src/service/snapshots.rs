@@ -135,7 +135,7 @@ impl Service {
         let Some(totals) = self.totals(queue) else { return Ok(false) };
         let next = self.router.read(queue, after, NEXT)?;
         let first = next.iter().find_map(|entry| match &entry.body {
-            Body::Change(change) => Some(change.bytes_so_far - change.bytes() as u64),
+            Body::Change(change) => Some(change.bytes_so_far.saturating_sub(change.bytes() as u64)),
             _ => None,
         });
         let Some(passed) = first else { return Ok(false) };
