@@ -5,7 +5,7 @@
 mod support;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -124,8 +124,7 @@ async fn leave(node: &Node, device: &Device, client: Client) {
 
 /// Each panel's title with each of its expressions, as Grafana would ask it.
 fn expressions() -> Vec<(String, String)> {
-    let text = fs::read_to_string(grafana().join("dashboards/carillon.json")).unwrap();
-    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().expect("panels");
     let mut expressions = Vec::new();
     for panel in panels {
@@ -139,6 +138,26 @@ fn expressions() -> Vec<(String, String)> {
     }
     assert!(expressions.len() > 30, "the panels were found");
     expressions
+}
+
+fn dashboard() -> Value {
+    let text = fs::read_to_string(grafana().join("dashboards/carillon.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn no_panel_lies_on_another() {
+    let dashboard = dashboard();
+    let mut cells = BTreeMap::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let of = |name: &str| panel["gridPos"][name].as_u64().unwrap();
+        for x in of("x")..of("x") + of("w") {
+            for y in of("y")..of("y") + of("h") {
+                let other = cells.insert((x, y), &panel["title"]);
+                assert_eq!(other, None, "{} is there too", panel["title"]);
+            }
+        }
+    }
 }
 
 /// The selectors of our metrics in a query, with their label matchers.
