@@ -4,7 +4,6 @@
 //! `fuzz/README.md` says how to run them with coverage.
 #![allow(clippy::disallowed_methods, reason = "tests read their settings")]
 
-#[path = "ledger/dice.rs"]
 mod dice;
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;

@@ -5,7 +5,6 @@
 
 #[path = "support/api.rs"]
 mod api;
-#[path = "ledger/dice.rs"]
 mod dice;
 #[path = "support/openapi.rs"]
 mod openapi;

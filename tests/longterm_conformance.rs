@@ -1,5 +1,6 @@
 //! One conformance test for both long-term stores, and what each must bear.
 
+mod dice;
 mod longterm;
 mod support;
 
@@ -20,6 +21,7 @@ use carillon::{
         reader::Take,
     },
 };
+use dice::Dice;
 use longterm::{
     ALL, at, change, changed, commit, delete, delete_in, fold, keys_of, message, name, put, put_in,
     queue, reached, value,
@@ -203,19 +205,8 @@ async fn a_queue_that_lost_entries_is_taken_back(store: &dyn LongTerm) {
     assert!(store.newest(lost, None, ALL).await.unwrap().is_empty());
 }
 
-/// Numbers that look random and are the same each time.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
-
 async fn random_folds_end_as_their_model(store: &dyn LongTerm) {
-    let mut dice = Dice(42);
+    let mut dice = Dice::new(42);
     let mut models: BTreeMap<QueueId, (u64, BTreeMap<Name, Item>)> = BTreeMap::new();
     for number in 1..=40 {
         let mut folds = Vec::new();
@@ -224,10 +215,11 @@ async fn random_folds_end_as_their_model(store: &dyn LongTerm) {
             for queue in [queue(shard, 1), queue(shard, 2)] {
                 let (head, items) = models.entry(queue).or_default();
                 let mut steps = Vec::new();
-                for _ in 0..dice.roll(8) {
+                for _ in 0..dice.below(8) {
                     *head += 1;
-                    let name = name(["c", "d"][dice.roll(2) as usize], &dice.roll(12).to_string());
-                    let step = match dice.roll(4) {
+                    let name =
+                        name(["c", "d"][dice.below(2) as usize], &dice.below(12).to_string());
+                    let step = match dice.below(4) {
                         0 => delete_in(*head, name.clone()),
                         _ => put_in(*head, name.clone(), &format!("{queue}{head}")),
                     };

@@ -5,6 +5,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests start tasks and read their settings")]
 
+mod dice;
+#[path = "simulation/stage.rs"]
+mod stage;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -31,24 +35,13 @@ use carillon::{
         writer::Writer,
     },
 };
+use dice::{Dice, seeds};
 
 /// Queues that every life of the node uses, and one that each life begins.
 const OLD: usize = 4;
 const LIVES: usize = 6;
 const QUEUES: usize = OLD + LIVES;
 const DAYS_KEPT: u32 = 3;
-
-/// xorshift64*: small, seeded, good enough to choose operations.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
 
 /// What is known of one queue: what was answered, and all that was ever tried.
 #[derive(Default)]
@@ -199,7 +192,7 @@ async fn settle() {
 }
 
 async fn life(
-    random: &mut Random,
+    random: &mut Dice,
     store: &Arc<MemoryStore>,
     models: &Models,
     now_ms: &mut u64,
@@ -247,17 +240,13 @@ async fn life(
 }
 
 fn run(seed: u64) {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Dice::new(seed);
     let store = Arc::new(MemoryStore::default());
     let models: Models = Arc::new(Mutex::new((0..QUEUES).map(|_| Model::default()).collect()));
     let mut now_ms = 20_000 * DAY_MS;
     for fresh in OLD..QUEUES {
         // Dropping the runtime is the crash: every task stops where it is.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
+        let runtime = stage::paused();
         runtime.block_on(life(&mut random, &store, &models, &mut now_ms, fresh));
         drop(runtime);
         let unsynced = store.unsynced() as u64;
@@ -278,12 +267,7 @@ fn run(seed: u64) {
 
 #[test]
 fn s1_queues_behave_as_the_model_over_crashes() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
-    let seeds = match number("CARILLON_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CARILLON_SEEDS").unwrap_or(150),
-    };
-    for seed in seeds {
+    for seed in seeds(150) {
         let outcome = std::panic::catch_unwind(|| run(seed));
         assert!(outcome.is_ok(), "failed: repeat with CARILLON_SEED={seed}");
     }

@@ -12,18 +12,20 @@
 mod bugs;
 #[path = "replicas/checks.rs"]
 mod checks;
+mod dice;
 #[path = "replicas/line.rs"]
 mod line;
 #[path = "replicas/phone.rs"]
 mod phone;
-#[path = "simulation/random.rs"]
-mod random;
+#[path = "simulation/stage.rs"]
+mod stage;
 #[path = "replicas/world.rs"]
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bugs::{Bug, Seen};
+use dice::seeds;
 use world::World;
 
 /// What happens in one run, before it comes to rest: at least, and how much more at most.
@@ -36,11 +38,7 @@ const SEEDS_OF_A_BUG: u64 = 100;
 
 /// Runs one seed; the violations that it showed, and what it did.
 fn run(seed: u64, bug: Bug) -> (Vec<String>, Seen) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime = stage::paused();
     runtime.block_on(async {
         let mut world = World::new(seed, bug).await;
         for _ in 0..STEPS[0] + world.below(STEPS[1]) {
@@ -59,14 +57,9 @@ fn judged(seed: u64, bug: Bug) -> (Vec<String>, Seen) {
     run.unwrap_or_else(|_| (vec!["panicked".into()], Seen::default()))
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
 #[test]
 fn replicas_are_what_the_gateway_holds_whatever_is_cut_or_dies() {
-    let (one, count) = (number("CARILLON_SEED"), number("CARILLON_SEEDS").unwrap_or(SEEDS));
-    let seeds = one.map_or(0..count, |seed| seed..seed + 1);
+    let seeds = seeds(SEEDS);
     let mut all = Seen::default();
     for seed in seeds.clone() {
         let (violations, seen) = judged(seed, Bug::None);
@@ -79,7 +72,7 @@ fn replicas_are_what_the_gateway_holds_whatever_is_cut_or_dies() {
     }
     println!("{seeds:?}: {:?}", all.numbers());
     for (what, count) in all.numbers() {
-        assert!(one.is_some() || *count > 0, "{what} did not happen");
+        assert!(seeds.end - seeds.start == 1 || *count > 0, "{what} did not happen");
     }
 }
 

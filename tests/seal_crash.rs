@@ -3,7 +3,6 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
-#[path = "ledger/dice.rs"]
 mod dice;
 mod support;
 mod wirelab;

@@ -10,10 +10,11 @@
 
 #[path = "simulation/device.rs"]
 mod device;
-#[path = "simulation/random.rs"]
-mod random;
+mod dice;
 #[path = "simulation/sabotage.rs"]
 mod sabotage;
+#[path = "simulation/stage.rs"]
+mod stage;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -29,7 +30,6 @@ use carillon::{
         keys::NodeKeys,
         metrics::{Metrics, Transport},
     },
-    config::Config,
     edge::{Edge, farewell::Farewell},
     node::core::{Core, Foundation, Pace},
     queue::store::memory::MemoryStore,
@@ -42,8 +42,9 @@ use carillon::{
 };
 use carillon_wire::mqtt::Version;
 use device::{Device, Dialogue, Habit};
-use random::Random;
+use dice::{Dice, seeds};
 use sabotage::{Bug, Sabotaged};
+use stage::tight;
 use world::World;
 
 const DEVICES: usize = 6;
@@ -53,7 +54,7 @@ const START_MS: u64 = 1_700_000_000_000;
 
 /// What outlives a crash of the node.
 struct Universe {
-    random: Arc<Mutex<Random>>,
+    random: Arc<Mutex<Dice>>,
     store: Arc<MemoryStore>,
     keys: Arc<NodeKeys>,
     world: Arc<Mutex<World>>,
@@ -70,7 +71,7 @@ fn app() -> AppId {
 impl Universe {
     fn new(seed: u64, bug: Bug) -> Self {
         Self {
-            random: Arc::new(Mutex::new(Random::new(seed))),
+            random: Arc::new(Mutex::new(Dice::new(seed))),
             store: Arc::new(MemoryStore::default()),
             keys: Arc::new(NodeKeys::ephemeral()),
             world: Arc::default(),
@@ -87,12 +88,7 @@ impl Universe {
 
     async fn node(&self) -> (Core, Arc<Edge>) {
         let metrics = Arc::new(Metrics::new());
-        let mut config = Config::default();
-        // Small bounds make the rare paths common.
-        config.store.tail_bytes = [0, 4_000, 1 << 20][self.below(3) as usize];
-        config.edge.window = 1 + self.below(6) as u16;
-        config.edge.window_per_registration = config.edge.window;
-        config.edge.frame_entries_max = 1 + self.below(8) as usize;
+        let mut config = tight(|end| self.below(end));
         config.store.shard_tasks = 1 + self.below(3) as usize;
         let store = Sabotaged {
             inner: self.store.clone(),
@@ -180,7 +176,7 @@ impl Universe {
 
 #[derive(Clone)]
 struct Shared {
-    random: Arc<Mutex<Random>>,
+    random: Arc<Mutex<Dice>>,
     world: Arc<Mutex<World>>,
     regids: Vec<RegId>,
 }
@@ -333,11 +329,7 @@ impl Server {
 fn run(seed: u64, bug: Bug) -> (Vec<String>, u64, u64) {
     let mut universe = Universe::new(seed, bug);
     for life in 1..=LIVES {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
+        let runtime = stage::paused();
         runtime.block_on(universe.live(life == LIVES));
         // Dropping the runtime is the crash: every task stops where it is.
         drop(runtime);
@@ -349,16 +341,9 @@ fn run(seed: u64, bug: Bug) -> (Vec<String>, u64, u64) {
     (world.violations.clone(), world.accepted, world.deliveries)
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
 #[test]
 fn whatever_is_cut_or_crashes_everybody_gets_what_was_accepted() {
-    let seeds = match number("CARILLON_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("CARILLON_SEEDS").unwrap_or(120),
-    };
+    let seeds = seeds(120);
     let (mut accepted, mut deliveries) = (0, 0);
     for seed in seeds.clone() {
         let outcome = std::panic::catch_unwind(|| run(seed, Bug::None));

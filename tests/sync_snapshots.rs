@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests read their settings")]
 
+mod dice;
 mod edge_support;
 mod gatherer;
 
@@ -14,6 +15,7 @@ use carillon::{
     service::snapshots::{Part, Place, Rest},
 };
 use carillon_wire::idl::JumpReason;
+use dice::{number_from_env, seeds};
 use gatherer::{Gatherer, Scene};
 
 /// A frame takes three of them.
@@ -183,13 +185,8 @@ async fn s12_a_snapshot_is_given_where_it_is_smaller_than_what_was_missed() {
 
 #[tokio::test(start_paused = true)]
 async fn s11_none_is_lost_or_doubled_whatever_changes_meanwhile() {
-    let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seeds = match setting("CARILLON_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..setting("CARILLON_SEEDS").unwrap_or(4),
-    };
     let mut seen = gatherer::history::Seen::default();
-    for seed in seeds {
+    for seed in seeds(4) {
         println!("CARILLON_SEED={seed}");
         gatherer::history::history(seed, &mut seen).await;
     }
@@ -201,9 +198,8 @@ async fn s11_none_is_lost_or_doubled_whatever_changes_meanwhile() {
 
 #[tokio::test(start_paused = true)]
 async fn s7_any_position_is_answered_and_leads_to_what_is_there() {
-    let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let (tokens, seed) = (setting("CARILLON_TOKENS"), setting("CARILLON_SEED"));
-    let told = gatherer::tokens::any_token(tokens.unwrap_or(1_000), seed.unwrap_or(1)).await;
+    let tokens = number_from_env("CARILLON_TOKENS").unwrap_or(1_000);
+    let told = gatherer::tokens::any_token(tokens, seeds(1).start).await;
     println!("{told:?}");
     assert!(told.contains_key(&None), "a true position is continued");
     for reason in [JumpReason::NEW, JumpReason::OVERFLOW] {

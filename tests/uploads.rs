@@ -1,6 +1,7 @@
 //! Edits of devices: each is done once, whatever is sent again, and its maker knows what became
 //! of it. Over connections and over HTTPS' frames alike.
 
+mod dice;
 mod edge_support;
 #[path = "uploads/random.rs"]
 mod random;

@@ -6,6 +6,7 @@ use carillon::config::Config;
 use carillon_wire::idl;
 
 use super::{Gatherer, Scene};
+use crate::dice::Dice;
 
 /// What was seen to happen, so that nobody believes a test in which nothing did.
 #[derive(Debug, Default)]
@@ -39,20 +40,6 @@ impl Seen {
         self.switches += device.switches;
         self.digests += device.digests;
         self.messages += device.messages.len();
-    }
-}
-
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
     }
 }
 

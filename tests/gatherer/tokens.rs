@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{At, Gathered, Gatherer, Items, Scene, history::Dice, key_of};
+use super::{At, Gathered, Gatherer, Items, Scene, key_of};
+use crate::dice::Dice;
 
 /// Why deltas or chunks did not continue where the device said it was, by the reason's number;
 /// `None`: they did.

@@ -9,6 +9,7 @@
 mod api;
 pub mod check;
 pub mod device;
+#[path = "../dice/mod.rs"]
 pub mod dice;
 pub mod fleet;
 pub mod frames;

@@ -31,18 +31,7 @@ use carillon::{
 use carillon_wire::digest::{Digest, item_hash};
 
 use super::{RULES, START_MS, json, service};
-
-/// xorshift64*: small, seeded, good enough to choose operations.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % n
-    }
-}
+use crate::dice::Dice;
 
 /// Live items with the changes that made them.
 type Items = BTreeMap<(CollectionName, Box<str>), (Seq, Value)>;
@@ -96,7 +85,7 @@ pub struct Seen {
 }
 
 pub struct World {
-    dice: Random,
+    dice: Dice,
     keys: Arc<NodeKeys>,
     kept: Kept,
     core: Option<Core>,
@@ -132,7 +121,7 @@ impl World {
             core.service.declare(&app, name, rule).await.unwrap();
         }
         Self {
-            dice: Random(seed),
+            dice: Dice::new(seed),
             keys,
             kept,
             core: Some(core),

@@ -19,8 +19,8 @@ use tokio::sync::{Notify, broadcast::Receiver, broadcast::error::TryRecvError};
 
 use crate::{
     bugs::Bug,
+    dice::Dice,
     line::{Line, Watch},
-    random::Random,
 };
 
 /// When a run begins, in milliseconds since 1970.
@@ -35,7 +35,7 @@ pub type Items = BTreeMap<(String, String), String>;
 /// What all devices and the node share.
 #[derive(Clone)]
 pub struct Ether {
-    pub random: Arc<Mutex<Random>>,
+    pub random: Arc<Mutex<Dice>>,
     /// The node, while there is one.
     pub edge: Arc<Mutex<Option<Arc<Edge>>>>,
     /// From now on no line is cut by itself.

@@ -16,7 +16,6 @@ use carillon::{
         keys::NodeKeys,
         metrics::Metrics,
     },
-    config::Config,
     edge::Edge,
     longterm::embedded::Embedded,
     node::core::{Core, Foundation, Pace},
@@ -40,9 +39,10 @@ use carillon_sdk::Credentials;
 
 use crate::{
     bugs::{Bug, Fused, Seen},
+    dice::Dice,
     line::Watch,
     phone::{ALIAS, COLLECTIONS, Ether, Phone, START_MS},
-    random::Random,
+    stage::tight,
 };
 
 const RULES: [Rule; 5] =
@@ -82,7 +82,7 @@ struct Node {
 impl World {
     pub async fn new(seed: u64, bug: Bug) -> Self {
         let ether = Ether {
-            random: Arc::new(Mutex::new(Random::new(seed))),
+            random: Arc::new(Mutex::new(Dice::new(seed))),
             edge: Arc::default(),
             is_calm: Arc::default(),
             watch: Watch { bug, seen: Arc::default() },
@@ -142,12 +142,7 @@ impl World {
 
     async fn start(&mut self) {
         let metrics = Arc::new(Metrics::new());
-        let mut config = Config::default();
-        // Small bounds make the rare paths common.
-        config.store.tail_bytes = [0, 4_000, 1 << 20][self.below(3) as usize];
-        config.edge.window = 1 + self.below(6) as u16;
-        config.edge.window_per_registration = config.edge.window;
-        config.edge.frame_entries_max = 1 + self.below(8) as usize;
+        let mut config = tight(|end| self.below(end));
         config.longterm.history_days = 0;
         let is_dead = Arc::new(AtomicBool::new(false));
         let store = Fused {

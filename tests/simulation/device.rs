@@ -16,7 +16,7 @@ use carillon_wire::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::{
-    random::Random,
+    dice::Dice,
     world::{Delivery, World},
 };
 
@@ -65,7 +65,7 @@ pub struct Dialogue<'a> {
     pub device: &'a mut Device,
     pub stream: DuplexStream,
     pub world: &'a Mutex<World>,
-    pub random: &'a Arc<Mutex<Random>>,
+    pub random: &'a Arc<Mutex<Dice>>,
     /// Of 100 acknowledgements so many are sent.
     pub diligence: u64,
 }

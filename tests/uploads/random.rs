@@ -3,10 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::edge_support::{
-    Account, Node, team,
-    team::{ALIAS, member, upload},
-    visitor::{Visitor, result},
+use crate::{
+    dice::{Dice, seeds},
+    edge_support::{
+        Account, Node, team,
+        team::{ALIAS, member, upload},
+        visitor::{Visitor, result},
+    },
 };
 use carillon::{
     base::ids::{Alias, QueueName},
@@ -16,19 +19,6 @@ use carillon_wire::{
     idl::{self, EditOutcome, ResultCode},
     mqtt::Connect,
 };
-
-/// Numbers by a seed (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// A device that edits.
 struct Editor<'a> {
@@ -91,7 +81,7 @@ impl<'a> Editor<'a> {
 }
 
 async fn run(seed: u64, rule: Rule) {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let node = Node::start().await;
     let app = team::app_with(&node, &[("notes", rule)]).await;
     let accounts = [member(&node, &app).await, member(&node, &app).await];
@@ -138,11 +128,7 @@ async fn run(seed: u64, rule: Rule) {
 #[allow(clippy::disallowed_methods, reason = "seeds come from outside")]
 /// As many seeds as the environment asks for, from where it says.
 async fn runs(rule: Rule) {
-    let number = |name: &str, default| {
-        std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-    };
-    let first: u64 = number("CARILLON_SEED", 1);
-    for seed in first..first + number("CARILLON_SEEDS", 15) {
+    for seed in seeds(15) {
         println!("seed {seed}");
         run(seed, rule).await;
     }

@@ -1,4 +1,4 @@
-//! Random numbers from a seed that is printed, and numbers from outside.
+//! Random numbers from a seed, and what a person or the slow set says from outside.
 #![allow(dead_code, reason = "every test crate uses its own part of it")]
 #![allow(clippy::disallowed_methods, reason = "tests read their settings")]
 
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Random numbers from a seed (splitmix64).
+/// Random numbers from a seed (xorshift64*).
 #[derive(Clone, Debug)]
 pub struct Dice(u64);
 
@@ -17,30 +17,34 @@ impl Dice {
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
         let seed = number_from_env("CARILLON_SEED").unwrap_or_else(|| now() as u64 % 1_000_000_007);
         println!("{test}: CARILLON_SEED={seed}");
-        Self(seed)
+        Self::new(seed)
     }
 
     /// From a number.
     pub const fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
     /// Dice of their own for somebody else.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self::new(self.next())
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     /// A number of a range that is not empty.
     pub fn of(&mut self, range: Range<u64>) -> u64 {
         range.start + self.next() % (range.end - range.start)
+    }
+
+    /// A number below `end`, which is not 0 and at most 2³¹: of the upper bits, which are the better ones.
+    pub fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 33) % end
     }
 
     /// An index below `len`.
@@ -74,4 +78,12 @@ impl Dice {
 pub fn number_from_env(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{text}`")))
+}
+
+/// The seeds of a run: `CARILLON_SEED` alone, or `CARILLON_SEEDS` of them, or so many.
+pub fn seeds(count: u64) -> Range<u64> {
+    match number_from_env("CARILLON_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number_from_env("CARILLON_SEEDS").unwrap_or(count),
+    }
 }
