@@ -9,7 +9,7 @@ use std::{fs, path::Path, time::Duration};
 
 use carillon_sdk::{Credentials, Device, Endpoint, Received};
 use serde_json::{Value, json};
-use support::Node;
+use support::{Node, copy_dir};
 use tokio::sync::mpsc;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -41,23 +41,6 @@ async fn connect(
 async fn expect(told: &mut mpsc::Receiver<String>, payload: &Value) {
     let came = tokio::time::timeout(DEADLINE, told.recv()).await.expect("it comes in time");
     assert_eq!(came.unwrap(), payload.to_string());
-}
-
-async fn counter(node: &Node, name: &str) -> u64 {
-    let metrics = node.metrics().await;
-    let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0)
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        match entry.file_type().unwrap().is_dir() {
-            true => copy_dir(&entry.path(), &to.join(entry.file_name())),
-            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
-        }
-    }
 }
 
 /// A node that has sent one to five, and whose store then is as it was after three.
@@ -108,17 +91,17 @@ async fn new_messages_arrive(node: &Node, one: &support::Device, home: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_mark_shows_a_loss_before_any_device_comes() {
     let (node, one, home) = node_that_lost(true).await;
-    assert_eq!(counter(&node, "carillon_losses_total").await, 1);
+    assert_eq!(node.counter("carillon_losses_total").await, 1);
     new_messages_arrive(&node, &one, home.path()).await;
-    assert_eq!(counter(&node, "carillon_resumes_total{reason=\"ahead\"}").await, 1);
-    assert_eq!(counter(&node, "carillon_losses_total").await, 1, "its epoch is new already");
+    assert_eq!(node.counter("carillon_resumes_total{reason=\"ahead\"}").await, 1);
+    assert_eq!(node.counter("carillon_losses_total").await, 1, "its epoch is new already");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s4_a_device_with_our_tag_is_a_witness_of_a_loss() {
     let (node, one, home) = node_that_lost(false).await;
-    assert_eq!(counter(&node, "carillon_losses_total").await, 0);
+    assert_eq!(node.counter("carillon_losses_total").await, 0);
     new_messages_arrive(&node, &one, home.path()).await;
-    assert_eq!(counter(&node, "carillon_losses_total").await, 1);
-    assert_eq!(counter(&node, "carillon_resumes_total{reason=\"ahead\"}").await, 1);
+    assert_eq!(node.counter("carillon_losses_total").await, 1);
+    assert_eq!(node.counter("carillon_resumes_total{reason=\"ahead\"}").await, 1);
 }

@@ -1,9 +1,13 @@
 //! The SDK's replica against a real node: what an app server changes is on the device, whatever is cut or restarted.
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+#[path = "sync_sdk/loss.rs"]
+mod loss;
 #[path = "../sdk/examples/notes.rs"]
 #[allow(dead_code, reason = "its own gateway is for terminals")]
 mod notes;
+#[path = "sync_sdk/s22.rs"]
+mod s22;
 mod support;
 
 use std::{
@@ -205,6 +209,27 @@ async fn i5_deltas_through_cuts_and_a_restart_make_the_items_that_the_app_server
     assert_eq!(phone.heard.len(), 300, "the old items are there before it is online");
     phone.hears(&served(&scene).await).await;
     assert_eq!(phone.heard.len(), 300 - 66 + 66);
+}
+
+#[tokio::test]
+async fn s12_a_new_device_gets_a_packed_snapshot_and_then_deltas() {
+    let scene = Scene::new().await;
+    scene.fill(1_500).await;
+    let counter = async |name: &str| scene.node.counter(name).await;
+    let mut phone = Phone::new(&scene, scene.node.listen().mqtt).await;
+    phone.bind(&scene).await;
+    phone.hears(&served(&scene).await).await;
+    assert_eq!(counter("carillon_snapshots_total{reason=\"new\"}").await, 1);
+    assert!(counter("carillon_snapshot_chunks_total").await > 1);
+    let of = async |side| {
+        counter(&format!("carillon_packed_frames_bytes_total{{side=\"{side}\"}}")).await
+    };
+    let (plain, packed) = (of("plain").await, of("packed").await);
+    assert!(packed > 0 && packed * 2 < plain, "{plain} bytes became {packed}");
+    assert!(plain > counter("carillon_snapshot_bytes_total").await / 2, "chunks are packed");
+    scene.change(vec![set("after", 1), delete(&key(7))]).await;
+    phone.hears(&served(&scene).await).await;
+    assert_eq!(counter("carillon_snapshots_total{reason=\"new\"}").await, 1);
 }
 
 #[tokio::test]

@@ -103,6 +103,17 @@ pub enum Happening {
         /// For humans.
         message: String,
     },
+    /// What [`Shelf::compare`] or [`Shelf::fetch`] asked for has ended.
+    Compared {
+        /// Whose collection.
+        regid: RegId,
+        /// Of which alias.
+        alias: String,
+        /// Which.
+        collection: String,
+        /// Why the gateway did not help.
+        refused: Option<Refusal>,
+    },
     /// The registration does not follow the alias any more: its items, and edits that were not uploaded, are deleted.
     Forgotten {
         /// Which registration.

@@ -63,6 +63,7 @@ pub fn effect(arrival: &Arrival, effect: Effect) {
         Effect::Idle(report) => edge.saw(arrival, report),
         Effect::Reported(result) => edge.metrics.edge.heartbeat_reports.of(result).increment(1),
         Effect::Gave(given) => gave(service.metrics(), given),
+        Effect::GaveUp => service.metrics().collections.given_up.increment(1),
         Effect::Wake(unix_ms) => edge.wake_at(unix_ms, nudge),
         Effect::Stands(reason) => service.metrics().edge.resumes.of(reason).increment(1),
     }

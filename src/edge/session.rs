@@ -127,6 +127,8 @@ pub enum Effect {
     Stands(ResumeReason),
     /// A chunk of a snapshot went out.
     Gave(Given),
+    /// A device waited in vain for a snapshot, and goes on with deltas.
+    GaveUp,
     /// Look again at this time, in milliseconds since 1970.
     Wake(u64),
 }

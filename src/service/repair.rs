@@ -88,16 +88,13 @@ impl Repairing<'_> {
             let seqs = || held.iter().map(|(key, seq)| (key, seq.0));
             let name = self.collection.as_str();
             let range = KeyRange::of(name, stated.bounds.clone(), seqs());
-            let mut answer = match range.answer(&stated) {
+            let items = match range.answer(&stated) {
                 Answer::Equal => continue,
-                Answer::Items => Held::Items(self.items(&held).await?),
-                Answer::Parts => Held::Parts(range.split(name, seqs())),
+                Answer::Items => self.items(&held, room).await?,
+                Answer::Parts => None,
             };
-            // Items that are too large together go one by one.
-            if held.len() > 1 && bytes(&answer) > room {
-                let parts = range.split(name, seqs());
-                answer = Held::Parts(parts);
-            }
+            let parts = || Held::Parts(range.split(name, seqs()));
+            let mut answer = items.map_or_else(parts, Held::Items);
             match room.checked_sub(bytes(&answer)) {
                 Some(rest) => room = rest,
                 None => answer = Held::Parts(vec![range.clone()]),
@@ -134,8 +131,9 @@ impl Repairing<'_> {
         }
     }
 
-    async fn items(&self, held: &Named) -> Result<Vec<ItemView>, Error> {
-        let mut items = Vec::with_capacity(held.len());
+    /// None if they take more bytes than this.
+    async fn items(&self, held: &Named, room: usize) -> Result<Option<Vec<ItemView>>, Error> {
+        let (mut items, mut bytes) = (Vec::with_capacity(held.len()), 0);
         for (key, _) in held {
             let stored_key = item_key(&self.queue, &self.collection, key);
             let Some(item) = self.service.router.get(Space::Items, &stored_key)? else { continue };
@@ -144,11 +142,16 @@ impl Repairing<'_> {
                 continue;
             }
             let value = self.service.value_of(&self.queue, &self.collection, key, &item).await?;
+            let Some(value) = value else { continue };
             let (collection, key) = (self.collection.clone(), key.clone());
             let (seq, clock) = (item.head.seq, item.head.stamp.clock);
-            items.extend(value.map(|value| ItemView { collection, key, seq, value, clock }));
+            items.push(ItemView { collection, key, seq, value, clock });
+            bytes += items.last().map_or(0, item_bytes);
+            if bytes > room {
+                return Ok(None);
+            }
         }
-        Ok(items)
+        Ok(Some(items))
     }
 }
 

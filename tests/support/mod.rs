@@ -330,6 +330,13 @@ impl Node {
         got.and_then(reqwest::Response::error_for_status).expect("/metrics").text().await.unwrap()
     }
 
+    /// What `/metrics` has under this name with its labels; 0 if it is not there.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let metrics = self.metrics().await;
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+
     async fn change(&self, method: Method, regid: &str, kind: &str, name: &str) {
         let path = format!("/v1/apps/{APP}/registrations/{regid}/{kind}/{name}");
         let done = self.call(method, &path, None).await;
@@ -451,6 +458,18 @@ pub async fn answer(request: reqwest::RequestBuilder) -> Answer {
         serde_json::from_str(&text).unwrap_or(Value::String(text))
     };
     Answer { status, body }
+}
+
+/// Copies a directory with all that is in it.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_dir(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
 }
 
 /// How a process ended, in one word for a message.

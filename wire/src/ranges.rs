@@ -88,12 +88,19 @@ impl KeyRange {
         range
     }
 
+    /// States what nobody holds: whatever is held there differs from it, also nothing.
+    pub fn unlike_any(bounds: Bounds) -> Self {
+        Self { bounds, items: 0, digest: Digest::from_idl(1) }
+    }
+
     /// What the gateway, which holds this, answers to a device that states that.
     pub fn answer(&self, stated: &Self) -> Answer {
         let is_equal = (self.items, self.digest) == (stated.items, stated.digest);
         match self.items {
             _ if is_equal => Answer::Equal,
             ..=ITEMS_MAX => Answer::Items,
+            // Nothing there can be left out.
+            ..=ALL_ITEMS_MAX if stated.items == 0 => Answer::Items,
             _ => Answer::Parts,
         }
     }
@@ -165,4 +172,6 @@ pub const PARTS_MAX: u64 = 16;
 pub const STATED_MAX: usize = 16;
 /// Up to so many items are given rather than split further.
 pub const ITEMS_MAX: u64 = 8;
+/// The same for a range where the device has nothing.
+pub const ALL_ITEMS_MAX: u64 = 256;
 const NOTHING: [(&str, u64); 0] = [];

@@ -9,8 +9,10 @@ use super::courier::Verdict;
 use super::repairs::{Purpose, Repair};
 use super::tables::{Flag, ShelfRow};
 use super::work::Work;
-use super::{Error, Outcome, Who};
+use super::{Error, Happening, Outcome, Who};
+use crate::calls::Refusal;
 use crate::items::{Item, Side};
+use crate::names::RegId;
 
 impl Work<'_> {
     /// The results of an upload.
@@ -54,8 +56,8 @@ impl Work<'_> {
         let Some(repair) = self.repairs.running().cloned() else { return Ok(()) };
         let shelf = self.tables.shelf_of(repair.shelf)?.filter(|shelf| !shelf.is_gathering);
         let Some(shelf) = shelf else {
-            self.repairs.give_up();
-            return Ok(());
+            let ended = self.repairs.give_up();
+            return self.compared(ended, None);
         };
         let (mut differing, mut has_changed) = (Vec::new(), false);
         for range in ranges {
@@ -69,7 +71,7 @@ impl Work<'_> {
                 let copy = shelf.copy(Side::Items);
                 let seqs = self.tables.seqs(copy, &repair.collection, &theirs.bounds)?;
                 let ours = KeyRange::of(&repair.collection, theirs.bounds.clone(), seqs);
-                if ours != theirs {
+                if ours != theirs || repair.purpose == Purpose::Fetch {
                     differing.push(theirs.bounds);
                 }
             }
@@ -77,7 +79,28 @@ impl Work<'_> {
         if repair.purpose == Purpose::Refresh {
             self.refreshed(&shelf, &repair)?;
         }
-        self.repairs.answered(differing, has_changed);
+        let ended = self.repairs.answered(differing, has_changed);
+        if ended.is_some() && repair.purpose != Purpose::Refresh {
+            self.tables.recount(shelf.copy(Side::Items), &repair.collection)?;
+        }
+        self.compared(ended, None)
+    }
+
+    /// A repair has ended; the app is told if it asked for it.
+    pub fn compared(
+        &mut self,
+        ended: Option<Repair>,
+        refused: Option<Refusal>,
+    ) -> Result<(), Error> {
+        let Some(ended) = ended.filter(|ended| ended.purpose.is_asked_for()) else { return Ok(()) };
+        if let Some(shelf) = self.tables.shelf_of(ended.shelf)? {
+            self.told.push(Happening::Compared {
+                regid: RegId::from(shelf.regid),
+                alias: shelf.alias,
+                collection: ended.collection,
+                refused,
+            });
+        }
         Ok(())
     }
 
@@ -115,7 +138,7 @@ impl Work<'_> {
             let before = self.visible(shelf, (collection, &item.key))?;
             self.tables.put(copy, item)?;
             match repair.purpose {
-                Purpose::Digest => {
+                Purpose::Digest | Purpose::Compare | Purpose::Fetch => {
                     self.seen(shelf, (collection, &item.key), before, Who::Elsewhere)?;
                 }
                 // Its handler is called behind this.

@@ -82,7 +82,10 @@ impl Collections {
             Kind::Repair => {
                 match result.code {
                     idl::ResultCode::OK => work.repaired(result.ranges.unwrap_or_default())?,
-                    _ => work.repairs.give_up(),
+                    code => {
+                        let ended = work.repairs.give_up();
+                        work.compared(ended, Some(Refusal::from_idl(code)))?;
+                    }
                 }
                 Ok(Verdict::GoOn)
             }

@@ -2,23 +2,46 @@
 //!
 //! One repair at a time. What deltas changed after a range was stated is left as they made it: the answer may be older.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use carillon_wire::ranges::{Bounds, ITEMS_MAX, KeyRange, STATED_MAX};
 
-/// Why a repair runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a repair runs. Of two reasons for one collection the later one here is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// A digest differs.
-    Digest,
     /// The app's handler failed on the items.
     Refresh,
+    /// A digest differs.
+    Digest,
+    /// The app wants to be sure.
+    Compare,
+    /// The app wants all items again, also those that seem to be the same.
+    Fetch,
+}
+
+impl Purpose {
+    /// Only what differs comes.
+    fn states_what_is_held(self) -> bool {
+        matches!(self, Self::Digest | Self::Compare)
+    }
+
+    /// The app is told when it ends.
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Compare | Self::Fetch)
+    }
+
+    fn rounds_max(self) -> u32 {
+        match self {
+            Self::Fetch => FETCH_ROUNDS_MAX,
+            Self::Refresh | Self::Digest | Self::Compare => ROUNDS_MAX,
+        }
+    }
 }
 
 /// Collections that differ, and the repair that runs.
 #[derive(Debug, Default)]
 pub struct Repairs {
-    needed: BTreeSet<(i64, String)>,
+    needed: BTreeMap<(i64, String), Purpose>,
     running: Option<Repair>,
 }
 
@@ -45,10 +68,11 @@ pub struct Repair {
 }
 
 impl Repairs {
-    /// A collection differs.
-    pub fn need(&mut self, shelf: i64, collection: &str) {
+    /// A collection is to be repaired.
+    pub fn need(&mut self, shelf: i64, collection: &str, purpose: Purpose) {
         if self.needed.len() < NEEDED_MAX {
-            self.needed.insert((shelf, collection.to_owned()));
+            let needed = self.needed.entry((shelf, collection.to_owned())).or_insert(purpose);
+            *needed = purpose.max(*needed);
         }
     }
 
@@ -63,7 +87,7 @@ impl Repairs {
 
     /// Nothing is held of a shelf any more.
     pub fn forget(&mut self, shelf: i64) {
-        self.needed.retain(|(needed, _)| *needed != shelf);
+        self.needed.retain(|(needed, _), _| *needed != shelf);
         if self.running.as_ref().is_some_and(|running| running.shelf == shelf) {
             self.running = None;
         }
@@ -71,16 +95,16 @@ impl Repairs {
 
     /// The repair that goes on, or one that begins if any is needed: only of shelves that are ready for it.
     pub fn next(&mut self, is_ready: impl Fn(i64) -> bool) -> Option<&mut Repair> {
-        if self.running.as_ref().is_some_and(|running| !is_ready(running.shelf)) {
-            self.running = None;
-        }
-        let needed = self.needed.iter().find(|(shelf, _)| is_ready(*shelf)).cloned();
-        if self.running.is_none()
-            && let Some((shelf, collection)) = needed
+        if let Some(stopped) = self.running.take_if(|running| !is_ready(running.shelf))
+            && stopped.purpose.is_asked_for()
         {
-            self.needed.remove(&(shelf, collection.clone()));
-            self.running =
-                Some(Repair::new(shelf, collection, Purpose::Digest, vec![Bounds::everything()]));
+            self.need(stopped.shelf, &stopped.collection, stopped.purpose);
+        }
+        if self.running.is_none() {
+            let needed = self.needed.keys().find(|(shelf, _)| is_ready(*shelf))?.clone();
+            let ((shelf, collection), purpose) = self.needed.remove_entry(&needed)?;
+            let everything = vec![Bounds::everything()];
+            self.running = Some(Repair::new(shelf, collection, purpose, everything));
         }
         self.running.as_mut()
     }
@@ -98,32 +122,33 @@ impl Repairs {
         self.running.as_ref()
     }
 
-    /// Ranges that differ are to be stated next, those of one answer.
-    pub fn answered(&mut self, differing: Vec<Bounds>, has_changed: bool) {
-        let Some(running) = &mut self.running else { return };
+    /// Ranges that differ are to be stated next, those of one answer. The repair, if that was the end of it.
+    pub fn answered(&mut self, differing: Vec<Bounds>, has_changed: bool) -> Option<Repair> {
+        let running = self.running.as_mut()?;
         running.stated.clear();
         running.rounds += 1;
         running.has_changed |= has_changed;
         running.left.extend(differing);
-        if !running.left.is_empty() && running.rounds < ROUNDS_MAX {
-            return;
+        let may_go_on = running.rounds < running.purpose.rounds_max();
+        if !running.left.is_empty() && may_go_on {
+            return None;
         }
-        let is_to_be_confirmed = running.purpose == Purpose::Digest
+        let is_to_be_confirmed = running.purpose.states_what_is_held()
             && running.has_changed
             && running.confirmations_left > 0
-            && running.rounds < ROUNDS_MAX;
+            && may_go_on;
         if !is_to_be_confirmed {
-            self.running = None;
-            return;
+            return self.running.take();
         }
         running.has_changed = false;
         running.confirmations_left -= 1;
         running.left.push(Bounds::everything());
+        None
     }
 
-    /// The gateway does not help.
-    pub fn give_up(&mut self) {
-        self.running = None;
+    /// The gateway does not help: the repair ends.
+    pub fn give_up(&mut self) -> Option<Repair> {
+        self.running.take()
     }
 }
 
@@ -143,7 +168,7 @@ impl Repair {
         }
     }
 
-    /// What to state next. A refresh states that nothing is there, so that all comes; `held` gives what is.
+    /// What to state next; `held` gives what is here.
     pub fn state<E>(
         &mut self,
         mut held: impl FnMut(&Bounds) -> Result<Vec<(String, u64)>, E>,
@@ -156,8 +181,8 @@ impl Repair {
         self.touched.clear();
         let mut ranges = Vec::new();
         for bounds in self.stated.iter().cloned() {
-            if self.purpose == Purpose::Refresh {
-                ranges.push(KeyRange::of(&self.collection, bounds, [("", 0); 0]));
+            if !self.purpose.states_what_is_held() {
+                ranges.push(KeyRange::unlike_any(bounds));
                 continue;
             }
             let is_whole = bounds == Bounds::everything();
@@ -187,3 +212,5 @@ pub const RANGES_MAX: usize = STATED_MAX;
 const CONFIRMATIONS_MAX: u32 = 2;
 /// Exchanges of one repair.
 const ROUNDS_MAX: u32 = 64;
+/// The same where all items come, a frame of them at a time.
+const FETCH_ROUNDS_MAX: u32 = 1 << 14;

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use carillon_wire::names;
 
 use super::edits::{self, over};
-use super::tables::{EditRow, Flag, ItemRow, Tables};
+use super::repairs::Purpose;
+use super::tables::{EditRow, Flag, ItemRow, ShelfRow, Tables};
+use super::work::Work;
 use super::{Collections, Error, VALUE_BYTES_MAX, Who};
 use crate::items::{Side, Value};
 use crate::names::RegId;
@@ -29,13 +31,6 @@ pub struct ItemView {
     pub is_pending: bool,
     /// The app's handler failed on it, also after it had been fetched anew.
     pub is_skipped: bool,
-}
-
-/// What an item is to become.
-enum Wish {
-    Whole(Value),
-    Fields(Value),
-    Deleted,
 }
 
 impl Shelf {
@@ -72,21 +67,9 @@ impl Shelf {
     /// # Errors
     /// See [`Error`].
     pub fn items(&self, collection: &str) -> Result<Vec<ItemView>, Error> {
-        self.collections.read(|tables| {
-            let Some(shelf) = tables.shelf(self.regid.as_str(), &self.alias)? else {
-                return Ok(Vec::new());
-            };
-            let mut both: BTreeMap<String, (Option<ItemRow>, Vec<EditRow>)> = BTreeMap::new();
-            for item in tables.items(shelf.copy(Side::Items), collection)? {
-                let key = item.key.clone();
-                both.entry(key).or_default().0 = Some(item);
-            }
-            for edit in tables.edits_in(shelf.id, collection)? {
-                let key = edit.key.clone();
-                both.entry(key).or_default().1.push(edit);
-            }
-            let views = both.into_iter().map(|(key, (item, edits))| view(&key, item, &edits));
-            Ok(views.flatten().collect())
+        self.collections.read(|tables| match tables.shelf(self.regid.as_str(), &self.alias)? {
+            Some(shelf) => views(tables, &shelf, collection),
+            None => Ok(Vec::new()),
         })
     }
 
@@ -96,7 +79,7 @@ impl Shelf {
     /// # Errors
     /// See [`Error`].
     pub fn put(&self, collection: &str, key: &str, value: Value) -> Result<u64, Error> {
-        self.edit(collection, key, Wish::Whole(value))
+        self.change(collection, key, Some(value), false)
     }
 
     /// Changes those top-level fields of an item that are in this JSON object, and removes those that are `null` there:
@@ -108,7 +91,7 @@ impl Shelf {
         if edits::fields(&fields).is_none() {
             return Err(Error::NotAnObject);
         }
-        self.edit(collection, key, Wish::Fields(fields))
+        self.change(collection, key, Some(fields), true)
     }
 
     /// Deletes an item in the same way.
@@ -116,7 +99,55 @@ impl Shelf {
     /// # Errors
     /// See [`Error`].
     pub fn delete(&self, collection: &str, key: &str) -> Result<u64, Error> {
-        self.edit(collection, key, Wish::Deleted)
+        self.change(collection, key, None, false)
+    }
+
+    /// Makes these the items of a collection: those that are others, or are not there, are put, those that are not named
+    /// are deleted, in one step. How many edits that took. Edits have seen what is here now (a device that was offline
+    /// for long better calls this online); against what others change meanwhile the collection's rule stands.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is changed then.
+    pub fn replace(
+        &self,
+        collection: &str,
+        items: &BTreeMap<String, Value>,
+    ) -> Result<usize, Error> {
+        check_names(collection, items.keys())?;
+        items.values().try_for_each(check_size)?;
+        self.transact(|work, shelf| {
+            let here = views(work.tables, shelf, collection)?;
+            let here: BTreeMap<String, Value> =
+                here.into_iter().map(|item| (item.key, item.value)).collect();
+            let gone = here.keys().filter(|key| !items.contains_key(*key)).map(|key| (key, None));
+            let put = items.iter().filter(|(key, value)| here.get(*key) != Some(*value));
+            let put = put.map(|(key, value)| (key, Some(value.clone())));
+            let mut count = 0;
+            for (key, value) in gone.chain(put) {
+                self.edit(work, shelf, (collection, key), value, false)?;
+                count += 1;
+            }
+            Ok(count)
+        })
+    }
+
+    /// Compares a collection with the gateway's as soon as the device is online and stands where deltas go on, and takes
+    /// over what differs: for a device that does not trust its copy. The gateway does the same unasked where a digest
+    /// differs. [`Happening::Compared`](super::Happening::Compared) tells the end; a restart forgets that it was asked.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn compare(&self, collection: &str) -> Result<(), Error> {
+        self.ask(collection, Purpose::Compare)
+    }
+
+    /// The same, and all items come again, also those whose numbers are the same: against damaged values. What is here
+    /// stays readable meanwhile, and edits stay.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn fetch(&self, collection: &str) -> Result<(), Error> {
+        self.ask(collection, Purpose::Fetch)
     }
 
     /// How many edits wait for the gateway's answer, or for the item that they led to.
@@ -149,45 +180,84 @@ impl Shelf {
         Ok(())
     }
 
-    fn edit(&self, collection: &str, key: &str, wish: Wish) -> Result<u64, Error> {
-        let is_patch = matches!(wish, Wish::Fields(_));
-        let value = match wish {
-            Wish::Whole(value) | Wish::Fields(value) => Some(value),
-            Wish::Deleted => None,
+    fn change(
+        &self,
+        collection: &str,
+        key: &str,
+        value: Option<Value>,
+        is_patch: bool,
+    ) -> Result<u64, Error> {
+        check_names(collection, [key])?;
+        value.iter().try_for_each(check_size)?;
+        self.transact(|work, shelf| self.edit(work, shelf, (collection, key), value, is_patch))
+    }
+
+    /// Puts an edit in the queue, and makes it visible.
+    fn edit(
+        &self,
+        work: &mut Work<'_>,
+        shelf: &mut ShelfRow,
+        (collection, key): (&str, &str),
+        value: Option<Value>,
+        is_patch: bool,
+    ) -> Result<u64, Error> {
+        let tables = work.tables;
+        let clock = next_clock(tables.clock()?, (self.collections.inner.now_ms)());
+        tables.saw_clock(clock)?;
+        let before = work.visible(shelf, (collection, key))?;
+        let (epoch, base_seq) = shelf.at.unwrap_or_default();
+        let edit = EditRow {
+            number: 0,
+            collection: collection.to_owned(),
+            key: key.to_owned(),
+            value,
+            is_patch,
+            epoch,
+            base_seq,
+            clock,
+            answered: None,
+            is_landed: false,
         };
+        let number = tables.push_edit(shelf, &edit)?;
+        work.tell(shelf, (collection, key), before, Who::Here)?;
+        Ok(number.cast_unsigned())
+    }
+
+    fn ask(&self, collection: &str, purpose: Purpose) -> Result<(), Error> {
         check("collection", collection, names::COLLECTION)?;
-        check("key", key, names::KEY)?;
-        let bytes = value.as_ref().map_or(0, |value| value.bytes.len());
-        if bytes > VALUE_BYTES_MAX {
-            return Err(Error::TooLarge(bytes));
-        }
-        let now_ms = (self.collections.inner.now_ms)();
-        let number = self.collections.transact(|work| {
-            let tables = work.tables;
-            let mut shelf = tables.open_shelf(self.regid.as_str(), &self.alias)?;
-            let clock = next_clock(tables.clock()?, now_ms);
-            tables.saw_clock(clock)?;
-            let before = work.visible(&shelf, (collection, key))?;
-            let (epoch, base_seq) = shelf.at.unwrap_or_default();
-            let edit = EditRow {
-                number: 0,
-                collection: collection.to_owned(),
-                key: key.to_owned(),
-                value,
-                is_patch,
-                epoch,
-                base_seq,
-                clock,
-                answered: None,
-                is_landed: false,
-            };
-            let number = tables.push_edit(&mut shelf, &edit)?;
-            work.tell(&shelf, (collection, key), before, Who::Here)?;
-            Ok(number.cast_unsigned())
+        self.transact(|work, shelf| {
+            work.repairs.need(shelf.id, collection, purpose);
+            Ok(())
+        })
+    }
+
+    /// In one transaction; there may be something to ask the gateway afterwards.
+    fn transact<T>(
+        &self,
+        change: impl FnOnce(&mut Work<'_>, &mut ShelfRow) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let done = self.collections.transact(|work| {
+            let mut shelf = work.tables.open_shelf(self.regid.as_str(), &self.alias)?;
+            change(work, &mut shelf)
         })?;
         self.collections.inner.errands.notify_one();
-        Ok(number)
+        Ok(done)
     }
+}
+
+/// All items of a collection, in the order of their keys.
+fn views(tables: Tables<'_>, shelf: &ShelfRow, collection: &str) -> Result<Vec<ItemView>, Error> {
+    let mut both: BTreeMap<String, (Option<ItemRow>, Vec<EditRow>)> = BTreeMap::new();
+    for item in tables.items(shelf.copy(Side::Items), collection)? {
+        let key = item.key.clone();
+        both.entry(key).or_default().0 = Some(item);
+    }
+    for edit in tables.edits_in(shelf.id, collection)? {
+        let key = edit.key.clone();
+        both.entry(key).or_default().1.push(edit);
+    }
+    let views = both.into_iter().map(|(key, (item, edits))| view(&key, item, &edits));
+    Ok(views.flatten().collect())
 }
 
 fn view(key: &str, item: Option<ItemRow>, edits: &[EditRow]) -> Option<ItemView> {
@@ -200,6 +270,21 @@ fn view(key: &str, item: Option<ItemRow>, edits: &[EditRow]) -> Option<ItemView>
 /// A hybrid clock after all that was seen, and not behind the time: 48 bits of milliseconds, 16 that count.
 fn next_clock(last: u64, now_ms: u64) -> u64 {
     (now_ms << 16).max(last.saturating_add(1))
+}
+
+fn check_names<K: AsRef<str>>(
+    collection: &str,
+    keys: impl IntoIterator<Item = K>,
+) -> Result<(), Error> {
+    check("collection", collection, names::COLLECTION)?;
+    keys.into_iter().try_for_each(|key| check("key", key.as_ref(), names::KEY))
+}
+
+fn check_size(value: &Value) -> Result<(), Error> {
+    match value.bytes.len() {
+        ..=VALUE_BYTES_MAX => Ok(()),
+        bytes => Err(Error::TooLarge(bytes)),
+    }
 }
 
 fn check(what: &'static str, name: &str, rule: names::Rule) -> Result<(), Error> {

@@ -297,6 +297,17 @@ impl Tables<'_> {
         Ok(found.unwrap_or_default())
     }
 
+    /// Makes the digest anew from the items, which only damage can have parted from it.
+    pub fn recount(self, copy: i64, collection: &str) -> Sql<()> {
+        let items = self.seqs(copy, collection, &Bounds::everything())?;
+        let hashes = items.iter().map(|(key, seq)| item_hash(collection, key, *seq));
+        let digest = hashes.collect::<Digest>().to_idl();
+        self.run(
+            "UPDATE digests SET items = ?3, digest = ?4 WHERE copy = ?1 AND collection = ?2",
+            params![copy, collection, items.len(), digest],
+        )
+    }
+
     /// The seqs of another epoch compare with nothing.
     pub fn forget_digest_seqs(self, copy: i64) -> Sql<()> {
         self.run("UPDATE digests SET seq = 0 WHERE copy = ?", [copy])
@@ -320,7 +331,7 @@ impl Tables<'_> {
         let mut row = self.digest(copy, collection)?;
         if let Some(old) = old {
             row.digest.remove(item_hash(collection, key, old));
-            row.items -= 1;
+            row.items = row.items.saturating_sub(1);
         }
         if let Some(new) = new {
             row.digest.add(item_hash(collection, key, new));

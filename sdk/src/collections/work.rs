@@ -4,7 +4,7 @@
 //! and after, so that the app hears of each change that it can see and of no other.
 
 use super::edits::over;
-use super::repairs::Repairs;
+use super::repairs::{Purpose, Repairs};
 use super::tables::{EditRow, Flag, ShelfRow, Tables};
 use super::{Error, Happening, ItemChange, Outcome, Who};
 use crate::items::{Change, CollectionDigest, Item, Side, Step, To, Value, What};
@@ -65,7 +65,7 @@ impl Work<'_> {
             (To::Own, None) => {
                 let item = self.tables.item(copy, collection, key)?;
                 if item.is_none_or(|item| item.seq != seq) {
-                    self.repairs.need(shelf.id, collection);
+                    self.repairs.need(shelf.id, collection, Purpose::Digest);
                 }
                 return Ok(());
             }
@@ -228,7 +228,7 @@ impl Work<'_> {
                 collection = theirs.collection,
                 "a collection differs from the gateway's"
             );
-            self.repairs.need(shelf.id, &theirs.collection);
+            self.repairs.need(shelf.id, &theirs.collection, Purpose::Digest);
         }
         Ok(())
     }

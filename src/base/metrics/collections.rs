@@ -44,6 +44,8 @@ pub struct CollectionMetrics {
     pub bytes: Counter,
     /// Snapshots that began for a device, by why.
     pub snapshots: CounterBy<SnapshotReason>,
+    /// Devices that went on without one, because long-term storage did not come so far in time.
+    pub given_up: Counter,
     /// Chunks of them that were sent.
     pub chunks: Counter,
     /// Bytes of these before they were packed.
@@ -56,6 +58,7 @@ impl CollectionMetrics {
             changes: CounterBy::new("carillon_changes_total", "outcome"),
             bytes: counter!("carillon_change_bytes_total"),
             snapshots: CounterBy::new("carillon_snapshots_total", "reason"),
+            given_up: counter!("carillon_snapshots_given_up_total"),
             chunks: counter!("carillon_snapshot_chunks_total"),
             chunk_bytes: counter!("carillon_snapshot_bytes_total"),
         }

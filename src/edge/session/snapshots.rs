@@ -159,7 +159,11 @@ impl Session {
                 out.effects.push(Effect::Wake(gathering.not_before_ms));
             }
             // What it lacks then, digests find.
-            Part::Later | Part::Deltas => self.end_chunks(index, at, &id),
+            Part::Later => {
+                out.effects.push(Effect::GaveUp);
+                self.end_chunks(index, at, &id);
+            }
+            Part::Deltas => self.end_chunks(index, at, &id),
             Part::Chunk(chunk) => {
                 gathering.tries = 0;
                 self.send_chunk(cx, (index, at), &queue, chunk, out);

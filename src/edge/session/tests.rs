@@ -42,6 +42,8 @@ struct Rig {
     client: Decoder,
     /// What is pulled next lacks what retention dropped.
     is_torn: bool,
+    /// Snapshots that the device waited for in vain.
+    given_up: u32,
 }
 
 const EPOCH: Epoch = Epoch(1);
@@ -94,6 +96,7 @@ impl Rig {
             stored: HashMap::new(),
             client: Decoder::client(connect.version, u32::MAX),
             is_torn: false,
+            given_up: 0,
         }
     }
 
@@ -181,8 +184,12 @@ impl Rig {
     /// Stores what was acknowledged, as the service would.
     fn settle(&mut self) {
         for effect in self.out.effects.drain(..) {
-            if let Effect::Acknowledge { queue, position, .. } = effect {
-                self.stored.insert(queue, position.seq.0);
+            match effect {
+                Effect::Acknowledge { queue, position, .. } => {
+                    self.stored.insert(queue, position.seq.0);
+                }
+                Effect::GaveUp => self.given_up += 1,
+                _ => {}
             }
         }
     }

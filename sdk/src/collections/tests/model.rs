@@ -117,6 +117,7 @@ impl World {
                 self.reconnect();
             }
             97 => self.spoil(),
+            98 => self.distrust(),
             _ => self.fold = (self.fold + self.below(8) as usize).min(self.log.len()),
         }
         self.hear();
@@ -409,6 +410,16 @@ impl World {
         self.heard = self.visible();
     }
 
+    /// The app wants to be sure.
+    fn distrust(&mut self) {
+        let shelf = self.desk.shelf();
+        let asked = match self.below(2) {
+            0 => shelf.compare("notes"),
+            _ => shelf.fetch("notes"),
+        };
+        asked.unwrap();
+    }
+
     fn visible(&self) -> BTreeMap<String, String> {
         let items = self.desk.shelf().items("notes").unwrap().into_iter();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -431,7 +442,9 @@ impl World {
                 Happening::Settled { number, outcome, .. } => {
                     self.settled.insert(number, outcome);
                 }
-                Happening::Skipped { .. } | Happening::Refused { .. } => {}
+                Happening::Skipped { .. }
+                | Happening::Refused { .. }
+                | Happening::Compared { .. } => {}
                 Happening::Replaced { .. } | Happening::Forgotten { .. } => panic!("{happening:?}"),
             }
         }

@@ -145,6 +145,26 @@ fn without_long_term_storage_a_device_waits_and_then_goes_on_with_what_is_held()
 }
 
 #[test]
+fn who_waited_for_long_term_storage_long_enough_goes_on_and_is_counted() {
+    let mut rig = Rig::v5();
+    let asked = torn(&mut rig);
+    let mut waits = 0;
+    let seen = loop {
+        rig.input(Input::Answer(Answer::Chunk(asked.clone(), Part::Later)));
+        let seen = downs(rig.pump());
+        if !seen.is_empty() {
+            break seen;
+        }
+        assert_eq!(rig.given_up, 0);
+        waits += 1;
+        assert!(waits < 100, "for ever");
+    };
+    assert_eq!((waits, rig.given_up), (24, 1));
+    let deltas = &seen[0].1.deltas.as_ref().unwrap().deltas;
+    assert_eq!(deltas[0].jump, Some(idl::JumpReason::OVERFLOW));
+}
+
+#[test]
 fn a_snapshot_where_the_following_began_moves_the_stored_pointer_there() {
     let mut rig = Rig::v5();
     let asked = torn(&mut rig);
