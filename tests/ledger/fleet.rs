@@ -119,6 +119,9 @@ struct Shared {
     scheduled: Mutex<Vec<String>>,
     /// Ids of the events that the callback must be told.
     owed: Mutex<BTreeSet<String>>,
+    /// The newest message of each sender in each queue that its next one there takes the place of, also of an
+    /// earlier load: after a crash it may be on its way again.
+    collapsible: Mutex<HashMap<(usize, Queue), u64>>,
 }
 
 impl Fleet {
@@ -133,6 +136,7 @@ impl Fleet {
             numbers: AtomicU64::new(1),
             scheduled: Mutex::default(),
             owed: Mutex::default(),
+            collapsible: Mutex::default(),
             plan,
         });
         let follows = (0..shared.plan.devices).map(|device| {
@@ -293,7 +297,6 @@ impl Shared {
     ) {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut collapsible = HashMap::new();
         while !*stop.borrow() {
             ticks.tick().await;
             let (to, target) = self.target(&mut dice);
@@ -314,7 +317,8 @@ impl Shared {
             }
             if let ([queue], true) = (to.as_slice(), dice.percent(self.plan.collapsed_percent)) {
                 options["collapse_key"] = json!(format!("of sender {sender}"));
-                if let Some(earlier) = collapsible.insert(*queue, number) {
+                let earlier = self.collapsible.lock().unwrap().insert((sender, *queue), number);
+                if let Some(earlier) = earlier {
                     self.ledger.note(Event::MaySkip { message: earlier });
                 }
             }
