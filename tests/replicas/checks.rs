@@ -129,6 +129,8 @@ fn judge_phone(phone: &Phone, truth: &Truth, history: &[Entry]) -> Vec<String> {
         // Nobody but the rule may drop an edit; merged items have the stamp of the newest maker.
         let must = match (&edit.outcome, edit.collection.as_str()) {
             (Some(Outcome::Lost | Outcome::Invalid(_)), _) => Some(false),
+            // A delete that knew a copy and not the item takes the copy away, which has no maker.
+            (Some(Outcome::Applied), "keep_both") if edit.text.is_none() => None,
             (Some(Outcome::Applied | Outcome::Copied), _) => Some(true),
             (None, "keep_both") if edit.text.is_some() => Some(true),
             (Some(Outcome::Merged) | None, _) => None,
