@@ -229,6 +229,7 @@ impl World {
             | Effect::Reported(_)
             | Effect::Receipt(_)
             | Effect::Gave(_)
+            | Effect::GaveUp
             | Effect::Wake(_) => {}
         }
     }
