@@ -78,7 +78,9 @@ struct Link {
 /// What the gateway was told.
 #[derive(Debug)]
 enum Stated {
-    /// The digest of everything, or all positions in one frame: the answer lists all registrations.
+    /// The digest of everything.
+    Digest,
+    /// All positions in one frame: the answer lists all registrations.
     Everything,
     /// Positions of these.
     Some(Vec<RegId>),
@@ -98,7 +100,7 @@ impl Replica {
     /// A new connection begins: its first frame.
     pub fn begin(&mut self) -> idl::Up {
         self.link = Link::default();
-        self.link.unanswered.push_back(Stated::Everything);
+        self.link.unanswered.push_back(Stated::Digest);
         let digest = self.state.digest().to_idl();
         stated::up_resume(digest)
     }
@@ -161,8 +163,12 @@ impl Replica {
             regids.collect::<BTreeSet<RegId>>()
         });
         match (self.link.answered()?, listed) {
-            (Stated::Everything, Some(listed)) => self.keep_only(&listed, &mut outcome),
-            (Stated::Everything | Stated::Some(_), _) => {}
+            (Stated::Digest | Stated::Everything, Some(listed)) => {
+                self.keep_only(&listed, &mut outcome);
+            }
+            // The digests agree. They say nothing of a registration that has no position yet.
+            (Stated::Digest, None) if self.has_bare() => self.state_everything(&mut outcome),
+            (Stated::Digest | Stated::Everything | Stated::Some(_), _) => {}
         }
         Ok(outcome)
     }
@@ -174,6 +180,16 @@ impl Replica {
     pub fn ask_positions(&mut self) -> Result<Outcome, Fault> {
         self.link.answered()?;
         let mut outcome = Outcome::default();
+        self.state_everything(&mut outcome);
+        Ok(outcome)
+    }
+
+    /// A registration of which nothing has come yet.
+    fn has_bare(&self) -> bool {
+        self.state.registrations.values().any(|known| known.positions.is_empty())
+    }
+
+    fn state_everything(&mut self, outcome: &mut Outcome) {
         let frames = stated::everything(&self.state);
         let is_one = frames.len() == 1;
         let last = frames.len() - 1;
@@ -185,7 +201,6 @@ impl Replica {
                 false => Stated::Some(regids),
             });
         }
-        Ok(outcome)
     }
 
     /// A registration is no more, because the device stayed away. It is to be made again, if we know how.
@@ -336,7 +351,7 @@ impl Link {
         let stated = self.unanswered.pop_front();
         let stated = stated.ok_or(Fault("an answer without a question"))?;
         match &stated {
-            Stated::Everything => self.asked.clear(),
+            Stated::Digest | Stated::Everything => self.asked.clear(),
             Stated::Some(regids) => self.asked.retain(|regid| !regids.contains(regid)),
         }
         Ok(stated)

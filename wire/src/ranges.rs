@@ -144,9 +144,13 @@ impl KeyRange {
     /// From the wire.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: bounds that end before they begin, or a negative count.
+    /// [`Error::Invalid`]: bounds that end before they begin or are longer than a key can make them, or a negative count.
     pub fn from_idl(range: idl::KeyRange) -> Result<Self, Error> {
         let idl::KeyRange { first, before, items, digest } = range;
+        let longest = before.as_ref().map_or(first.len(), |before| before.len().max(first.len()));
+        if longest > BOUND_BYTES_MAX {
+            return Err(Error::Invalid("ranges: bounds of at most 257 bytes"));
+        }
         if before.as_ref().is_some_and(|before| *before <= first) {
             return Err(Error::Invalid("before"));
         }
@@ -166,6 +170,8 @@ impl KeyRange {
     }
 }
 
+/// A key of 256 bytes and what separates it from the next one.
+const BOUND_BYTES_MAX: usize = 257;
 /// Into how many parts a range is split.
 pub const PARTS_MAX: u64 = 16;
 /// So many ranges, in order and not overlapping, are stated at once.

@@ -106,3 +106,14 @@ proptest! {
         prop_assert_eq!(device, gateway);
     }
 }
+
+#[test]
+fn bounds_are_no_longer_than_a_key_makes_them() {
+    let of = |first: usize, before: usize| {
+        let before = Some("z".repeat(before));
+        KeyRange::of("notes", Bounds { first: "a".repeat(first), before }, [("", 0); 0]).to_idl()
+    };
+    assert!(KeyRange::from_idl(of(257, 257)).is_ok());
+    assert!(KeyRange::from_idl(of(258, 1)).is_err());
+    assert!(KeyRange::from_idl(of(1, 258)).is_err());
+}

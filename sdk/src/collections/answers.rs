@@ -56,8 +56,8 @@ impl Work<'_> {
         let Some(repair) = self.repairs.running().cloned() else { return Ok(()) };
         let shelf = self.tables.shelf_of(repair.shelf)?.filter(|shelf| !shelf.is_gathering);
         let Some(shelf) = shelf else {
-            let ended = self.repairs.give_up();
-            return self.compared(ended, None);
+            self.repairs.interrupt(repair.shelf);
+            return Ok(());
         };
         let (mut differing, mut has_changed) = (Vec::new(), false);
         for range in ranges {
@@ -71,19 +71,19 @@ impl Work<'_> {
                 let copy = shelf.copy(Side::Items);
                 let seqs = self.tables.seqs(copy, &repair.collection, &theirs.bounds)?;
                 let ours = KeyRange::of(&repair.collection, theirs.bounds.clone(), seqs);
-                if ours != theirs || repair.purpose == Purpose::Fetch {
+                if ours != theirs || !repair.purpose.states_what_is_held() {
                     differing.push(theirs.bounds);
                 }
             }
         }
-        if repair.purpose == Purpose::Refresh {
-            self.refreshed(&shelf, &repair)?;
+        let Some(ended) = self.repairs.answered(differing, has_changed) else { return Ok(()) };
+        match ended.purpose {
+            Purpose::Refresh => self.refreshed(&shelf, &ended)?,
+            Purpose::Digest | Purpose::Compare | Purpose::Fetch => {
+                self.tables.recount(shelf.copy(Side::Items), &ended.collection)?;
+            }
         }
-        let ended = self.repairs.answered(differing, has_changed);
-        if ended.is_some() && repair.purpose != Purpose::Refresh {
-            self.tables.recount(shelf.copy(Side::Items), &repair.collection)?;
-        }
-        self.compared(ended, None)
+        self.compared(Some(ended), None)
     }
 
     /// A repair has ended; the app is told if it asked for it.

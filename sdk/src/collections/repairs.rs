@@ -21,7 +21,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// Only what differs comes.
-    fn states_what_is_held(self) -> bool {
+    pub fn states_what_is_held(self) -> bool {
         matches!(self, Self::Digest | Self::Compare)
     }
 
@@ -30,10 +30,11 @@ impl Purpose {
         matches!(self, Self::Compare | Self::Fetch)
     }
 
+    /// Of others the next digest finds the rest.
     fn rounds_max(self) -> u32 {
         match self {
-            Self::Fetch => FETCH_ROUNDS_MAX,
-            Self::Refresh | Self::Digest | Self::Compare => ROUNDS_MAX,
+            Self::Fetch | Self::Compare => ASKED_ROUNDS_MAX,
+            Self::Refresh | Self::Digest => ROUNDS_MAX,
         }
     }
 }
@@ -95,10 +96,8 @@ impl Repairs {
 
     /// The repair that goes on, or one that begins if any is needed: only of shelves that are ready for it.
     pub fn next(&mut self, is_ready: impl Fn(i64) -> bool) -> Option<&mut Repair> {
-        if let Some(stopped) = self.running.take_if(|running| !is_ready(running.shelf))
-            && stopped.purpose.is_asked_for()
-        {
-            self.need(stopped.shelf, &stopped.collection, stopped.purpose);
+        if let Some(running) = self.running.as_ref().filter(|running| !is_ready(running.shelf)) {
+            self.interrupt(running.shelf);
         }
         if self.running.is_none() {
             let needed = self.needed.keys().find(|(shelf, _)| is_ready(*shelf))?.clone();
@@ -107,6 +106,16 @@ impl Repairs {
             self.running = Some(Repair::new(shelf, collection, purpose, everything));
         }
         self.running.as_mut()
+    }
+
+    /// The items of a shelf become others altogether: an answer that is on its way is of no use any more, and the repair
+    /// begins again. What the app's handler failed on is marked in the items.
+    pub fn interrupt(&mut self, shelf: i64) {
+        if let Some(stopped) = self.running.take_if(|running| running.shelf == shelf)
+            && stopped.purpose != Purpose::Refresh
+        {
+            self.need(stopped.shelf, &stopped.collection, stopped.purpose);
+        }
     }
 
     /// Begins to fetch items that the app's handler failed on, at most [`RANGES_MAX`].
@@ -178,6 +187,8 @@ impl Repair {
             let count = self.left.len().min(RANGES_MAX);
             self.stated = self.left.drain(..count).collect();
         }
+        // The handler has had what a delta brought.
+        self.refreshed.retain(|key| !self.touched.contains(key));
         self.touched.clear();
         let mut ranges = Vec::new();
         for bounds in self.stated.iter().cloned() {
@@ -212,5 +223,5 @@ pub const RANGES_MAX: usize = STATED_MAX;
 const CONFIRMATIONS_MAX: u32 = 2;
 /// Exchanges of one repair.
 const ROUNDS_MAX: u32 = 64;
-/// The same where all items come, a frame of them at a time.
-const FETCH_ROUNDS_MAX: u32 = 1 << 14;
+/// The same where the app waits for the end, and all items may come, a frame of them at a time.
+const ASKED_ROUNDS_MAX: u32 = 1 << 16;

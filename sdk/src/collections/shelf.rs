@@ -104,7 +104,8 @@ impl Shelf {
 
     /// Makes these the items of a collection: those that are others, or are not there, are put, those that are not named
     /// are deleted, in one step. How many edits that took. Edits have seen what is here now (a device that was offline
-    /// for long better calls this online); against what others change meanwhile the collection's rule stands.
+    /// for long better calls this online); against what others change meanwhile the collection's rule stands, and where that is `merge`, fields
+    /// that an item has and its new value does not name stay.
     ///
     /// # Errors
     /// See [`Error`]; nothing is changed then.

@@ -7,10 +7,11 @@ mod poison;
 mod snapshots;
 
 use carillon_wire::idl;
+use carillon_wire::ranges::KeyRange;
 
 use super::*;
 use crate::replica::tests::{jump, tag};
-use desk::{ALIAS, Desk, change, collection_digest, delta, deltas, value};
+use desk::{ALIAS, Desk, change, collection_digest, delta, deltas, ok, repaired, rows_of, value};
 
 const NEW: idl::JumpReason = idl::JumpReason::NEW;
 
@@ -95,6 +96,62 @@ fn s19_a_digest_that_differs_is_repaired_by_ranges() {
 
 fn with_digest(range: (u64, u64), digest: idl::CollectionDigest) -> idl::Deltas {
     idl::Deltas { digests: Some(vec![digest]), ..deltas(vec![delta(1, range, Vec::new())]) }
+}
+
+#[test]
+fn s22_a_copy_that_differs_everywhere_is_compared_to_its_end() {
+    const ITEMS: u64 = 600;
+    let mut desk = Desk::at(5);
+    let (first, last) = (6, 5 + ITEMS);
+    let entries = (first..=last).map(|seq| change(seq, &format!("k{seq:05}"), Some("v"))).collect();
+    desk.take(deltas(vec![delta(1, (first, last), entries)]));
+    let held: Vec<_> = (first..=last).map(|seq| (format!("k{seq:05}"), seq - 1)).collect();
+    let mut changes = desk.collections.changes();
+    desk.shelf().compare("notes").unwrap();
+    let mut exchanges = 0;
+    while let Some(errand) = desk.errand() {
+        let mut given = repaired(&errand.up.repair.clone().unwrap(), &held);
+        // Items are large: an answer has room for those of one range.
+        for range in given.iter_mut().filter(|range| range.items.is_some()).skip(1) {
+            let bounds = KeyRange::from_idl(range.range.clone()).unwrap().bounds;
+            let within = held.iter().filter(|(key, _)| bounds.contains(key)).cloned();
+            let there = KeyRange::of("notes", bounds.clone(), within);
+            (range.items, range.parts) = (None, Some(vec![there.to_idl()]));
+        }
+        desk.answer(&errand, idl::Result { ranges: Some(given), ..ok() });
+        exchanges += 1;
+    }
+    assert!(exchanges > 64, "an unasked repair would have ended before: {exchanges}");
+    assert_eq!(desk.rows(), held);
+    let told = std::iter::from_fn(|| changes.try_recv().ok());
+    let ends = told.filter(|one| matches!(one, Happening::Compared { refused: None, .. }));
+    assert_eq!(ends.count(), 1);
+}
+
+#[test]
+fn a_comparison_that_a_snapshot_interrupts_begins_again_behind_it() {
+    let mut desk = Desk::at(5);
+    desk.take(deltas(vec![delta(1, (6, 6), vec![change(6, "a", Some("v"))])]));
+    desk.shelf().compare("notes").unwrap();
+    let asked = desk.errand().unwrap();
+    let mut changes = desk.collections.changes();
+    desk.collections
+        .transact(|work| {
+            let mut shelf = work.tables.shelves()?.remove(0);
+            work.began(&mut shelf)?;
+            Ok(work.switched(&mut shelf, 1, 9)?)
+        })
+        .unwrap();
+    // The snapshot had nothing: an answer from before it must not bring anything back.
+    let given = repaired(&asked.up.repair.clone().unwrap(), &rows_of(&["a 6", "b 6"]));
+    desk.answer(&asked, idl::Result { ranges: Some(given), ..ok() });
+    assert_eq!(desk.items(), "");
+    let again = desk.errand().unwrap();
+    assert_eq!(again.up.repair.as_ref().unwrap().seq, 9);
+    desk.answer(&again, ok());
+    let told: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
+    let ends = told.iter().filter(|one| matches!(one, Happening::Compared { .. }));
+    assert_eq!(ends.count(), 1);
 }
 
 #[test]

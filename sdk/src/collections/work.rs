@@ -170,8 +170,9 @@ impl Work<'_> {
         self.seen(shelf, name, before, Who::Elsewhere)
     }
 
-    fn began(&mut self, shelf: &mut ShelfRow) -> Result<(), Error> {
+    pub(super) fn began(&mut self, shelf: &mut ShelfRow) -> Result<(), Error> {
         self.voided(shelf)?;
+        self.repairs.interrupt(shelf.id);
         shelf.is_gathering = true;
         Ok(self.tables.update_shelf(shelf)?)
     }
@@ -191,7 +192,13 @@ impl Work<'_> {
         Ok(self.tables.update_shelf(shelf)?)
     }
 
-    fn switched(&mut self, shelf: &mut ShelfRow, epoch: u32, seq: u64) -> Result<(), Error> {
+    pub(super) fn switched(
+        &mut self,
+        shelf: &mut ShelfRow,
+        epoch: u32,
+        seq: u64,
+    ) -> Result<(), Error> {
+        self.repairs.interrupt(shelf.id);
         let (old, new) = (shelf.copy(Side::Items), shelf.copy(Side::Gathered));
         let mut names = self.tables.differing(old, new)?;
         let arrived = self.arrived(shelf, epoch, seq)?;
@@ -241,6 +248,7 @@ impl Work<'_> {
             return self.voided(shelf);
         };
         self.tables.move_edits(shelf.id, &mut successor)?;
+        self.repairs.forget(shelf.id);
         self.tables.delete_shelf(shelf)?;
         Ok(())
     }

@@ -294,6 +294,21 @@ fn everything_is_stated_when_asked() {
 }
 
 #[test]
+fn a_digest_says_nothing_of_a_registration_that_has_no_position() {
+    let mut replica = replica();
+    replica.begin();
+    let agreed = || idl::Resumed { regids: None };
+    assert!(replica.resumed(agreed()).unwrap().send.is_empty());
+    replica.registered(RegId::from("r0"));
+    replica.begin();
+    let outcome = replica.resumed(agreed()).unwrap();
+    assert_eq!(stated(&outcome).len(), 2, "it asks which ones the gateway has");
+    let listed = idl::Resumed { regids: Some(vec!["r1".into()]) };
+    let outcome = replica.resumed(listed).unwrap();
+    assert!(matches!(&outcome.deliver[..], [Received::Ended { regid }] if regid.as_str() == "r0"));
+}
+
+#[test]
 fn a_device_that_has_nothing_states_an_empty_list() {
     let mut replica = Replica::new(State::default());
     replica.begin();

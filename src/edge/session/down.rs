@@ -135,9 +135,9 @@ pub fn item(item: ItemView) -> idl::Item {
     }
 }
 
-/// Pushing starts now.
-pub fn resumed(regids: Vec<String>) -> idl::Down {
-    idl::Down { resumed: Some(idl::Resumed { regids: Some(regids) }), ..empty() }
+/// Pushing starts now. Where the digests agree, the device knows its registrations.
+pub fn resumed(regids: Option<Vec<String>>) -> idl::Down {
+    idl::Down { resumed: Some(idl::Resumed { regids }), ..empty() }
 }
 
 /// The digest differs.

@@ -283,14 +283,12 @@ impl Session {
     ) {
         match standings {
             None => self.reply(down::ask_positions(), Some(ticket), out),
-            // Deltas flow already: what is in flight stays.
-            Some(standings) if matches!(&self.mode, Mode::Frames(frames) if frames.is_attached) => {
-                let regids = standings.iter().map(|standing| standing.regid.to_string()).collect();
-                self.reply(down::resumed(regids), Some(ticket), out);
-            }
             Some(standings) => {
-                let regids = self.attach(standings, Begin::Reset, out);
-                self.reply(down::resumed(regids), Some(ticket), out);
+                // Where deltas flow already, what is in flight stays.
+                if !matches!(&self.mode, Mode::Frames(frames) if frames.is_attached) {
+                    self.attach(standings, Begin::Reset, out);
+                }
+                self.reply(down::resumed(None), Some(ticket), out);
             }
         }
     }
@@ -313,7 +311,7 @@ impl Session {
         for Unknown { regid, .. } in expired {
             self.reply(down::ended(regid, Some(idl::EndReason::EXPIRED)), None, out);
         }
-        self.reply(down::resumed(regids), Some(ticket), out);
+        self.reply(down::resumed(Some(regids)), Some(ticket), out);
         for Unknown { regid, .. } in others {
             self.reply(down::ended(regid, None), None, out);
         }
@@ -364,9 +362,11 @@ impl Session {
     /// so a client that keeps to our Receive Maximum never fills what is pending.
     pub(super) fn reply(&mut self, down: idl::Down, uplink: Option<Ticket>, out: &mut Output) {
         let mut frame = Vec::new();
-        // Our replies hold at most the regIDs of one device: far below a frame's bound.
-        let encoded = frame::encode_down(&down, &mut frame);
-        assert!(encoded.is_ok(), "a reply fits a frame");
+        if let Err(error) = frame::encode_down(&down, &mut frame) {
+            // Replies are made to fit: this is a defect of ours, and not the device's.
+            tracing::error!(%error, "a connection ends because a reply fits no frame");
+            return self.close(CloseReason::Unavailable, out);
+        }
         if let Mode::Frames(frames) = &mut self.mode {
             frames.rare().pending.push_back(Reply { frame, uplink });
         }

@@ -1,6 +1,7 @@
 //! Items that the app's handler cannot take.
 
 use carillon_wire::idl;
+use carillon_wire::ranges::{Bounds, KeyRange};
 
 use super::desk::{self, Desk, change, delta, deltas, fail_on};
 use crate::collections::Happening;
@@ -83,4 +84,27 @@ fn a_deletion_that_the_handler_cannot_take_is_passed_over() {
         told.iter().any(|one| matches!(one, Happening::Skipped { reason, .. } if reason == "no"))
     );
     assert_eq!((desk.items().as_str(), desk.errand()), ("", None));
+}
+
+#[test]
+fn i10_items_that_did_not_fit_the_answer_are_fetched_before_they_are_judged() {
+    let mut desk = Desk::at(5);
+    desk.pass_ms(FIVE_MINUTES_MS);
+    let failures = fail_on(&desk, "damaged");
+    let mut changes = desk.collections.changes();
+    let entries = vec![change(6, "a", Some("damaged")), change(7, "b", Some("damaged"))];
+    desk.take(deltas(vec![delta(1, (6, 7), entries)]));
+    assert_eq!(*failures.lock().unwrap(), 2);
+    // Of the second one the gateway says only that it is there, with the number that it has here.
+    let errand = desk.errand().unwrap();
+    let mut given =
+        desk::repaired(&errand.up.repair.clone().unwrap(), &desk::rows_of(&["a 6", "b 7"]));
+    let held = KeyRange::of("notes", Bounds::one("b"), [("b", 7)]);
+    (given[1].items, given[1].parts) = (None, Some(vec![held.to_idl()]));
+    desk.answer(&errand, idl::Result { ranges: Some(given), ..desk::ok() });
+    assert_eq!(refresh(&desk, &["a 6", "b 7"]), ["b"]);
+    assert_eq!((desk.items().as_str(), desk.errand()), ("a=v b=v", None));
+    assert_eq!(*failures.lock().unwrap(), 2, "both came well");
+    let told: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
+    assert!(!told.iter().any(|one| matches!(one, Happening::Skipped { .. })), "{told:?}");
 }
