@@ -164,11 +164,14 @@ fn s18_coalesced_deltas_from_any_position_lead_to_the_same_items() {
         all.left_out += seen.left_out;
         all.messages += seen.messages;
         all.lost_calls += seen.lost_calls;
+        all.gone_calls += seen.gone_calls;
+        all.whole_calls += seen.whole_calls;
     }
     println!("{all:?}");
     let is_whole = seeds.end - seeds.start > 1;
     assert!(!is_whole || all.left_out > 100 && all.messages > 100, "{all:?}");
     assert!(!is_whole || all.lost_calls > 10, "{all:?}");
+    assert!(!is_whole || all.gone_calls > 10 && all.whole_calls > 10, "{all:?}");
 }
 
 #[tokio::test]
@@ -189,7 +192,7 @@ async fn what_the_collections_hold_is_the_same_after_a_restart_from_disk() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s3_the_changes_of_one_call_are_contiguous_and_all_or_none_are_there() {
+async fn s3_the_changes_of_calls_at_once_are_contiguous() {
     let scene = Scene::new().await;
     let call = |n: u64| {
         let set = |key: &str| scene.ask("newest", key, Some(json(&n.to_string())), None);

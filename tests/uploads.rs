@@ -106,6 +106,40 @@ async fn s20_m9_an_own_change_comes_back_without_its_value_and_others_get_it() {
 }
 
 #[tokio::test]
+async fn s23_edits_go_up_and_changes_come_down_in_one_request() {
+    const EACH: i64 = 30;
+    let (node, app) = notes(Rule::Newest).await;
+    let (ann, bob) = (member(&node, &app).await, member(&node, &app).await);
+    let (mut one, mut other) = (settled(&node, &ann).await, settled(&node, &bob).await);
+    // Who was never given an item waits for a snapshot first.
+    let first = edit(1, "first", Some("1"), 0, 0);
+    say(&other, vec![first.clone()]).await;
+    one.reach(1).await;
+    other.reach(1).await;
+    let edits = |from: i64, whose: &str| {
+        let edit = |n| {
+            edit(n, &format!("{whose} {n}"), Some(&format!("{{\"{whose}\":{n}}}")), 0, n as u64)
+        };
+        (from..from + EACH).map(edit).collect::<Vec<_>>()
+    };
+    say(&other, edits(2, "other")).await;
+    let (epoch, _) = one.at();
+    let (answers, frames) = one.visit(&[upload(7, &ann, epoch, edits(1, "one"))]).await;
+    let result = answers.iter().find_map(|down| down.result.as_ref()).expect("the results");
+    assert_eq!(outcomes(result), (1..=EACH).map(|n| (n, O::APPLIED)).collect::<Vec<_>>());
+    assert_eq!(frames, 1, "all that is new comes with the same answer");
+    let (own, theirs): (Vec<_>, Vec<_>) =
+        one.changes[1..].iter().partition(|(_, change)| change.cseq.is_some());
+    assert!(own.iter().all(|(_, change)| change.value.is_none()));
+    assert!(theirs.iter().all(|(_, change)| change.value.is_some()));
+    assert_eq!((own.len() as i64, theirs.len() as i64), (EACH, EACH));
+    other.reach(1 + 2 * EACH as u64).await;
+    let of = |edits: Vec<idl::Edit>| edits.into_iter().map(|edit| (edit.cseq, edit)).collect();
+    let theirs = [vec![first], edits(2, "other")].concat();
+    assert_eq!(one.items(&of(edits(1, "one"))), other.items(&of(theirs)));
+}
+
+#[tokio::test]
 async fn s20_what_is_sent_again_gets_the_same_answer_and_is_not_done_again() {
     let (node, app) = notes(Rule::Newest).await;
     let ann = member(&node, &app).await;

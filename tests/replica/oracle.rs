@@ -14,6 +14,7 @@ use carillon::{
             append::Ask,
             change::{Hlc, Kind, Origin, Stamp, Value},
             item::{Item, Totals, item_of},
+            rule::Rule,
         },
         entry::{Body, Change, Entry},
         position::{Epoch, Position, Seq},
@@ -82,6 +83,9 @@ pub struct Seen {
     pub left_out: usize,
     pub messages: usize,
     pub lost_calls: usize,
+    /// Calls that a crash cut off, of which nothing was there afterwards, and all.
+    pub gone_calls: usize,
+    pub whole_calls: usize,
 }
 
 pub struct World {
@@ -277,6 +281,11 @@ impl World {
         let (store, service) = (store.clone(), self.service().clone());
         let asks = self.asks();
         let (app, alias) = (self.app.clone(), self.alias.clone());
+        let three = tokio::spawn({
+            let (service, app, alias, asks) =
+                (service.clone(), app.clone(), alias.clone(), self.three());
+            async move { service.change(&app, &alias, asks).await.is_ok() }
+        });
         let (mut held, own) = (Vec::new(), self.calls);
         std::mem::swap(&mut held, &mut self.answered);
         let call = tokio::spawn(async move { service.change(&app, &alias, asks).await });
@@ -294,6 +303,38 @@ impl World {
         // Devices had seen only what was durable.
         let entries = self.entries();
         assert!(self.replicas.iter().all(|one| one.at <= entries.len() as u64), "call {own}");
+        self.check_three(&entries, three.await.unwrap());
+    }
+
+    /// Three new items in one call.
+    fn three(&self) -> Vec<Ask> {
+        let ask = |end| Ask {
+            collection: "newest".parse().unwrap(),
+            rule: Rule::Newest,
+            key: format!("{} {end}", self.calls).into(),
+            value: Some(json("3")),
+            base: None,
+            stamp: self.service().server_stamp(),
+        };
+        ["a", "b", "c"].map(ask).into()
+    }
+
+    /// S3: of a call that was cut off all changes are there, side by side, or none.
+    fn check_three(&mut self, entries: &[Entry], is_answered: bool) {
+        let prefix = format!("{} ", self.calls);
+        let of = entries.iter().filter_map(change_of);
+        let of = of.filter(|(_, change)| change.key.starts_with(&prefix));
+        let seqs: Vec<u64> = of.map(|(seq, _)| seq.0).collect();
+        match seqs[..] {
+            [] => {
+                assert!(!is_answered, "call {} was answered and is not there", self.calls);
+                self.seen.gone_calls += 1;
+            }
+            [first, ..] => {
+                assert_eq!(seqs, [first, first + 1, first + 2], "of call {}", self.calls);
+                self.seen.whole_calls += 1;
+            }
+        }
     }
 
     /// Stops the node and opens what it left.
