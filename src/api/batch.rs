@@ -137,10 +137,8 @@ fn read(text: &[u8]) -> Result<Vec<Result<Send, Problem>>, Problem> {
     if let Ok(all) = serde_json::from_slice::<Request<Message<&RawValue>>>(text) {
         return Ok(all.messages.into_iter().map(Send::try_from).collect());
     }
-    let one = |text: Box<RawValue>| match serde_json::from_str::<Message>(text.get()) {
-        Ok(message) => message.try_into(),
-        Err(error) => Err(Problem::new(Code::InvalidRequest, error.to_string())),
-    };
+    let one =
+        |text: Box<RawValue>| parsed::<Message>(text.get().as_bytes()).and_then(Send::try_from);
     Ok(parsed::<Request<Box<RawValue>>>(text)?.messages.into_iter().map(one).collect())
 }
 
@@ -194,3 +192,17 @@ async fn answer(
 }
 
 const MESSAGES_MAX: usize = 500;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_a_wrong_shape_is_told_without_its_values() {
+        let text = br#"{"messages":[{"target":{"all":true},"payload":1,"ttl_s":"SECRET"}]}"#;
+        let mut all = read(text).map_err(drop).unwrap();
+        let Err(problem) = all.remove(0) else { panic!("it is wrong") };
+        let told = format!("{problem:?}");
+        assert!(told.contains("ttl_s") && !told.contains("SECRET"), "{told}");
+    }
+}
