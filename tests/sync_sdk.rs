@@ -94,6 +94,18 @@ impl Phone {
         self.device.bind(self.shelf.regid(), ALIAS, Some(&token)).await.unwrap();
     }
 
+    /// Two devices that follow the alias, hold what is there, and are offline.
+    async fn two_offline(scene: &Scene) -> [Self; 2] {
+        let at = scene.node.listen().mqtt;
+        let mut phones = [Self::new(scene, at).await, Self::new(scene, at).await];
+        for phone in &mut phones {
+            phone.bind(scene).await;
+            phone.hears(&served(scene).await).await;
+            phone.device.shutdown().await;
+        }
+        phones
+    }
+
     async fn stop(self) -> (Arc<tempfile::TempDir>, support::Device) {
         self.device.shutdown().await;
         (self.home, self.account)
@@ -322,12 +334,7 @@ async fn s20_two_devices_that_edit_offline_end_alike_and_hear_no_echo_of_their_o
     let scene = Scene::with(support::Options::default(), "merge").await;
     scene.change(vec![set("both", 1), set("gone", 2)]).await;
     let at = scene.node.listen().mqtt;
-    let mut phones = [Phone::new(&scene, at).await, Phone::new(&scene, at).await];
-    for phone in &mut phones {
-        phone.bind(&scene).await;
-        phone.hears(&served(&scene).await).await;
-        phone.device.shutdown().await;
-    }
+    let phones = Phone::two_offline(&scene).await;
     let json = |value: Value| carillon_sdk::Value::json(value.to_string());
     let [one, other] = &phones;
     one.shelf.patch(NOTES, "both", json(json!({"done": true}))).unwrap();

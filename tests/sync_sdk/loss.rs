@@ -9,13 +9,7 @@ use support::{Options, copy_dir};
 async fn lost(keep_mark: bool) -> (Scene, [(Arc<tempfile::TempDir>, support::Device); 2]) {
     let mut scene = Scene::with(Options::default(), "newest").await;
     scene.fill(30).await;
-    let at = scene.node.listen().mqtt;
-    let mut phones = [Phone::new(&scene, at).await, Phone::new(&scene, at).await];
-    for phone in &mut phones {
-        phone.bind(&scene).await;
-        phone.hears(&served(&scene).await).await;
-        phone.device.shutdown().await;
-    }
+    let phones = Phone::two_offline(&scene).await;
     scene.node.terminate().await;
     let (data, old) = (scene.node.data(), tempfile::tempdir().unwrap());
     let dirs = ["store", "longterm"];

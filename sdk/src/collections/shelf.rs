@@ -103,9 +103,11 @@ impl Shelf {
     }
 
     /// Makes these the items of a collection: those that are others, or are not there, are put, those that are not named
-    /// are deleted, in one step. How many edits that took. Edits have seen what is here now (a device that was offline
-    /// for long better calls this online); against what others change meanwhile the collection's rule stands, and where that is `merge`, fields
-    /// that an item has and its new value does not name stay.
+    /// are deleted, in one step. How many edits that took.
+    ///
+    /// The edits have seen what is here now: a device that was offline for long better calls this online. What others
+    /// change meanwhile is settled by the collection's rule; where that is `merge`, fields that an item has and its new
+    /// value does not name stay.
     ///
     /// # Errors
     /// See [`Error`]; nothing is changed then.
