@@ -113,12 +113,17 @@ impl Nat {
         for (name, count) in names.iter().zip(counts) {
             table.row(*name, [number(Some(count as f64), 0)]);
         }
+        let silences = nat.silences();
+        let (survived, fatal) = (silences.survived.percentiles(), silences.fatal.percentiles());
+        table.percentiles(&[("silences survived", survived), ("fatal", fatal)]);
         let [opened, forgotten, passed, dropped] = counts;
         let result = json!({ "kind": "nat", "result": {
             "flows_opened": opened,
             "flows_forgotten": forgotten,
             "bytes_passed": passed,
             "bytes_dropped": dropped,
+            "silences_survived": survived,
+            "silences_fatal": fatal,
         }});
         self.output.tell(&[table], &result)
     }

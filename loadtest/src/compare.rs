@@ -12,12 +12,13 @@ use tokio::time::sleep;
 
 use crate::credentials::Credentials;
 use crate::crew::Crew;
+use crate::histogram::Percentiles;
 use crate::mqtt::Version;
 use crate::order::{Choice, Cut, Open, Setup, Speech, Tls, TopicOf};
 use crate::peers::{Kind, Peer};
 use crate::report::{Output, Table, number};
 use crate::target::{Server, Sources};
-use crate::{connect, fanout, idle, storm, unicast};
+use crate::{connect, disk, fanout, idle, lanes, storm, unicast};
 
 /// Measure the gateway, other brokers and the floors side by side.
 #[derive(Debug, Args)]
@@ -52,6 +53,12 @@ pub struct Plan {
     /// Measure unicast too
     #[arg(long)]
     pub unicast: bool,
+    /// Measure how long a message takes at a fixed rate too, beside raw fdatasync
+    #[arg(long)]
+    pub latency: bool,
+    /// Measure how long a message takes beside broadcasts to all, too
+    #[arg(long)]
+    pub lanes: bool,
     /// Messages of a fan-out
     #[arg(long, default_value_t = 20)]
     pub fanout_messages: u32,
@@ -61,6 +68,15 @@ pub struct Plan {
     /// Messages of the unicast
     #[arg(long, default_value_t = 200_000)]
     pub unicast_messages: usize,
+    /// Messages a second of --latency
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 5_000.0)]
+    pub latency_rate: f64,
+    /// Messages of --latency
+    #[arg(long, default_value_t = 50_000)]
+    pub latency_messages: u32,
+    /// Single messages of --lanes, 200 a second, alone and beside broadcasts
+    #[arg(long, default_value_t = 1_200)]
+    pub lanes_messages: u32,
     /// The gateway's devices SUBSCRIBE `push` where the default is to speak frames
     #[arg(long)]
     pub plain: bool,
@@ -80,6 +96,15 @@ pub struct Run {
     pub storm: storm::Outcome,
     pub fanout: Option<fanout::Outcome>,
     pub unicast: Option<unicast::Outcome>,
+    pub latency: Option<Latency>,
+    pub lanes: Option<lanes::Outcome>,
+}
+
+/// A message to a random device at a fixed rate, and the disk before.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    pub unicast: unicast::Outcome,
+    pub fdatasync: Option<Percentiles>,
 }
 
 /// One server.
@@ -178,7 +203,9 @@ impl Stage<'_> {
         sleep(self.settle).await;
         let storm = self.storm(&peer, &line).await.context("storm")?;
         let fanout = self.fanout(&peer, &line).await.context("fanout")?;
-        Ok(Run { idle, connect, storm, fanout, unicast })
+        let latency = self.latency(&peer, &line).await.context("latency")?;
+        let lanes = self.lanes(&peer, &line).await.context("lanes")?;
+        Ok(Run { idle, connect, storm, fanout, unicast, latency, lanes })
     }
 
     async fn storm(
@@ -223,30 +250,82 @@ impl Stage<'_> {
     }
 
     /// The floors cannot: they send everything to everybody.
+    fn can_unicast(&self) -> bool {
+        !matches!(self.kind, Kind::FloorMio | Kind::FloorTokio)
+    }
+
     async fn unicast(
         &self,
         crew: &mut Crew,
         server: &Server,
         peer: &Peer,
     ) -> anyhow::Result<Option<unicast::Outcome>> {
-        let is_floor = matches!(self.kind, Kind::FloorMio | Kind::FloorTokio);
-        if !self.plan.unicast || is_floor {
+        if !self.plan.unicast || !self.can_unicast() {
             return Ok(None);
         }
-        let (sender, batch) = match &peer.gateway {
-            Some(gateway) => {
-                let devices = Credentials::read(&gateway.credentials, self.plan.devices, 0, 1)?;
-                let (api, devices) = (gateway.api.clone(), devices.into());
-                (unicast::Sender::Gateway { api, devices, concurrency: 8 }, 500)
-            }
-            None => (unicast::Sender::Broker { publishers: 4, window: 50 }, 1),
-        };
-        let batch = batch.min(self.plan.devices);
+        let batch = if peer.gateway.is_some() { BATCH.min(self.plan.devices) } else { 1 };
         let sends = u32::try_from(self.plan.unicast_messages.div_ceil(batch))?;
         let choice = Choice { seed: 1, batch, sends, devices: self.plan.devices, from: 0 };
-        let drain = Duration::from_secs(10);
-        let plan = unicast::Plan { choice, rate: None, bytes: BYTES, drain };
+        let plan = unicast::Plan { choice, rate: None, bytes: BYTES, drain: DRAIN };
+        let sender = self.sender(peer, REQUESTS)?;
         unicast::measure(crew, server, &sender, plan).await.map(Some)
+    }
+
+    fn sender(&self, peer: &Peer, concurrency: usize) -> anyhow::Result<unicast::Sender> {
+        let Some(gateway) = &peer.gateway else {
+            return Ok(unicast::Sender::Broker { publishers: 4, window: 50 });
+        };
+        let devices = Credentials::read(&gateway.credentials, self.plan.devices, 0, 1)?;
+        let (api, devices) = (gateway.api.clone(), devices.into());
+        Ok(unicast::Sender::Gateway { api, devices, concurrency })
+    }
+
+    async fn latency(
+        &self,
+        peer: &Peer,
+        line: &crate::report::Line,
+    ) -> anyhow::Result<Option<Latency>> {
+        if !self.plan.latency || !self.can_unicast() {
+            return Ok(None);
+        }
+        let devices = self.plan.devices.min(LATENCY_DEVICES_MAX);
+        let server = self.server(peer, devices, TopicOf::Each);
+        let mut crew = Crew::start(&server.setup, server.processes, line.clone()).await?;
+        crew.open_all(Open { retries_max: 20, ..server.open(devices) }).await?;
+        sleep(self.settle).await;
+        let fdatasync = disk::measure(peer.dir())?;
+        let sends = self.plan.latency_messages;
+        let choice = Choice { seed: 1, batch: 1, sends, devices, from: 0 };
+        let rate = Some(self.plan.latency_rate);
+        let plan = unicast::Plan { choice, rate, bytes: BYTES, drain: DRAIN };
+        let sender = self.sender(peer, REQUESTS_AT_RATE)?;
+        let unicast = unicast::measure(&mut crew, &server, &sender, plan).await?;
+        crew.stop().await?;
+        Ok(Some(Latency { unicast, fdatasync }))
+    }
+
+    async fn lanes(
+        &self,
+        peer: &Peer,
+        line: &crate::report::Line,
+    ) -> anyhow::Result<Option<lanes::Outcome>> {
+        if !self.plan.lanes || !self.can_unicast() {
+            return Ok(None);
+        }
+        let server = self.server(peer, self.plan.devices, TopicOf::All);
+        let sender = match &peer.gateway {
+            None => lanes::Sender::Broker(fanout::Source::broker(&server).await?),
+            Some(gateway) => {
+                let devices = Credentials::read(&gateway.credentials, self.plan.devices, 0, 1)?;
+                let priorities = ["high", "low"].map(str::to_owned);
+                let (api, devices) = (gateway.api.clone(), devices.into());
+                lanes::Sender::Gateway { api, devices, priorities }
+            }
+        };
+        let witnesses = LANES_WITNESSES.min(self.plan.devices / 2);
+        let messages = self.plan.lanes_messages;
+        let plan = lanes::Plan { witnesses, messages, rate: LANES_RATE, bytes: BYTES };
+        lanes::measure(&server, &sender, plan, line.clone()).await.map(Some)
     }
 
     fn server(&self, peer: &Peer, devices: usize, topic: TopicOf) -> Server {
@@ -259,6 +338,7 @@ impl Stage<'_> {
         let ca = peer.gateway.as_ref().filter(|_| is_tls).map(|gateway| gateway.ca.clone());
         let setup = Setup {
             target: peer.addr,
+            others: Vec::new(),
             speech,
             version: Version::V311,
             keep_alive_s: 300,
@@ -270,35 +350,50 @@ impl Stage<'_> {
             seal: None,
             timeout_ms: 15_000,
         };
-        Server { setup, processes: 1, at_once: self.plan.at_once, pid: Some(peer.pid()) }
+        Server { setup, processes: 1, at_once: self.plan.at_once, pids: vec![peer.pid()] }
     }
 }
 
 type Figure = (&'static str, fn(&Run) -> Option<f64>);
 
 /// The rows of the table.
-const FIGURES: [Figure; 16] = [
+const FIGURES: [Figure; 22] = [
     ("bytes per idle connection", |run| run.idle.bytes_per_connection),
     ("MiB with all", |run| mib(run.idle.bytes_to)),
     ("MiB after all closed", |run| mib(run.idle.bytes_after)),
     ("idle connections lost", |run| Some(run.idle.connections_lost as f64)),
     ("connects/s", |run| Some(run.connect.connects_per_s)),
     ("CPU us per connect", |run| run.connect.server_cpu_us_per_connect),
-    ("p99 ms to resumed", |run| run.connect.ready.map(|p| p.p99_us as f64 / 1e3)),
+    ("p99 ms to resumed", |run| run.connect.ready.map(|p| ms(p.p99_us))),
     ("storm: all back, s", |run| Some(run.storm.seconds)),
-    ("storm: p50 ms", |run| run.storm.ready.map(|p| p.p50_us as f64 / 1e3)),
+    ("storm: p50 ms", |run| run.storm.ready.map(|p| ms(p.p50_us))),
     ("storm: failed", |run| Some(run.storm.failed as f64)),
     ("fan-out: deliveries/s", |run| Some(run.fanout.as_ref()?.deliveries_per_s)),
     ("fan-out: CPU s per million", |run| run.fanout.as_ref()?.server_cpu_s_per_million),
-    ("fan-out: p50 ms to the last", |run| Some(run.fanout.as_ref()?.to_last?.p50_us as f64 / 1e3)),
+    ("fan-out: p50 ms to the last", |run| Some(ms(run.fanout.as_ref()?.to_last?.p50_us))),
     ("unicast: messages/s", |run| Some(run.unicast.as_ref()?.messages_per_s)),
     ("unicast: CPU s per million", |run| run.unicast.as_ref()?.server_cpu_s_per_million),
+    ("at a rate: p50 ms", |run| Some(ms(run.latency.as_ref()?.unicast.latency?.p50_us))),
+    ("at a rate: p99 ms", |run| Some(ms(run.latency.as_ref()?.unicast.latency?.p99_us))),
+    ("fdatasync before: p50 ms", |run| Some(ms(run.latency.as_ref()?.fdatasync?.p50_us))),
+    ("fdatasync before: p99 ms", |run| Some(ms(run.latency.as_ref()?.fdatasync?.p99_us))),
+    ("beside broadcasts: p99 ms", |run| Some(ms(run.lanes.as_ref()?.beside?.p99_us))),
+    ("beside broadcasts: deliveries of them/s", |run| {
+        Some(run.lanes.as_ref()?.broadcast_deliveries_per_s)
+    }),
     ("lost, doubled, strange", |run| {
         let fanout = run.fanout.as_ref().map_or(0, |out| out.lost + out.doubled + out.strange);
-        let unicast = run.unicast.as_ref().map_or(0, |out| out.lost + out.doubled + out.strange);
-        Some((fanout + unicast) as f64)
+        let rated = run.latency.as_ref().map(|latency| &latency.unicast);
+        let unicasts = run.unicast.iter().chain(rated);
+        let unicast: u64 = unicasts.map(|out| out.lost + out.doubled + out.strange).sum();
+        let lanes = run.lanes.as_ref().map_or(0, |out| out.lost + out.doubled);
+        Some((fanout + unicast + lanes) as f64)
     }),
 ];
+
+fn ms(us: u64) -> f64 {
+    us as f64 / 1e3
+}
 
 fn mib(bytes: Option<u64>) -> Option<f64> {
     bytes.map(|bytes| bytes as f64 / f64::from(1 << 20))
@@ -346,6 +441,14 @@ const STORM_MAX: usize = 10_000;
 /// A server that cannot take a storm must not hold up the others: it has about a minute.
 const STORM_TIMEOUT_MS: u64 = 10_000;
 const STORM_RETRIES: u8 = 4;
+/// Messages of one call to a gateway, and calls at a time.
+const BATCH: usize = 500;
+const REQUESTS: usize = 8;
+const REQUESTS_AT_RATE: usize = 64;
+const LATENCY_DEVICES_MAX: usize = 2_000;
+const LANES_WITNESSES: usize = 200;
+const LANES_RATE: f64 = 200.0;
+const DRAIN: Duration = Duration::from_secs(10);
 /// Of a payload.
 const BYTES: usize = 100;
 

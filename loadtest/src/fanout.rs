@@ -95,7 +95,7 @@ impl Fanout {
 impl Source {
     /// Makes sure that all devices follow the topic, and connects.
     async fn of(server: &Server, access: &Access, target: &Target) -> anyhow::Result<Self> {
-        ensure!(server.setup.tls.is_none(), "--tls is for connect, idle and storm");
+        server.check_can_send()?;
         match &server.setup.speech {
             Speech::Broker { .. } => Self::broker(server).await,
             Speech::Plain { credentials } | Speech::Frames { credentials } => {
@@ -113,7 +113,7 @@ impl Source {
         Ok(Self::Broker(Arc::new(Mutex::new(publisher))))
     }
 
-    async fn publish(&self, payload: String) -> anyhow::Result<()> {
+    pub async fn publish(&self, payload: String) -> anyhow::Result<()> {
         match self {
             Self::Gateway(api) => api.send_topic(&topic_name(0), &payload).await,
             Self::Broker(publisher) => {

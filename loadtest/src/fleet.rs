@@ -223,7 +223,8 @@ impl Fleet {
         let sources = &self.setup.sources;
         let number = self.setup.first + at as usize * self.setup.step;
         let source = (!sources.is_empty()).then(|| sources[number % sources.len()]);
-        let line = Line::connect(self.setup.target, source, self.tls.as_ref());
+        let target = self.setup.target_of(number);
+        let line = Line::connect(target, source, self.tls.as_ref());
         let line = slot.line.insert(line.context("cannot connect")?);
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(line.stream(), Token(at as usize), both)?;

@@ -11,8 +11,8 @@ use tokio::time::sleep;
 use crate::api::Access;
 use crate::credentials::Credentials;
 use crate::crew::Crew;
+use crate::histogram::Percentiles;
 use crate::order::{Cut, Open, TopicOf};
-use crate::process;
 use crate::report::{Output, Table, number};
 use crate::target::{Server, Target};
 
@@ -73,6 +73,9 @@ pub struct Outcome {
     /// That ended before they were told to.
     pub connections_lost: usize,
     pub generator_bytes_per_device: f64,
+    /// While the connections of the slope were opened.
+    pub connack: Option<Percentiles>,
+    pub ready: Option<Percentiles>,
 }
 
 impl Idle {
@@ -106,7 +109,7 @@ impl Idle {
 
 /// The devices are closed before and after.
 pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Result<Outcome> {
-    let bytes = || server.pid.map(process::anonymous_bytes).transpose();
+    let bytes = || server.anonymous_bytes();
     let open = |to| Open { retries_max: 20, ..server.open(to) };
     if plan.is_warm {
         crew.open_all(open(plan.to)).await?;
@@ -115,10 +118,10 @@ pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Re
         sleep(plan.settle).await;
     }
     let bytes_before = bytes()?;
-    crew.open_all(open(plan.from)).await?;
+    let mut opened = crew.open_all(open(plan.from)).await?;
     sleep(plan.settle).await;
     let bytes_from = bytes()?;
-    crew.open_all(open(plan.to)).await?;
+    opened.merge(&crew.open_all(open(plan.to)).await?);
     sleep(plan.settle).await;
     let bytes_to = bytes()?;
     let generator_bytes_per_device = crew.bytes_per_device(plan.to)?;
@@ -141,6 +144,8 @@ pub async fn measure(crew: &mut Crew, server: &Server, plan: Plan) -> anyhow::Re
         bytes_per_connection: slope,
         connections_lost,
         generator_bytes_per_device,
+        connack: opened.connack.percentiles(),
+        ready: opened.ready.percentiles(),
     })
 }
 
@@ -159,6 +164,7 @@ impl Outcome {
         }
         table.row("connections lost", [self.connections_lost.to_string()]);
         table.row("generator, bytes each", [number(Some(self.generator_bytes_per_device), 0)]);
+        table.percentiles(&[("to CONNACK", self.connack), ("to resumed", self.ready)]);
         table
     }
 }

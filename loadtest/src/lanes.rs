@@ -4,11 +4,11 @@
 //! crowd's process has still to read is no delay of the server's.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -21,13 +21,15 @@ use crate::api::{Access, Api, topic_name};
 use crate::credentials::Credentials;
 use crate::crew::Crew;
 use crate::echo::Echo;
-use crate::histogram::Percentiles;
-use crate::order::{Choice, Open, Speech, TopicOf, Watch};
+use crate::fanout::Source;
+use crate::histogram::{Histogram, Percentiles};
+use crate::order::{Choice, Open, Speech, Tally, TopicOf, Watch};
 use crate::publisher::payload;
-use crate::report::{Output, Table, number};
+use crate::report::{Line, Output, Table, number};
 use crate::target::{Server, Target};
+use crate::unicast::publish_at_rate;
 
-/// Send to single devices of a gateway while broadcasts to all of them run.
+/// Send to single devices while broadcasts to all of them run.
 #[derive(Debug, Args)]
 pub struct Lanes {
     /// Devices, those that get the single messages among them
@@ -42,10 +44,10 @@ pub struct Lanes {
     /// Single messages a second
     #[arg(long, value_name = "PER_SECOND", default_value_t = 200.0)]
     rate: f64,
-    /// Priority of the single messages
+    /// Priority of the single messages of a gateway
     #[arg(long, default_value = "high")]
     priority: String,
-    /// Priority of the broadcasts
+    /// Priority of the broadcasts of a gateway
     #[arg(long, default_value = "low")]
     broadcast: String,
     /// Bytes of a payload
@@ -59,21 +61,45 @@ pub struct Lanes {
     output: Output,
 }
 
+/// Who sends.
+pub enum Sender {
+    Gateway {
+        api: Api,
+        devices: Arc<Credentials>,
+        /// Of the single messages, and of the broadcasts.
+        priorities: [String; 2],
+    },
+    /// One publisher of broadcasts, and one of single messages.
+    Broker(Source),
+}
+
+/// How it is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Devices that get the single messages, the first ones.
+    pub witnesses: usize,
+    /// Single messages of each part, and how many a second.
+    pub messages: u32,
+    pub rate: f64,
+    /// Of a payload.
+    pub bytes: usize,
+}
+
 /// What came out.
 #[derive(Clone, Debug, Serialize)]
-struct Outcome {
+pub struct Outcome {
     devices: usize,
-    /// From the API to the device, nothing else being sent.
-    alone: Option<Percentiles>,
+    /// From the sender to the device, nothing else being sent.
+    pub alone: Option<Percentiles>,
     /// The same while broadcasts run.
-    beside: Option<Percentiles>,
+    pub beside: Option<Percentiles>,
     /// One hop over loopback between two threads, meanwhile.
     echo: Option<Percentiles>,
     broadcasts: u32,
     /// To the crowd, while the single messages were sent.
-    broadcast_deliveries_per_s: f64,
-    lost: u64,
-    doubled: u64,
+    pub broadcast_deliveries_per_s: f64,
+    pub lost: u64,
+    pub doubled: u64,
 }
 
 impl Lanes {
@@ -82,56 +108,83 @@ impl Lanes {
         ensure!(self.rate.is_finite() && self.rate > 0.0, "--rate must be more than 0");
         ensure!(self.messages > 0, "no messages: give --messages at least 1");
         let server = self.target.server(self.devices, TopicOf::All, 1)?;
-        ensure!(server.setup.tls.is_none(), "--tls is for connect, idle and storm");
-        let (Speech::Plain { credentials } | Speech::Frames { credentials }) = &server.setup.speech
-        else {
-            anyhow::bail!("a broker has no lanes: give --credentials of a gateway");
+        server.check_can_send()?;
+        let sender = match &server.setup.speech {
+            Speech::Broker { .. } => Sender::Broker(Source::broker(&server).await?),
+            Speech::Plain { credentials } | Speech::Frames { credentials } => {
+                let api = self.access.client(self.target.ca.as_ref(), self.target.allow_remote)?;
+                let devices = Credentials::read(credentials, self.devices, 0, 1)?;
+                api.subscribe_all(&devices, 1).await?;
+                let priorities = [self.priority.clone(), self.broadcast.clone()];
+                Sender::Gateway { api, devices: devices.into(), priorities }
+            }
         };
-        let api = self.access.client(self.target.ca.as_ref(), self.target.allow_remote)?;
-        let all = Credentials::read(credentials, self.devices, 0, 1)?;
-        api.subscribe_all(&all, 1).await?;
-        let crowd = share(&all, self.witnesses..self.devices)?;
-        let witnesses = share(&all, 0..self.witnesses)?;
-        let line = self.output.line("lanes");
-        let part = |file: &NamedTempFile, devices| part(&server, file.path().into(), devices);
-        let crowd_server = part(&crowd, self.devices - self.witnesses);
-        let witness_server = part(&witnesses, self.witnesses);
-        let mut crowd =
-            Crew::start(&crowd_server.setup, crowd_server.processes, line.clone()).await?;
-        let mut few = Crew::start(&witness_server.setup, 1, line).await?;
-        for (crew, server) in [(&mut crowd, &crowd_server), (&mut few, &witness_server)] {
-            let devices = server.setup.devices;
-            crew.open_all(Open { retries_max: 20, ..server.open(devices) }).await?;
-        }
-        let outcome = self.measure(&mut crowd, &mut few, &api, &Arc::new(all)).await?;
-        crowd.stop().await?;
-        few.stop().await?;
+        let Self { witnesses, messages, rate, bytes, .. } = self;
+        let plan = Plan { witnesses, messages, rate, bytes };
+        let outcome = measure(&server, &sender, plan, self.output.line("lanes")).await?;
         let result = json!({ "kind": "lanes", "result": outcome });
         self.output.tell(&[outcome.table()], &result)?;
         ensure!((outcome.lost, outcome.doubled) == (0, 0), "messages were lost or doubled");
         Ok(())
     }
+}
 
-    async fn measure(
+/// The devices of `server` are closed before and after. All follow the topic of a fan-out.
+pub async fn measure(
+    server: &Server,
+    sender: &Sender,
+    plan: Plan,
+    line: Line,
+) -> anyhow::Result<Outcome> {
+    let devices = server.setup.devices;
+    let (few_server, _few) = part(server, sender, 0..plan.witnesses, TopicOf::Each)?;
+    let (crowd_server, _crowd) = part(server, sender, plan.witnesses..devices, TopicOf::All)?;
+    let mut crowd = Crew::start(&crowd_server.setup, crowd_server.processes, line.clone()).await?;
+    let mut few = Crew::start(&few_server.setup, 1, line).await?;
+    for (crew, server) in [(&mut crowd, &crowd_server), (&mut few, &few_server)] {
+        let devices = server.setup.devices;
+        crew.open_all(Open { retries_max: 20, ..server.open(devices) }).await?;
+    }
+    let sides = Sides { server, sender, plan };
+    let alone = sides.alone(&mut few).await?;
+    let (beside, echo, (fanned, broadcasts, took)) = sides.beside(&mut few, &mut crowd).await?;
+    crowd.stop().await?;
+    few.stop().await?;
+    Ok(Outcome {
+        devices,
+        alone: alone.latency.percentiles(),
+        beside: beside.latency.percentiles(),
+        echo: echo.percentiles(),
+        broadcasts,
+        broadcast_deliveries_per_s: fanned.delivered as f64 / took.as_secs_f64(),
+        lost: alone.lost + beside.lost,
+        doubled: alone.doubled + beside.doubled + fanned.doubled,
+    })
+}
+
+struct Sides<'a> {
+    server: &'a Server,
+    sender: &'a Sender,
+    plan: Plan,
+}
+
+impl Sides<'_> {
+    async fn alone(&self, few: &mut Crew) -> anyhow::Result<Tally> {
+        let choice = self.choice(1);
+        few.watch(Watch::Unicast(choice)).await?;
+        self.single(choice).await?;
+        few.drained(u64::from(self.plan.messages), QUIET).await?;
+        few.tally().await
+    }
+
+    /// What the few got, the loopback, and what the crowd got: how many broadcasts in how long.
+    async fn beside(
         &self,
-        crowd: &mut Crew,
         few: &mut Crew,
-        api: &Api,
-        devices: &Arc<Credentials>,
-    ) -> anyhow::Result<Outcome> {
-        let choice = |seed| Choice {
-            seed,
-            batch: 1,
-            sends: self.messages,
-            devices: self.witnesses,
-            from: OTHERS,
-        };
-        few.watch(Watch::Unicast(choice(1))).await?;
-        self.single(api, devices, choice(1)).await?;
-        few.drained(u64::from(self.messages), QUIET).await?;
-        let alone = few.tally().await?;
-
-        few.watch(Watch::Unicast(choice(2))).await?;
+        crowd: &mut Crew,
+    ) -> anyhow::Result<(Tally, Histogram, (Tally, u32, Duration))> {
+        let choice = self.choice(2);
+        few.watch(Watch::Unicast(choice)).await?;
         crowd.watch(Watch::Fanout { messages: OTHERS }).await?;
         let echo = Echo::start()?;
         let (done, mut is_done) = watch::channel(false);
@@ -139,84 +192,94 @@ impl Lanes {
         let singles = async {
             // The broadcasts are on their way first.
             sleep(QUIET / 4).await;
-            let sent = self.single(api, devices, choice(2)).await;
+            let sent = self.single(choice).await;
             done.send_replace(true);
             sent
         };
         let broadcasts = async {
             let mut n = 0;
             while !*is_done.borrow_and_update() {
-                let text = payload(n, self.bytes);
-                api.send_topic_as(&topic_name(0), &text, Some(&self.broadcast)).await?;
+                self.broadcast(payload(n, self.plan.bytes)).await?;
                 crowd.fanned(n, ALL_WITHIN).await?;
                 n += 1;
             }
             anyhow::Ok((n, since.elapsed()))
         };
-        let (sent, (broadcasts, took)) = tokio::try_join!(singles, broadcasts)?;
-        let () = sent;
+        let ((), (broadcasts, took)) = tokio::try_join!(singles, broadcasts)?;
         let echo = echo.stop()?;
-        few.drained(u64::from(self.messages), QUIET).await?;
-        let (beside, fanned) = (few.tally().await?, crowd.tally().await?);
-        Ok(Outcome {
-            devices: self.devices,
-            alone: alone.latency.percentiles(),
-            beside: beside.latency.percentiles(),
-            echo: echo.percentiles(),
-            broadcasts,
-            broadcast_deliveries_per_s: fanned.delivered as f64 / took.as_secs_f64(),
-            lost: alone.lost + beside.lost,
-            doubled: alone.doubled + beside.doubled + fanned.doubled,
-        })
+        few.drained(u64::from(self.plan.messages), QUIET).await?;
+        Ok((few.tally().await?, echo, (crowd.tally().await?, broadcasts, took)))
     }
 
-    /// Each request is a task, so that a slow one holds up no other.
-    async fn single(
-        &self,
-        api: &Api,
-        devices: &Arc<Credentials>,
-        choice: Choice,
-    ) -> anyhow::Result<()> {
-        let start = tokio::time::Instant::now();
-        let mut calls = JoinSet::new();
-        for n in 0..choice.sends {
-            sleep_until(start + Duration::from_secs_f64(f64::from(n) / self.rate)).await;
-            let (api, devices, priority) = (api.clone(), devices.clone(), self.priority.clone());
-            let bytes = self.bytes;
-            calls.spawn(async move {
-                let at = choice.devices(n)[0];
-                let text = payload(choice.from + n, bytes);
-                api.send_one(devices.device(at).regid, &text, &priority).await
-            });
+    /// A gateway's witnesses get the broadcasts too, a broker's have one subscription.
+    fn choice(&self, seed: u64) -> Choice {
+        let Plan { witnesses, messages, .. } = self.plan;
+        let from = match self.sender {
+            Sender::Gateway { .. } => OTHERS,
+            Sender::Broker(_) => 0,
+        };
+        Choice { seed, batch: 1, sends: messages, devices: witnesses, from }
+    }
+
+    async fn broadcast(&self, text: String) -> anyhow::Result<()> {
+        match self.sender {
+            Sender::Broker(source) => source.publish(text).await,
+            Sender::Gateway { api, priorities: [_, priority], .. } => {
+                api.send_topic_as(&topic_name(0), &text, Some(priority)).await
+            }
         }
-        while let Some(call) = calls.join_next().await {
-            call.context("a sender has panicked")??;
+    }
+
+    async fn single(&self, choice: Choice) -> anyhow::Result<()> {
+        let Plan { rate, bytes, .. } = self.plan;
+        match self.sender {
+            Sender::Broker(_) => publish_at_rate(self.server, choice, rate, bytes).await,
+            Sender::Gateway { api, devices, priorities: [priority, _] } => {
+                let start = tokio::time::Instant::now();
+                let mut calls = JoinSet::new();
+                for n in 0..choice.sends {
+                    sleep_until(start + Duration::from_secs_f64(f64::from(n) / rate)).await;
+                    // Each request is a task, so that a slow one holds up no other.
+                    let (api, devices, priority) = (api.clone(), devices.clone(), priority.clone());
+                    calls.spawn(async move {
+                        let at = choice.devices(n)[0];
+                        let text = payload(choice.from + n, bytes);
+                        api.send_one(devices.device(at).regid, &text, &priority).await
+                    });
+                }
+                while let Some(call) = calls.join_next().await {
+                    call.context("a sender has panicked")??;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 }
 
-/// Some of the accounts, as a file of their own.
-fn share(all: &Credentials, which: std::ops::Range<usize>) -> anyhow::Result<NamedTempFile> {
+/// The same server for some of the devices; a gateway's accounts are in a file of their own.
+fn part(
+    server: &Server,
+    sender: &Sender,
+    which: Range<usize>,
+    topic: TopicOf,
+) -> anyhow::Result<(Server, NamedTempFile)> {
     let mut file = NamedTempFile::new()?;
-    writeln!(file, "device_id,secret,regid")?;
-    for at in which {
-        let device = all.device(at);
-        writeln!(file, "{},{},{}", device.device_id, device.secret, device.regid)?;
-    }
-    file.flush()?;
-    Ok(file)
-}
-
-/// The same server, for the devices of a file.
-fn part(server: &Server, credentials: PathBuf, devices: usize) -> Server {
     let mut part = server.clone();
-    part.setup.devices = devices;
-    part.setup.speech = match &part.setup.speech {
-        Speech::Plain { .. } => Speech::Plain { credentials },
-        Speech::Frames { .. } | Speech::Broker { .. } => Speech::Frames { credentials },
-    };
-    part
+    part.setup.devices = which.len();
+    match (&mut part.setup.speech, sender) {
+        (Speech::Broker { topic: followed, .. }, _) => *followed = topic,
+        (Speech::Plain { credentials } | Speech::Frames { credentials }, sender) => {
+            let Sender::Gateway { devices, .. } = sender else { bail!("a broker has no accounts") };
+            writeln!(file, "device_id,secret,regid")?;
+            for at in which {
+                let device = devices.device(at);
+                writeln!(file, "{},{},{}", device.device_id, device.secret, device.regid)?;
+            }
+            file.flush()?;
+            *credentials = file.path().into();
+        }
+    }
+    Ok((part, file))
 }
 
 impl Outcome {

@@ -10,8 +10,8 @@ mod flow;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use flow::{Flow, Side};
+
+use crate::histogram::Histogram;
 
 /// A running box; dropping it closes all flows.
 #[derive(Debug)]
@@ -45,6 +47,32 @@ pub(crate) struct Counters {
     /// From devices, and from the server.
     passed: [AtomicU64; 2],
     dropped: AtomicU64,
+    silences: Mutex<Silences>,
+}
+
+/// How long flows were silent, from 10 ms on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Silences {
+    /// Until something passed again.
+    pub survived: Histogram,
+    /// Until what came was swallowed: the flow had been forgotten meanwhile.
+    pub fatal: Histogram,
+}
+
+enum Silence {
+    Survived,
+    Fatal,
+}
+
+impl Counters {
+    fn silent(&self, silence: Duration, end: Silence) {
+        let mut silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = match end {
+            Silence::Survived => &mut silences.survived,
+            Silence::Fatal => &mut silences.fatal,
+        };
+        of.add(micros(silence));
+    }
 }
 
 impl NatBox {
@@ -111,6 +139,11 @@ impl NatBox {
     /// The same: what devices sent, and what the server did.
     pub fn bytes_by_sender(&self) -> [u64; 2] {
         self.shared.counters.passed.each_ref().map(|passed| passed.load(Ordering::Acquire))
+    }
+
+    /// Of all flows so far.
+    pub(crate) fn silences(&self) -> Silences {
+        self.shared.counters.silences.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Bytes of forgotten flows, both directions together.
@@ -215,6 +248,7 @@ impl Inside {
             sides: [Side::new(device), Side::new(server)],
             passed_at: now(),
             is_forgotten: false,
+            is_missed: false,
         };
         self.flows.insert(number, flow);
         self.shared.counters.opened.fetch_add(1, Ordering::AcqRel);

@@ -59,6 +59,8 @@ pub struct Progress {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Setup {
     pub target: SocketAddr,
+    /// Further servers, which share the devices with it.
+    pub others: Vec<SocketAddr>,
     pub speech: Speech,
     pub version: Version,
     pub keep_alive_s: u16,
@@ -72,6 +74,16 @@ pub struct Setup {
     pub seal: Option<Seal>,
     /// One attempt to connect, until it is resumed or subscribed.
     pub timeout_ms: u64,
+}
+
+impl Setup {
+    /// The server of device `number`.
+    pub fn target_of(&self, number: usize) -> SocketAddr {
+        match number % (self.others.len() + 1) {
+            0 => self.target,
+            other => self.others[other - 1],
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

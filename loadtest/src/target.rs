@@ -18,6 +18,9 @@ pub struct Target {
     /// MQTT over TCP, or over TLS with --tls
     #[arg(long, value_name = "ADDR:PORT")]
     pub target: SocketAddr,
+    /// Further servers that share the devices with it, for connect, idle and storm
+    #[arg(long, value_name = "ADDR:PORT,ADDR:PORT…", value_delimiter = ',')]
+    pub others: Vec<SocketAddr>,
     /// Allow a target that is not on this machine
     #[arg(long)]
     pub allow_remote: bool,
@@ -60,9 +63,9 @@ pub struct Target {
     /// TLS with session tickets: those of earlier connections are used
     #[arg(long)]
     pub resume_tls: bool,
-    /// The server's process, to read its processor time and memory
-    #[arg(long, value_name = "PID")]
-    pub pid: Option<u32>,
+    /// The server's process, to read its processor time and memory; of several servers, all of them
+    #[arg(long, value_name = "PID,PID…", value_delimiter = ',')]
+    pub pid: Vec<u32>,
 }
 
 /// Local addresses that the devices share.
@@ -98,13 +101,18 @@ pub struct Server {
     pub setup: Setup,
     pub processes: usize,
     pub at_once: usize,
-    pub pid: Option<u32>,
+    /// None if nobody said which.
+    pub pids: Vec<u32>,
 }
 
 impl Target {
     /// For so many devices; `topic` is what a broker's clients subscribe, with `qos`.
     pub fn server(&self, devices: usize, topic: TopicOf, qos: u8) -> anyhow::Result<Server> {
-        check_local(self.target, self.allow_remote)?;
+        let targets: Vec<SocketAddr> =
+            [self.target].into_iter().chain(self.others.clone()).collect();
+        for target in &targets {
+            check_local(*target, self.allow_remote)?;
+        }
         ensure!(devices > 0, "no devices: give --devices at least 1");
         ensure!(self.at_once > 0, "--at-once must be at least 1");
         let sources = match &self.source {
@@ -112,12 +120,15 @@ impl Target {
             None if self.target.ip() == Ipv4Addr::LOCALHOST => Sources::loopback(SOURCES).0,
             None => Vec::new(),
         };
-        for source in &sources {
-            let is_same = source.is_ipv4() == self.target.is_ipv4();
-            ensure!(is_same, "--source {source} cannot reach {}: one is IPv6", self.target);
+        for (source, target) in
+            sources.iter().flat_map(|source| targets.iter().map(move |to| (source, to)))
+        {
+            let is_same = source.is_ipv4() == target.is_ipv4();
+            ensure!(is_same, "--source {source} cannot reach {target}: one is IPv6");
         }
         let setup = Setup {
             target: self.target,
+            others: self.others.clone(),
             speech: self.speech(topic, qos)?,
             version: if self.mqtt5 { Version::V5 } else { Version::V311 },
             keep_alive_s: self.keep_alive_s,
@@ -129,14 +140,15 @@ impl Target {
             seal: self.seal.clone(),
             timeout_ms: self.timeout_ms,
         };
-        if let Some(pid) = self.pid {
-            process::cpu_seconds(pid).with_context(|| format!("--pid {pid}: no such process"))?;
+        for pid in &self.pid {
+            process::cpu_seconds(*pid).with_context(|| format!("--pid {pid}: no such process"))?;
         }
         let processes = processes(devices, self.processes)?;
-        TcpStream::connect_timeout(&self.target, PROBE_WITHIN).with_context(|| {
-            format!("nothing answers on {}: is the server running?", self.target)
-        })?;
-        Ok(Server { setup, processes, at_once: self.at_once, pid: self.pid })
+        for target in &targets {
+            TcpStream::connect_timeout(target, PROBE_WITHIN)
+                .with_context(|| format!("nothing answers on {target}: is the server running?"))?;
+        }
+        Ok(Server { setup, processes, at_once: self.at_once, pids: self.pid.clone() })
     }
 
     fn speech(&self, topic: TopicOf, qos: u8) -> anyhow::Result<Speech> {
@@ -181,12 +193,30 @@ impl Server {
 
     /// Processor time of the server so far, in seconds; 0 if nobody said which process it is.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        self.pid.map_or(Ok(0.0), process::cpu_seconds)
+        self.pids.iter().map(|pid| process::cpu_seconds(*pid)).sum()
+    }
+
+    /// Anonymous memory of the server.
+    pub fn anonymous_bytes(&self) -> anyhow::Result<Option<u64>> {
+        let bytes: u64 = self
+            .pids
+            .iter()
+            .map(|pid| process::anonymous_bytes(*pid))
+            .sum::<anyhow::Result<_>>()?;
+        Ok(self.known(bytes))
     }
 
     /// A figure of the server: none if nobody said which process it is.
-    pub fn known(&self, figure: f64) -> Option<f64> {
-        self.pid.map(|_| figure)
+    pub fn known<T>(&self, figure: T) -> Option<T> {
+        (!self.pids.is_empty()).then_some(figure)
+    }
+
+    /// Messages go through one server, and by TCP.
+    pub fn check_can_send(&self) -> anyhow::Result<()> {
+        let Setup { tls, others, .. } = &self.setup;
+        ensure!(tls.is_none(), "--tls is for connect, idle and storm");
+        ensure!(others.is_empty(), "--others is for connect, idle and storm");
+        Ok(())
     }
 }
 

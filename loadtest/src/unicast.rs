@@ -141,7 +141,7 @@ impl Unicast {
     }
 
     fn sender(&self, server: &Server) -> anyhow::Result<Sender> {
-        ensure!(server.setup.tls.is_none(), "--tls is for connect, idle and storm");
+        server.check_can_send()?;
         match &server.setup.speech {
             Speech::Broker { .. } => {
                 let publishers = u32::try_from(self.concurrency.unwrap_or(PUBLISHERS).max(1))?;
@@ -227,12 +227,7 @@ impl Sender {
                 publish(server, plan.choice, *publishers, pace).await?;
             }
             (Self::Broker { .. }, Some(rate)) => {
-                let (target, version) = (server.setup.target, server.setup.version);
-                let run = move || {
-                    let publisher = Publisher::connect(target, version, 0)?;
-                    publisher.publish_at_rate(&plan.choice, rate, plan.bytes)
-                };
-                spawn_blocking(run).await.context("the publisher has panicked")??;
+                publish_at_rate(server, plan.choice, rate, plan.bytes).await?;
             }
             (Self::Gateway { api, devices, concurrency }, None) => {
                 request(api, devices, plan, *concurrency).await?;
@@ -243,6 +238,22 @@ impl Sender {
         }
         Ok(Timely::default())
     }
+}
+
+/// One publisher of a broker, whatever comes back.
+pub async fn publish_at_rate(
+    server: &Server,
+    choice: Choice,
+    rate: f64,
+    bytes: usize,
+) -> anyhow::Result<()> {
+    let (target, version) = (server.setup.target, server.setup.version);
+    let run = move || {
+        // Number 0 may be a publisher of broadcasts.
+        let publisher = Publisher::connect(target, version, 1)?;
+        publisher.publish_at_rate(&choice, rate, bytes)
+    };
+    spawn_blocking(run).await.context("the publisher has panicked")?
 }
 
 async fn publish(

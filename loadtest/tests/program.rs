@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -156,6 +157,20 @@ fn devices_of_a_broker_connect_from_several_processes_and_addresses() {
 }
 
 #[test]
+fn servers_share_the_devices() {
+    let [(one, first), (other, second)] = [bare("mio"), bare("tokio")];
+    let pids = format!("{},{}", one.pid(), other.pid());
+    let args = ["idle", "--target", &first, "--others", &second, "--broker", "--pid", &pids];
+    let result =
+        result(&[args.as_slice(), &["--from", "20", "--to", "61", "--settle", "0"]].concat());
+    let result = &result["result"];
+    assert_eq!(result["connections_lost"], 0);
+    assert!(result["bytes_to"].is_u64() && result["ready"]["max_us"].is_u64(), "{result}");
+    let args = ["fanout", "--target", &first, "--others", &second, "--broker"];
+    assert!(refused(&args).contains("--others is for connect, idle and storm"));
+}
+
+#[test]
 fn a_storm_of_a_broker_comes_back_whole() {
     let (_server, addr) = bare("tokio");
     for cut in ["rst", "fin", "disconnect"] {
@@ -283,13 +298,17 @@ fn the_nat_command_forgets_and_counts() {
     // PINGREQ, its answer, and one more when nobody listens any longer.
     device.write_all(&[0xC0, 0]).unwrap();
     device.read_exact(&mut [0; 2]).unwrap();
+    std::thread::sleep(Duration::from_millis(40));
+    device.write_all(&[0xC0, 0]).unwrap();
     std::thread::scope(|scope| {
         let output = scope.spawn(|| child.wait_with_output().unwrap());
         let output = output.join().unwrap();
         let result: Value = serde_json::from_slice(&output.stdout).unwrap();
         let counts = &result["result"];
         assert_eq!((&counts["flows_opened"], &counts["flows_forgotten"]), (&1.into(), &1.into()));
-        assert_eq!(counts["bytes_passed"], 4);
+        assert_eq!((&counts["bytes_passed"], &counts["bytes_dropped"]), (&4.into(), &2.into()));
+        let fatal_us = counts["silences_fatal"]["max_us"].as_u64().unwrap();
+        assert!(fatal_us >= 30_000, "{counts}");
     });
 }
 
@@ -313,13 +332,18 @@ fn a_comparison_shows_all_that_is_here_and_says_what_is_not() {
     gateway_program();
     let args = ["compare", "--devices", "40", "--runs", "1", "--settle", "0.1", "--unicast"];
     let more = ["--unicast-messages", "200", "--peers", "carillon-tls,flashmq,rumqttd"];
-    let result = result(&[args.as_slice(), &more].concat());
+    let timed = ["--latency", "--latency-messages", "100", "--lanes", "--lanes-messages", "20"];
+    let result = result(&[args.as_slice(), &more, &timed].concat());
     let columns = result["results"].as_array().unwrap();
     for column in columns.iter().filter(|column| column["server"] != "flashmq") {
         assert_eq!(column["note"], Value::Null, "{column}");
         assert_eq!(column["runs"][0]["connect"]["devices"], 40);
         assert_eq!(column["runs"][0]["unicast"]["delivered"], 200);
         assert_eq!(column["runs"][0]["unicast"]["lost"], 0);
+        assert_eq!(column["runs"][0]["latency"]["unicast"]["delivered"], 100);
+        let lanes = &column["runs"][0]["lanes"];
+        assert!(lanes["beside"]["p99_us"].as_u64() > Some(0), "{lanes}");
+        assert_eq!((&lanes["lost"], &lanes["doubled"]), (&0.into(), &0.into()));
     }
     if columns[1]["runs"].as_array().unwrap().is_empty() {
         assert!(columns[1]["note"].as_str().unwrap().contains("not installed"));

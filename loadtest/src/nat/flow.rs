@@ -3,11 +3,11 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
-use super::Counters;
+use super::{Counters, Silence};
 
 /// See the module. Side 0 is the device, side 1 the server.
 pub(super) struct Flow {
@@ -15,6 +15,8 @@ pub(super) struct Flow {
     /// When something last passed, in either direction.
     pub passed_at: Instant,
     pub is_forgotten: bool,
+    /// Something was swallowed.
+    pub is_missed: bool,
 }
 
 pub(super) struct Side {
@@ -108,9 +110,17 @@ impl Flow {
             }
             Ok(read) if self.is_forgotten => {
                 counters.dropped.fetch_add(read as u64, Ordering::AcqRel);
+                if !self.is_missed {
+                    self.is_missed = true;
+                    counters.silent(self.passed_at.elapsed(), Silence::Fatal);
+                }
                 Step::Moved
             }
             Ok(read) => {
+                let silence = self.passed_at.elapsed();
+                if silence >= SILENCE_MIN {
+                    counters.silent(silence, Silence::Survived);
+                }
                 self.passed_at = Instant::now();
                 counters.passed[at].fetch_add(read as u64, Ordering::AcqRel);
                 self.sides[1 - at].outbox.extend_from_slice(&room[..read]);
@@ -155,5 +165,7 @@ impl Flow {
     }
 }
 
+/// What comes sooner belongs together.
+const SILENCE_MIN: Duration = Duration::from_millis(10);
 const READ_BYTES: usize = 16 << 10;
 const OUTBOX_BYTES_MAX: usize = 64 << 10;
