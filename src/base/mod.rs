@@ -12,6 +12,7 @@ pub mod maps;
 pub mod metrics;
 pub mod net;
 pub mod proxy;
+pub mod sketch;
 pub mod tasks;
 pub mod tls;
 pub mod webhook;

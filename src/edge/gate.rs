@@ -5,7 +5,6 @@
 
 mod memory;
 pub(super) mod places;
-mod sketch;
 
 use std::{
     net::IpAddr,
@@ -23,15 +22,12 @@ use tokio::{
     time::Instant,
 };
 
-use self::{
-    memory::Memory,
-    places::Places,
-    sketch::{Cells, Counts, Hash2, Rates},
-};
+use self::{memory::Memory, places::Places};
 use crate::{
     base::{
         gcra::{self, Rate},
         metrics::CounterBy,
+        sketch::{Cells, Counts, Hash2, Rates},
     },
     config, labels,
 };

@@ -14,22 +14,29 @@ use std::{
 
 use siphasher::sip::SipHasher13;
 
-use crate::base::{gcra::Rate, ids::random_bytes};
+use super::{gcra::Rate, ids::random_bytes};
 
 /// The two cells of one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cells([u16; 2]);
+pub struct Cells([u16; 2]);
 
 /// Finds the cells of addresses, with a key of its own.
-pub(super) struct Hash2([u8; 16]);
+pub struct Hash2([u8; 16]);
+
+impl Default for Hash2 {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Hash2 {
-    pub(super) fn new() -> Self {
+    /// With a new key.
+    pub fn new() -> Self {
         Self(random_bytes())
     }
 
     /// One subscriber has a whole /64 of IPv6 addresses.
-    pub(super) fn cells(&self, address: IpAddr) -> Cells {
+    pub fn cells(&self, address: IpAddr) -> Cells {
         let mut hasher = SipHasher13::new_with_key(&self.0);
         match address.to_canonical() {
             IpAddr::V4(v4) => v4.to_bits().hash(&mut hasher),
@@ -55,15 +62,22 @@ impl Rows {
 }
 
 /// How many things each address has; never too few.
-pub(super) struct Counts(Rows);
+pub struct Counts(Rows);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Counts {
-    pub(super) fn new() -> Self {
+    /// Nobody has any.
+    pub fn new() -> Self {
         Self(Rows::new())
     }
 
     /// One more, unless that is more than `max`.
-    pub(super) fn add(&self, cells: Cells, max: u32) -> bool {
+    pub fn add(&self, cells: Cells, max: u32) -> bool {
         let before = self.0.of(cells).map(|cell| cell.fetch_add(1, Ordering::Relaxed));
         if before[0].min(before[1]) < max {
             return true;
@@ -73,7 +87,7 @@ impl Counts {
     }
 
     /// One less of what was added.
-    pub(super) fn remove(&self, cells: Cells) {
+    pub fn remove(&self, cells: Cells) {
         for cell in self.0.of(cells) {
             cell.fetch_sub(1, Ordering::Relaxed);
         }
@@ -81,10 +95,17 @@ impl Counts {
 }
 
 /// How fast each address takes; never too slow.
-pub(super) struct Rates(Rows);
+pub struct Rates(Rows);
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Rates {
-    pub(super) fn new() -> Self {
+    /// Nobody has taken any.
+    pub fn new() -> Self {
         Self(Rows::new())
     }
 
@@ -92,7 +113,7 @@ impl Rates {
     ///
     /// # Errors
     /// When it can be taken. Races between threads let one more through, never one less.
-    pub(super) fn take(&self, rate: Rate, cells: Cells, now: u32) -> Result<(), Duration> {
+    pub fn take(&self, rate: Rate, cells: Cells, now: u32) -> Result<(), Duration> {
         let cells = self.0.of(cells);
         let taken = cells.map(|cell| rate.take(cell.load(Ordering::Relaxed), now, 1));
         if let [Err(one), Err(other)] = taken {
@@ -111,7 +132,7 @@ impl Rates {
     ///
     /// # Errors
     /// When it can.
-    pub(super) fn check(&self, rate: Rate, cells: Cells, now: u32) -> Result<(), Duration> {
+    pub fn check(&self, rate: Rate, cells: Cells, now: u32) -> Result<(), Duration> {
         let checked = self.0.of(cells);
         match checked.map(|cell| rate.check(cell.load(Ordering::Relaxed), now)) {
             [Err(one), Err(other)] => Err(one.min(other)),
