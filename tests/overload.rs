@@ -13,3 +13,5 @@ mod calls;
 mod packets;
 #[path = "overload/readers.rs"]
 mod readers;
+#[path = "overload/websockets.rs"]
+mod websockets;

@@ -20,13 +20,14 @@ use std::{
 use bytes::BytesMut;
 use carillon_wire::mqtt::{Decoder, Version};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncWriteExt, ReadBuf},
     time::{Instant, timeout},
 };
 
 use super::{
     Admission, Edge,
     arrival::Arrival,
+    carrier::Carrier,
     close::CloseReason,
     heartbeat::Place,
     perform::{self, Heads},
@@ -87,6 +88,8 @@ pub(super) enum Event {
     Nudged(Reasons),
     /// These bytes came, after what was left of the ones before.
     Read(BytesMut),
+    /// Too much came that is not MQTT's.
+    TooMuch(CloseReason),
     /// Nothing more will come.
     Over(CloseReason),
 }
@@ -291,7 +294,7 @@ impl<S> Connection<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: Carrier> Connection<S> {
     /// The first turn: CONNACK goes out, and what came behind CONNECT is handled.
     pub(super) async fn begin(
         mut self: Box<Self>,
@@ -327,6 +330,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         out.now = self.edge().now();
         match event {
             Event::Over(reason) => return Some(reason),
+            Event::TooMuch(reason) => {
+                self.look(out, |session, _, out| session.close(reason, out));
+            }
             Event::Nudged(reasons) => {
                 self.nudged(reasons, out);
                 if let Some(rest) = self.rest.take() {
@@ -400,6 +406,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Poll::Ready(reasons) = self.poll_reasons(cx) {
             return Poll::Ready(Event::Nudged(reasons));
         }
+        if let Err(reason) = self.pay_extras() {
+            return Poll::Ready(Event::TooMuch(reason));
+        }
         let (stream, rest) = (&mut self.stream, &mut self.rest);
         let read = pool::with_read_buffer(|buffer| {
             let mut buffer = ReadBuf::new(buffer);
@@ -410,6 +419,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         });
         Poll::Ready(match ready!(read) {
             Ok((0, _)) => Event::Over(CloseReason::Eof),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Event::Over(CloseReason::Malformed)
+            }
             Err(_) => Event::Over(CloseReason::Reset),
             Ok((count, unread)) => {
                 self.bytes_in += count as u64;

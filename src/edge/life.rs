@@ -11,9 +11,10 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Accepted, connection::Connection, greeting, pool, session::Output, within};
+use super::{
+    Accepted, carrier::Carrier, connection::Connection, greeting, pool, session::Output, within,
+};
 use crate::base::metrics::Handshake;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -34,7 +35,7 @@ pub(super) enum Life<S> {
     Over,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Life<S> {
+impl<S: Carrier> Life<S> {
     /// Of a stream that speaks MQTT once it is prepared, all under one deadline.
     pub(super) fn new(
         accepted: Accepted,
@@ -64,7 +65,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Life<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Future for Life<S> {
+impl<S: Carrier> Future for Life<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

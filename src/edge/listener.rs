@@ -9,7 +9,7 @@ use std::{
 
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest},
+    io::Interest,
     net::{TcpListener, TcpStream},
     sync::watch,
     task::yield_now,
@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Accepted, Edge, HandshakeShare, Handshaking,
+    Accepted, Carrier, Edge, HandshakeShare, Handshaking,
     gate::{Refusal, Refused},
     greeting,
     life::Life,
@@ -110,16 +110,17 @@ impl Edge {
     ) {
         self.note_refused(refusal.why);
         let (None, Some(hearing)) = (tls, self.gate.hearing()) else { return };
-        let bytes_max = self.config().connect_bytes_max;
+        let connect_bytes_max = self.config().connect_bytes_max;
+        let bytes_max = self.config().packet_bytes_max;
         let telling = async move {
             let _room = (hearing, share);
             match transport {
                 Transport::Tcp | Transport::Tls => {
-                    greeting::turn_away(stream, bytes_max, refusal).await;
+                    greeting::turn_away(stream, connect_bytes_max, refusal).await;
                 }
                 Transport::WebSocket => {
-                    if let Ok(stream) = websocket::accept(stream, bytes_max as usize).await {
-                        greeting::turn_away(stream, bytes_max, refusal).await;
+                    if let Ok(stream) = websocket::accept(stream, bytes_max).await {
+                        greeting::turn_away(stream, connect_bytes_max, refusal).await;
                     }
                 }
                 Transport::Https => {}
@@ -227,7 +228,7 @@ impl Arrived {
 impl Accepted {
     /// Starts the task of the socket; a kind of task each, so that none is larger than it needs.
     fn start(self, stream: TcpStream, tls: Option<Arc<ServerConfig>>) {
-        let bytes_max = self.handshaking.edge.config().packet_bytes_max as usize;
+        let bytes_max = self.handshaking.edge.config().packet_bytes_max;
         match (self.transport, tls) {
             (Transport::Tcp, None) => {
                 start(Life::new(self, std::future::ready(Ok(stream))));
@@ -254,7 +255,7 @@ impl Accepted {
     }
 }
 
-fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(life: Life<S>) {
+fn start<S: Carrier>(life: Life<S>) {
     drop(tasks::spawn("connection", life));
 }
 

@@ -8,6 +8,7 @@ mod advising;
 pub mod advisor;
 mod alarms;
 mod arrival;
+mod carrier;
 pub mod close;
 mod connection;
 pub mod farewell;
@@ -34,9 +35,9 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+pub use carrier::Carrier;
 pub use listener::Door;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     sync::Notify,
     time::{Instant, MissedTickBehavior, sleep_until},
 };
@@ -143,7 +144,7 @@ impl Edge {
         peer: Option<IpAddr>,
         transport: Transport,
     ) where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: Carrier,
     {
         let address = peer.map_or(Address::UNLIMITED, |peer| self.gate.address(peer));
         let (Some(share), Ok(admission), Some(place)) =

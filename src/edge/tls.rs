@@ -20,6 +20,7 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::{driven::Driven, lean::Lean};
+use super::carrier::Carrier;
 
 /// The server's end of a TLS connection.
 pub struct TlsStream<S> {
@@ -31,6 +32,8 @@ pub struct TlsStream<S> {
     /// We have said that we will send nothing more.
     is_write_closed: bool,
 }
+
+impl<S: Carrier> Carrier for TlsStream<S> {}
 
 /// Who protects the records.
 enum Layer {

@@ -2,7 +2,7 @@
 
 use carillon_wire::mqtt::Packet;
 
-use super::Connection;
+use super::{Carrier, CloseReason, Connection};
 pub(super) use crate::edge::session::rate::Pace;
 use crate::edge::session::{Input, Output, rate::Cost};
 
@@ -15,7 +15,7 @@ impl<S> Connection<S> {
         }
         self.step(Input::Packet(packet), out);
         if out.ignored.len() > ignored {
-            self.pay(Cost::IGNORED, out);
+            self.pay(Cost::PACKET, out);
         }
     }
 
@@ -29,5 +29,18 @@ impl<S> Connection<S> {
             self.look(out, |session, _, out| session.close(reason, out));
         }
         paid.is_ok()
+    }
+}
+
+impl<S: Carrier> Connection<S> {
+    /// What came besides MQTT costs what packets do, one by one.
+    pub(super) fn pay_extras(&mut self) -> Result<(), CloseReason> {
+        let extras = self.stream.take_extras();
+        if extras == 0 {
+            return Ok(());
+        }
+        let edge = &self.device.arrival.edge;
+        let (limits, now) = (edge.limits.load(), edge.now_ticks());
+        (0..extras).try_for_each(|_| self.pace.take(&limits, Cost::PACKET, now))
     }
 }

@@ -8,18 +8,15 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
+use tokio::time::timeout;
 
-use super::Connection;
+use super::{Carrier, Connection};
 use crate::{
     edge::{close::CloseReason, session::Output},
     route::Reasons,
 };
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+impl<S: Carrier> Connection<S> {
     /// Writes all output. A timer exists only while the socket takes nothing.
     pub(super) async fn write(&mut self, out: &mut Output) -> Result<(), CloseReason> {
         if out.bytes.is_empty() {

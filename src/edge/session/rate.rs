@@ -39,8 +39,8 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// An acknowledgement of something that we did not send.
-    pub const IGNORED: Self = Self { packets: 1, requests: 0 };
+    /// One packet that asks for nothing, or what counts as one.
+    pub const PACKET: Self = Self { packets: 1, requests: 0 };
 
     /// Whether it need not be counted.
     pub fn is_free(self) -> bool {
