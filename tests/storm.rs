@@ -12,6 +12,8 @@ mod wirelab;
 mod addresses;
 #[path = "storm/all.rs"]
 mod all;
+#[path = "storm/bounds.rs"]
+mod bounds;
 #[path = "storm/cuts.rs"]
 mod cuts;
 #[path = "storm/files.rs"]

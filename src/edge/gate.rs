@@ -56,11 +56,13 @@ labels! {
     }
 }
 
-/// A connection that is turned away, and when it may come back.
+/// A connection that is turned away. Whoever tells it when to come back asks
+/// [`Gate::advice`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) why: Refused,
-    pub(super) after: Duration,
+    /// Before that it would be refused again.
+    after: Duration,
 }
 
 /// What the listeners ask; one for the node.
@@ -170,7 +172,7 @@ impl Gate {
         Address((!is_unlimited).then(|| self.hash.cells(address)))
     }
 
-    /// Takes a share of the rates for one connection.
+    /// Takes a share of the rates of an address for one connection.
     ///
     /// # Errors
     /// [`Refusal`]; `dice` spreads those who are refused together.
@@ -188,32 +190,39 @@ impl Gate {
         if self.is_memory_short.load(Ordering::Relaxed) {
             return refuse(Refused::Memory, RETRY_LONG);
         }
-        self.take_accept(&bounds, now).map_err(|after| Refusal { why: Refused::AcceptRate, after })
+        Ok(())
     }
 
-    /// A refusal for want of room, which somebody must leave first.
-    pub(super) fn full(why: Refused, dice: u32) -> Refusal {
-        let after = if why == Refused::Draining { RETRY_RATE } else { RETRY_LONG };
-        Refusal { why, after: spread(after, dice) }
-    }
-
-    /// Takes the node's own rate. Those who are refused are given times one after the
-    /// other, as fast as the node takes them: so they come back at its rate.
-    fn take_accept(&self, bounds: &Bounds, now: u32) -> Result<(), Duration> {
-        let mut refused = None;
-        let take = |paid_at| match bounds.accepts.take(paid_at, now, 1) {
+    /// Takes the node's own rate for one connection; the last thing that is asked, so that
+    /// nobody takes a share of it who is refused for something else.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(super) fn ask_node(&self) -> Result<(), Refusal> {
+        let (now, rate) = (self.now(), self.bounds.load().accepts);
+        let mut after = Duration::ZERO;
+        let take = |paid_at| match rate.take(paid_at, now, 1) {
             Ok(paid_at) => Some(paid_at),
-            Err(after) => {
-                refused = Some(after);
+            Err(wait) => {
+                after = wait;
                 None
             }
         };
-        if self.accepts_paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-            return Ok(());
+        let taken = self.accepts_paid_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        taken.map(drop).map_err(|_| Refusal { why: Refused::AcceptRate, after })
+    }
+
+    /// When a refused one may come back; for somebody who is told. Over the node's own rate
+    /// those who ask are given times one after the other, as fast as the node takes them: so
+    /// they come back at its rate. Who cannot be told is given none, and others wait less.
+    pub(super) fn advice(&self, refusal: Refusal) -> Duration {
+        if refusal.why != Refused::AcceptRate {
+            return refusal.after;
         }
-        let first = gcra::ticks(refused.unwrap_or_default().max(RETRY_SOON)) as u32;
+        let now = self.now();
+        let first = gcra::ticks(refusal.after.max(RETRY_SOON)) as u32;
         let step = (gcra::ticks(Duration::from_secs(1)) as u32)
-            .checked_div(bounds.config.accepts_per_s)
+            .checked_div(self.bounds.load().config.accepts_per_s)
             .unwrap_or(0)
             .max(1);
         let mut slot = first;
@@ -222,7 +231,13 @@ impl Gate {
             slot = if (first..=SLOTS_TICKS).contains(&ahead) { ahead } else { first };
             Some(now.wrapping_add(slot + step))
         });
-        Err(gcra::TICK * slot)
+        gcra::TICK * slot
+    }
+
+    /// A refusal for want of room, which somebody must leave first.
+    pub(super) fn full(why: Refused, dice: u32) -> Refusal {
+        let after = if why == Refused::Draining { RETRY_RATE } else { RETRY_LONG };
+        Refusal { why, after: spread(after, dice) }
     }
 
     /// A share of the handshakes of an address.
@@ -344,9 +359,9 @@ mod tests {
             let at = waiting.remove(0);
             tokio::time::advance(at.saturating_sub(start.elapsed())).await;
             asked += 1;
-            match gate.ask(Address::UNLIMITED, 0) {
+            match gate.ask_node() {
                 Ok(()) => taken += 1,
-                Err(refusal) => waiting.push(start.elapsed() + refusal.after),
+                Err(refusal) => waiting.push(start.elapsed() + gate.advice(refusal)),
             }
         }
         let took = start.elapsed();
@@ -354,6 +369,16 @@ mod tests {
         assert!(asked < 2 * 2_000, "{asked} asked: nobody is refused again and again");
         // 1,950 at 100 in a second.
         assert!(took < Duration::from_secs(22) && took > Duration::from_secs(19), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_be_told_takes_no_time_of_those_who_can() {
+        let gate = gate(|gate| (gate.accepts_per_s, gate.accepts_burst) = (10, 1));
+        assert_eq!(gate.ask_node(), Ok(()));
+        let refused: Vec<_> = (0..5_000).map(|_| gate.ask_node().unwrap_err()).collect();
+        let (first, second) = (gate.advice(refused[4_998]), gate.advice(refused[4_999]));
+        assert_eq!(second - first, Duration::from_millis(100));
+        assert!(first <= RETRY_SOON, "{first:?}");
     }
 
     #[tokio::test(start_paused = true)]

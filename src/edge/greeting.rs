@@ -71,22 +71,22 @@ where
 }
 
 /// Tells one that is turned away why, and when to come back. The caller's deadline bounds it.
-pub(super) async fn turn_away<S>(mut stream: S, connect_bytes_max: u32, refused: Refused)
+pub(super) async fn turn_away<S>(edge: &Edge, mut stream: S, refused: Refused)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut decoder = Decoder::server(connect_bytes_max);
+    let mut decoder = Decoder::server(edge.config().connect_bytes_max);
     let Ok((connect, _)) = read_connect(&mut stream, &mut decoder, &mut BytesMut::new()).await
     else {
         return;
     };
-    let after_ms = refused.after.as_millis();
-    let connack = ConnAck {
-        reason: refused.code(),
-        reason_string: Some(format!("come back in {after_ms} ms")),
-        user: vec![(RETRY_AFTER_MS.to_owned(), after_ms.to_string())],
-        ..ConnAck::default()
-    };
+    let mut connack = ConnAck { reason: refused.code(), ..ConnAck::default() };
+    // 3.1.1 has no words for when.
+    if connect.version == Version::V5 {
+        let after_ms = edge.gate.advice(refused).as_millis();
+        connack.reason_string = Some(format!("come back in {after_ms} ms"));
+        connack.user = vec![(RETRY_AFTER_MS.to_owned(), after_ms.to_string())];
+    }
     say_no(&mut stream, connect.version, connack).await;
 }
 

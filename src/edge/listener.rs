@@ -110,17 +110,16 @@ impl Edge {
     ) {
         self.note_refused(refusal.why);
         let (None, Some(hearing)) = (tls, self.gate.hearing()) else { return };
-        let connect_bytes_max = self.config().connect_bytes_max;
-        let bytes_max = self.config().packet_bytes_max;
+        let (edge, bytes_max) = (self.clone(), self.config().packet_bytes_max);
         let telling = async move {
             let _room = (hearing, share);
             match transport {
                 Transport::Tcp | Transport::Tls => {
-                    greeting::turn_away(stream, connect_bytes_max, refusal).await;
+                    greeting::turn_away(&edge, stream, refusal).await;
                 }
                 Transport::WebSocket => {
                     if let Ok(stream) = websocket::accept(stream, bytes_max).await {
-                        greeting::turn_away(stream, connect_bytes_max, refusal).await;
+                        greeting::turn_away(&edge, stream, refusal).await;
                     }
                 }
                 Transport::Https => {}

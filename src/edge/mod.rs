@@ -209,6 +209,7 @@ impl Edge {
         if before >= self.config().connections_max {
             return Err(Gate::full(Refused::Connections, dice));
         }
+        self.gate.ask_node()?;
         Ok(admission)
     }
 

@@ -53,8 +53,8 @@ pub enum Error {
     Unavailable,
 }
 
-impl From<Refusal> for Error {
-    fn from(Refusal { why, after }: Refusal) -> Self {
+impl Error {
+    fn of(Refusal { why, .. }: Refusal, after: Duration) -> Self {
         match why {
             Refused::AddressRate
             | Refused::AddressHandshakes
@@ -81,8 +81,9 @@ impl Edge {
     ) -> Result<Visit, Error> {
         let (began, serial) = (Instant::now(), self.next_serial());
         let address = peer.map_or(Address::UNLIMITED, |peer| self.gate.address(peer));
-        let admission = self.admit(address, dice(serial)).inspect_err(|refusal| {
+        let admission = self.admit(address, dice(serial)).map_err(|refusal| {
             self.note_refused(refusal.why);
+            Error::of(refusal, self.gate.advice(refusal))
         })?;
         let device = greeting::identify(self, device_id, secret).map_err(|refusal| {
             self.metrics.edge.handshakes.of(refusal.result).increment(1);
