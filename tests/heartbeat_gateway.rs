@@ -6,6 +6,7 @@ mod edge_support;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use carillon::config;
 use carillon_wire::{
     idl,
     mqtt::{self, ConnAck, Connect, Packet, Publish, Version},
@@ -81,6 +82,23 @@ async fn reports_are_answered_and_advice_reaches_the_next_device() {
     advance(Duration::from_secs(61)).await;
     assert_eq!(report(newcomer, "wifi:other", 1).await, idl::ResultCode::OK);
     newcomer.ping().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_lowers_what_is_advised() {
+    let node = Node::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let account = node.device().await;
+        clients.push(node.connect(&account, asking(600, Version::V5)).await);
+    }
+    for client in &mut clients[..2] {
+        assert_eq!(report(client, "wifi:home", 500).await, idl::ResultCode::OK);
+    }
+    node.edge.reconfigure(config::Edge { keep_alive_max_s: 300, ..config::Edge::default() });
+    assert_eq!(report(&mut clients[2], "wifi:home", 1).await, idl::ResultCode::OK);
+    let advice = clients[2].down().await.advice.expect("advice");
+    assert_eq!(advice.heartbeat_s, Some(300));
 }
 
 #[tokio::test(start_paused = true)]

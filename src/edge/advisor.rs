@@ -77,13 +77,13 @@ pub struct AddressKey(u32);
 /// See the module.
 #[derive(Debug)]
 pub struct Advisor {
-    rules: Rules,
     keys: (u64, u64),
     memory: Mutex<Memory>,
 }
 
 #[derive(Debug)]
 struct Memory {
+    rules: Rules,
     /// Networks that several devices have named or used.
     known: Generations<Network>,
     /// The others. A stranger who invents names pushes out only these.
@@ -95,8 +95,13 @@ impl Advisor {
     pub fn new(rules: Rules, keys: (u64, u64)) -> Self {
         let fresh = rules.networks_max / 5;
         let known = rules.networks_max - fresh;
-        let memory = Memory { known: Generations::new(known), fresh: Generations::new(fresh) };
-        Self { rules, keys, memory: Mutex::new(memory) }
+        let (known, fresh) = (Generations::new(known), Generations::new(fresh));
+        Self { keys, memory: Mutex::new(Memory { rules, known, fresh }) }
+    }
+
+    /// From now on nothing above is tried or advised, in seconds.
+    pub fn set_top(&self, top_s: u16) {
+        self.memory().rules.top_s = top_s;
     }
 
     /// The key of a network as a device names it.
@@ -117,13 +122,14 @@ impl Advisor {
     pub fn hear(&self, key: NetworkKey, device: &DeviceId, report: Report, now_s: u64) -> Heard {
         let (device, now_s) = (self.device(device), clip(now_s));
         let mut memory = self.memory();
+        let rules = memory.rules;
         let is_known = memory.known.peek(key.0).is_some();
         let generations = if is_known { &mut memory.known } else { &mut memory.fresh };
         if generations.peek(key.0).is_none() {
-            generations.insert(key.0, Network::new(key.0 as u32, &self.rules, now_s));
+            generations.insert(key.0, Network::new(key.0 as u32, &rules, now_s));
         }
         let Some(network) = generations.of_mut(key.0) else { return Heard::Aside };
-        let heard = network.hear(device, report, &self.rules, now_s);
+        let heard = network.hear(device, report, &rules, now_s);
         if !is_known
             && network.voices() >= KNOWN_VOICES
             && let Some(network) = memory.fresh.remove(key.0)
@@ -137,14 +143,14 @@ impl Advisor {
     pub fn advice(&self, key: NetworkKey, device: &DeviceId, now_s: u64) -> Option<u16> {
         let device = self.device(device);
         let memory = self.memory();
-        memory.network(key)?.advice(device, &self.rules, clip(now_s))
+        memory.network(key)?.advice(device, &memory.rules, clip(now_s))
     }
 
     /// The keep-alive for a device that asks for one and cannot be advised later, in seconds; `None`: as it asks.
     pub fn cap(&self, key: NetworkKey, device: &DeviceId, asked_s: u16, now_s: u64) -> Option<u16> {
         let device = self.device(device);
         let memory = self.memory();
-        memory.network(key)?.cap(device, asked_s, &self.rules, clip(now_s))
+        memory.network(key)?.cap(device, asked_s, &memory.rules, clip(now_s))
     }
 
     /// Networks that are remembered now.

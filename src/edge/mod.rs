@@ -165,6 +165,7 @@ impl Edge {
     /// numbers of handshakes and of parked sessions stay as they are.
     pub fn reconfigure(&self, config: config::Edge) {
         self.gate.reconfigure(&config.gate);
+        self.advisor.set_top(config.keep_alive_max_s);
         self.limits.store(Arc::new(rate::Limits::new(&config.gate)));
         self.config.store(Arc::new(config));
     }

@@ -101,13 +101,12 @@ impl Network {
 
     /// The interval for a device, which heeds it at once or never.
     pub fn advice(&self, device: u32, rules: &Rules, now_s: u32) -> Option<u16> {
-        if self.level_s == 0 {
-            return self.neighbours(device, rules, now_s);
-        }
-        match self.trial_of(device, rules, now_s) {
-            Some(trial_s) => Some(trial_s),
-            None => Some(self.level_s),
-        }
+        let advised_s = match self.level_s {
+            0 => self.neighbours(device, rules, now_s)?,
+            level_s => self.trial_of(device, rules, now_s).unwrap_or(level_s),
+        };
+        // What is known may be from before the top was lowered.
+        Some(advised_s.min(rules.top_s))
     }
 
     /// The keep-alive for a device that cannot be advised later: its own wish, unless that is known not to survive.

@@ -95,6 +95,21 @@ fn a_fleet_finds_the_level_and_few_pay_for_it() {
 }
 
 #[test]
+fn another_top_holds_for_what_is_known_and_for_what_is_tried() {
+    let mut fleet = Fleet::new(300, 900);
+    fleet.advisor.set_top(300);
+    fleet.turns(144);
+    let level_s = fleet.advice(777_777).unwrap();
+    assert!((250..=300).contains(&level_s), "{level_s}");
+    fleet.advisor.set_top(1_200);
+    fleet.turns(3 * 144);
+    assert!(fleet.advice(777_777).unwrap() >= 500);
+    fleet.advisor.set_top(240);
+    let advised_s: Vec<_> = (0..300).filter_map(|n| fleet.advice(n)).collect();
+    assert!(advised_s.iter().all(|advised_s| *advised_s <= 240), "{advised_s:?}");
+}
+
+#[test]
 fn no_more_than_eight_devices_explore_at_a_time() {
     let mut fleet = Fleet::new(500, 420);
     for _ in 0..300 {
