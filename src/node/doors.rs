@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::lobby::{Early, Lobby};
+use super::lobby::{Early, Lobby, Seats};
 use crate::{
     admin::{self, Admin, AdminFile, Order},
     api::{self, Authority, frames::Desk},
@@ -76,12 +76,13 @@ impl Doors {
         Ok(Self { listeners: doors, lobbies: BTreeMap::new(), early: BTreeMap::new() })
     }
 
-    /// Takes devices in before anybody can serve them.
+    /// Takes devices in before anybody can serve them: no more than there can be connections,
+    /// and half of the files are left for those who come later.
     pub(super) fn open_lobbies(&mut self, connections_max: usize) {
-        let sockets_max = connections_max.min(net::device_files_max() / 2);
+        let seats = Seats::new(connections_max.min(net::device_files_max() / 2));
         for name in ["mqtt", "mqtts", "ws"] {
             if let Some(listener) = self.listeners.remove(name) {
-                self.lobbies.insert(name, Lobby::open(listener, sockets_max));
+                self.lobbies.insert(name, Lobby::open(listener, seats.clone()));
             }
         }
     }
