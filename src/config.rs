@@ -167,6 +167,8 @@ impl Default for Edge {
 pub struct Api {
     /// Connections at once.
     pub connections_max: usize,
+    /// Of these, so many of one address; 0: no bound.
+    pub connections_per_address_max: u32,
     /// Calls at once that change something.
     pub calls_max: usize,
     /// The largest request body.
@@ -187,6 +189,7 @@ impl Default for Api {
     fn default() -> Self {
         Self {
             connections_max: 10_000,
+            connections_per_address_max: 1_000,
             calls_max: 1_024,
             body_bytes_max: 6 << 20,
             head_bytes_max: 16 << 10,

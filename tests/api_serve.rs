@@ -40,7 +40,12 @@ struct Door {
 }
 
 fn bounds() -> Bounds {
-    Bounds { connections_max: 100, head_bytes_max: 8_192, head_timeout: Duration::from_millis(300) }
+    Bounds {
+        connections_max: 100,
+        connections_per_address_max: 0,
+        head_bytes_max: 8_192,
+        head_timeout: Duration::from_millis(300),
+    }
 }
 
 fn open(tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Door {
@@ -58,7 +63,8 @@ fn open(tls: Option<Arc<rustls::ServerConfig>>, bounds: Bounds) -> Door {
     };
     let router = envelope.around(router);
     let (stop, told) = watch::channel(false);
-    let face = Face { tls, router, bounds, balancers: Balancers::default() };
+    let (balancers, unlimited) = (Balancers::default(), Vec::new());
+    let face = Face { tls, router, bounds, balancers, unlimited };
     let served = tasks::spawn("door", serve(listener, Arc::new(ArcSwap::from_pointee(face)), told));
     Door { at, stop, served, release }
 }

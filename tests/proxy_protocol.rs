@@ -155,6 +155,39 @@ async fn limits_by_address_go_by_the_client() {
     assert_eq!([create(2).await, create(2).await, create(2).await], [201, 201, 429]);
 }
 
+/// Over it they are closed before TLS, and counted; another address and the operator are served.
+#[tokio::test]
+async fn an_address_has_its_share_of_the_connections_of_app_servers() {
+    let node =
+        start("[listen]\nproxy_from = [\"127.0.0.1\"]\n[api]\nconnections_per_address_max = 2\n")
+            .await;
+    let https = node.listen().https;
+    let open = async |last| {
+        let stream = TcpStream::connect(https).await.unwrap();
+        tls(&node, stream, &header(last)).await
+    };
+    let (one, mut two) = (open(1).await.expect("TLS"), open(1).await.expect("TLS"));
+    assert!(open(1).await.is_none() && open(1).await.is_none());
+    let counted = async |reason: &str, count: usize| {
+        let line = format!("carillon_api_refused_connections_total{{reason=\"{reason}\"}} {count}");
+        let is = async || node.metrics().await.lines().any(|one| one == line).then_some(());
+        assert!(poll_until(DEADLINE, is).await.is_some(), "never: {line}");
+    };
+    counted("address_connections", 2).await;
+    let mut other = open(2).await.expect("TLS");
+    assert_eq!((post(&mut other, &node).await, post(&mut two, &node).await), (201, 201));
+    // Who leaves makes room, a moment later.
+    drop(one);
+    assert!(poll_until(DEADLINE, async || open(1).await).await.is_some());
+    // No header; no TLS.
+    let bare = TcpStream::connect(https).await.unwrap();
+    assert!(tls(&node, bare, b"").await.is_none());
+    counted("balancer", 1).await;
+    let mut stream = TcpStream::connect(https).await.unwrap();
+    stream.write_all(&[&header(3)[..], b"GET / HTTP/1.1\r\n\r\n"].concat()).await.unwrap();
+    counted("tls", 1).await;
+}
+
 /// Creates a device, and gives the status.
 async fn post(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), node: &Node) -> u16 {
     let body = json!({"app_id": APP, "app_key": node.app().app_key, "register": true}).to_string();

@@ -272,6 +272,7 @@ fn mounted(is_public: bool) -> Router<Shared> {
 pub fn bounds(config: &config::Api) -> Bounds {
     Bounds {
         connections_max: config.connections_max,
+        connections_per_address_max: config.connections_per_address_max,
         head_bytes_max: config.head_bytes_max,
         head_timeout: Duration::from_millis(config.head_timeout_ms),
     }

@@ -5,6 +5,7 @@
 //! trace id of its request. Nothing here knows a business call.
 
 pub mod body;
+mod callers;
 mod encoding;
 pub mod envelope;
 mod heard;

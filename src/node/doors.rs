@@ -26,7 +26,7 @@ use crate::{
     base::{
         http::{
             Ready, Token,
-            serve::{self, Face},
+            serve::{self, Bounds, Face},
         },
         keys::Secret,
         metrics::Transport,
@@ -149,7 +149,9 @@ impl Rooms {
     fn https(&self, config: &Config, tls: Arc<ServerConfig>) -> Face {
         let router = self.api(&config.api, Authority::AppSecrets);
         let balancers = balancers(&config.listen, "https");
-        Face { tls: Some(tls), router, bounds: api::bounds(&config.api), balancers }
+        let unlimited = config.edge.gate.unlimited_networks.iter();
+        let unlimited = unlimited.map(|network| (*network).into()).collect();
+        Face { tls: Some(tls), router, bounds: api::bounds(&config.api), balancers, unlimited }
     }
 
     fn admin(&self, config: &Config) -> Face {
@@ -162,8 +164,10 @@ impl Rooms {
         };
         let api = self.api(&config.api, Authority::Operator(self.token.clone()));
         let router = admin::router(admin, &config.api).merge(api);
-        let bounds = api::bounds(&config.api);
-        Face { tls: None, router, bounds, balancers: Balancers::default() }
+        // Whoever may come here is one of few, and is not to be locked out.
+        let bounds = Bounds { connections_per_address_max: 0, ..api::bounds(&config.api) };
+        let (balancers, unlimited) = (Balancers::default(), Vec::new());
+        Face { tls: None, router, bounds, balancers, unlimited }
     }
 
     fn api(&self, config: &Api, authority: Authority) -> axum::Router {

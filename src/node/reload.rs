@@ -117,6 +117,7 @@ const LIVE: &[&str] = &[
     "edge.session_expiry_max_s",
     "edge.write_timeout_ms",
     "edge.gate",
+    "api.connections_per_address_max",
     "api.body_bytes_max",
     "api.head_bytes_max",
     "api.head_timeout_ms",

@@ -1,14 +1,14 @@
 //! The loop that serves a router on a listener: TLS, HTTP/1.1 and HTTP/2, bounds, drain.
 //!
-//! A connection holds one slot from its accept on; handshakes run outside the
-//! accept loop and under a deadline. When told to stop, the loop closes the
+//! A connection holds one slot from its accept on, and one of those of its address; handshakes
+//! run outside the accept loop and under a deadline. When told to stop, the loop closes the
 //! listener, lets running calls and those on their way end, and returns at the latest
 //! after [`DRAIN`].
 
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -31,6 +31,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
+use ipnet::IpNet;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -40,7 +41,11 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tower::ServiceExt;
 
-use super::{Peer, heard::Heard};
+use super::{
+    Peer,
+    callers::{Callers, Refused, Share},
+    heard::Heard,
+};
 use crate::base::{
     net,
     proxy::{self, Balancers},
@@ -52,6 +57,8 @@ use crate::base::{
 pub struct Bounds {
     /// Connections at once.
     pub connections_max: usize,
+    /// Of these, so many of one address; 0: no bound.
+    pub connections_per_address_max: u32,
     /// The largest head of a request.
     pub head_bytes_max: usize,
     /// For the TLS handshake and for each head, idle time before it included (HTTP/1.1).
@@ -78,6 +85,18 @@ pub struct Face {
     pub bounds: Bounds,
     /// Who must say whom he serves.
     pub balancers: Balancers,
+    /// Addresses to which no bound of one address applies.
+    pub unlimited: Vec<IpNet>,
+}
+
+impl Face {
+    fn share(&self, callers: &Arc<Callers>, address: IpAddr) -> Option<Share> {
+        let address = address.to_canonical();
+        if self.unlimited.iter().any(|network| network.contains(&address)) {
+            return Some(callers.unbounded());
+        }
+        callers.share(address, self.bounds.connections_per_address_max)
+    }
 }
 
 /// A face that can be replaced while it is shown.
@@ -87,6 +106,7 @@ pub type Live = Arc<ArcSwap<Face>>;
 pub async fn serve(listener: TcpListener, face: Live, mut stop: watch::Receiver<bool>) {
     let slots_max = face.load().bounds.connections_max.clamp(1, SLOTS_MAX);
     let slots = Arc::new(Semaphore::new(slots_max));
+    let callers = Arc::new(Callers::new());
     loop {
         let accepted = tokio::select! {
             biased;
@@ -100,6 +120,7 @@ pub async fn serve(listener: TcpListener, face: Live, mut stop: watch::Receiver<
                     bounds: face.load().bounds,
                     peer,
                     slot,
+                    callers: callers.clone(),
                     stop: stop.clone(),
                 };
                 tasks::spawn("http connection", open(stream, conversation));
@@ -134,6 +155,7 @@ struct Conversation {
     /// Of the socket, and then whom it serves.
     peer: SocketAddr,
     slot: Slot,
+    callers: Arc<Callers>,
     stop: watch::Receiver<bool>,
 }
 
@@ -143,38 +165,47 @@ enum Version {
     Two,
 }
 
-async fn open(mut stream: TcpStream, mut conversation: Conversation) {
-    if net::tune(&stream, net::Peers::Calls).is_err() {
-        return;
+async fn open(stream: TcpStream, conversation: Conversation) {
+    let callers = conversation.callers.clone();
+    if let Err(why) = serve_one(stream, conversation).await {
+        callers.note_refused(why);
     }
+}
+
+async fn serve_one(mut stream: TcpStream, mut conversation: Conversation) -> Result<(), Refused> {
+    net::tune(&stream, net::Peers::Calls).map_err(|_| Refused::Files)?;
     let deadline = Instant::now() + conversation.bounds.head_timeout;
     let face = conversation.face.load_full();
     let header = proxy::client_address(&mut stream, conversation.peer, &face.balancers);
-    match timeout_at(deadline, Box::pin(header)).await {
-        Ok(Ok(client)) => conversation.peer = client,
-        Ok(Err(error)) => return tracing::debug!(%error, "a balancer's connection is refused"),
-        Err(_) => return tracing::debug!("a balancer's header did not come"),
-    }
+    let header = timeout_at(deadline, Box::pin(header)).await.map_err(|_| Refused::Timeout)?;
+    conversation.peer = header.map_err(|error| {
+        tracing::debug!(%error, "a balancer's connection is refused");
+        Refused::Balancer
+    })?;
+    // Closed without a word: a TLS handshake would cost more than the refusal spares.
+    let share = face.share(&conversation.callers, conversation.peer.ip());
+    let _share = share.ok_or(Refused::AddressConnections)?;
     let Some(acceptor) = face.tls.clone().map(TlsAcceptor::from) else {
-        return converse(stream, Version::One, conversation).await;
+        converse(stream, Version::One, conversation).await;
+        return Ok(());
     };
     drop(face);
-    match timeout_at(deadline, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            let version = if is_two { Version::Two } else { Version::One };
-            converse(stream, version, conversation).await;
-        }
-        Ok(Err(error)) => tracing::debug!(%error, "tls handshake failed"),
-        Err(_) => tracing::debug!("tls handshake timed out"),
-    }
+    let accepted = timeout_at(deadline, acceptor.accept(stream)).await;
+    let stream = accepted.map_err(|_| Refused::Timeout)?.map_err(|error| {
+        tracing::debug!(%error, "tls handshake failed");
+        Refused::Tls
+    })?;
+    let is_two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let version = if is_two { Version::Two } else { Version::One };
+    converse(stream, version, conversation).await;
+    Ok(())
 }
 
 async fn converse<IO>(io: IO, version: Version, conversation: Conversation)
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Conversation { face, bounds, peer, slot, mut stop } = conversation;
+    let Conversation { face, bounds, peer, slot, mut stop, .. } = conversation;
     let (peer, activity) = (Peer(peer.ip().to_canonical()), Arc::new(Activity::default()));
     let service = {
         let (activity, stop) = (activity.clone(), stop.clone());
