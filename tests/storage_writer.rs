@@ -2,6 +2,8 @@
 //! nobody waits for anybody.
 
 mod longterm;
+#[path = "storage_writer/lost.rs"]
+mod lost;
 mod support;
 #[path = "uploads/behind.rs"]
 mod uploads;

@@ -5,13 +5,15 @@
 //! two is folded already and is found so. It waits for nobody but the long-term store, and
 //! nobody waits for it: while it is far behind, new changes are refused elsewhere.
 
+mod rewind;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
-use super::{Advance, Commit, Error, Fold, LongTerm, Past, Step};
+use super::{Advance, Answer, Commit, Error, Fold, LongTerm, Step};
 use crate::{
     base::{
         clock::{Clock, day_of},
@@ -20,7 +22,7 @@ use crate::{
     },
     crash_point,
     queue::{
-        entry::Body,
+        collection::append::Ask,
         position::{Position, Seq},
         reader::{Reader, Take},
         store::{self, Batch, Key, Space, decode},
@@ -47,6 +49,9 @@ const TRIM_PERIOD: Duration = Duration::from_secs(3_600);
 /// Queues of which it is remembered where they stand.
 const POSITIONS_MAX: usize = 65_536;
 
+/// Makes changes of a queue's items that the queue lost, if the items did not change since.
+pub type Again = Box<dyn Fn(QueueId, Vec<Ask>) -> Answer<'static, ()> + Send + Sync>;
+
 /// What the writer works with.
 pub struct StorageWriter {
     /// Reads what is durable.
@@ -55,6 +60,8 @@ pub struct StorageWriter {
     pub writer: writer::Handle,
     /// Where it folds.
     pub longterm: Arc<dyn LongTerm>,
+    /// Makes lost changes again.
+    pub again: Again,
     /// What there is to do.
     pub backlog: Arc<Backlog>,
     /// Today.
@@ -246,28 +253,6 @@ impl StorageWriter {
             self.rewind(queue, Position { epoch, seq: held }).await?;
         }
         Ok(held)
-    }
-
-    /// Takes a queue back to a position, with the items as history says they were.
-    async fn rewind(&self, queue: &QueueId, to: Position) -> Result<(), Error> {
-        let (mut latest, mut touched) = (BTreeMap::new(), BTreeSet::new());
-        let mut after = Seq(0);
-        loop {
-            let page = self.longterm.history(*queue, after, READ).await?;
-            let Some(last) = page.last() else { break };
-            after = last.entry.position.seq;
-            for Past { day, entry } in page {
-                let Body::Change(change) = &entry.body else { continue };
-                let name = (change.collection.clone(), change.key.clone());
-                if entry.position.seq > to.seq {
-                    touched.insert(name);
-                } else {
-                    latest.insert(name, Step { day, entry: Arc::new(entry) });
-                }
-            }
-        }
-        latest.retain(|name, _| touched.contains(name));
-        self.longterm.rewind(*queue, to, latest.into_values().collect()).await
     }
 
     /// Reads entries up to `to`; returns their bytes.

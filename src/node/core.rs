@@ -15,7 +15,10 @@ use crate::{
         tasks::{self, Alarm},
     },
     config::Config,
-    longterm::{LongTerm, writer::StorageWriter},
+    longterm::{
+        LongTerm,
+        writer::{Again, StorageWriter},
+    },
     queue::{
         epochs::Epochs,
         reader::Reader,
@@ -113,12 +116,14 @@ impl Core {
         let (metrics_too, alarm_too) = (metrics.clone(), alarm.clone());
         let parts =
             Owned { store, views, epochs, clock, backlog, metrics: metrics_too, alarm: alarm_too };
-        let (storage_writer, storage) = parts.storage(config, &writer, longterm);
+        let storage = parts.storage(config, longterm.clone());
         let caches = Arc::new(Caches::new(&config.store, &metrics));
-        let router = parts.start(config, writer, &caches);
+        let router = parts.clone().start(config, writer.clone(), &caches);
         let followers = router.followers().clone();
         let service = Service::new(router, keys, clock, config, metrics, caches, storage);
         complete(&service).await?;
+        let again = service.clone().changes_again();
+        let storage_writer = parts.storage_writer(config, writer, longterm, again);
         let period = Duration::from_millis(config.store.pointer_flush_ms);
         let flushes = service.clone().flush_periodically(period);
         let background = vec![
@@ -149,6 +154,7 @@ impl Core {
 }
 
 /// What the owners and readers of queues share.
+#[derive(Clone)]
 struct Owned {
     store: Arc<dyn Store>,
     views: Arc<Views>,
@@ -160,25 +166,23 @@ struct Owned {
 }
 
 impl Owned {
-    /// What folds, and how the calls see it.
-    fn storage(
-        &self,
+    /// Long-term storage as the calls see it.
+    fn storage(&self, config: &Config, longterm: Arc<dyn LongTerm>) -> Storage {
+        Storage { longterm, backlog: self.backlog.clone(), bounds: config.longterm.clone() }
+    }
+
+    /// What folds.
+    fn storage_writer(
+        self,
         config: &Config,
-        writer: &writer::Handle,
+        writer: writer::Handle,
         longterm: Arc<dyn LongTerm>,
-    ) -> (StorageWriter, Storage) {
-        let (store, views, epochs) = (self.store.clone(), self.views.clone(), self.epochs.clone());
-        let storage_writer = StorageWriter {
-            reader: Reader::new(store, views, epochs),
-            writer: writer.clone(),
-            longterm: longterm.clone(),
-            backlog: self.backlog.clone(),
-            clock: self.clock,
-            history_days: config.longterm.history_days,
-            metrics: self.metrics.clone(),
-        };
-        let (backlog, bounds) = (self.backlog.clone(), config.longterm.clone());
-        (storage_writer, Storage { longterm, backlog, bounds })
+        again: Again,
+    ) -> StorageWriter {
+        let Self { store, views, epochs, clock, backlog, metrics, alarm: _ } = self;
+        let reader = Reader::new(store, views, epochs);
+        let history_days = config.longterm.history_days;
+        StorageWriter { reader, writer, longterm, again, backlog, clock, history_days, metrics }
     }
 
     /// Starts the owners; what they publish wakes the followers.

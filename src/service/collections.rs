@@ -18,6 +18,7 @@ use crate::{
         ids::{Alias, AppId, CollectionName, ItemKey, QueueId, QueueName},
         metrics::ChangeOutcome,
     },
+    longterm::{self, writer::Again},
     queue::{
         collection::{
             append::{self, Ask, Changing, Done, Known, changing},
@@ -274,6 +275,29 @@ impl Service {
             }
         }
         Err(shard::Error::Contended.into())
+    }
+
+    /// For the storage writer, which must not wait for itself: no back-pressure.
+    pub fn changes_again(self: Arc<Self>) -> Again {
+        Box::new(move |queue, asks| {
+            let service = self.clone();
+            Box::pin(async move {
+                let change = move |txn: &mut Txn<'_>| {
+                    changing(txn, queue, Known::default(), |changing| {
+                        asks.iter().try_for_each(|ask| changing.change(ask).map(drop))
+                    })
+                    .map_err(Failed::from)
+                };
+                let done = service.router.run(queue.shard(), change).await;
+                done.map_err(|failed| longterm::Error::Unreachable {
+                    step: "get lost changes made again",
+                    cause: match failed {
+                        Failed::Moved => shard::Error::Contended.to_string(),
+                        Failed::Refused(error) => error.to_string(),
+                    },
+                })
+            })
+        })
     }
 
     /// Changes wait while long-term storage is far behind.

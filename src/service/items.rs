@@ -252,7 +252,6 @@ impl Service {
             {
                 Ok(Some(change.value.clone()))
             }
-            Some((position, _)) if position.seq <= item.head.seq => Err(damaged(queue)),
             None if self.router.head(queue)?.seq < item.head.seq => Ok(None),
             // Retention has dropped the entry, so it is folded.
             Some(_) | None => self.folded_value(queue, collection, key, item).await,
@@ -268,16 +267,32 @@ impl Service {
     ) -> Result<Option<Value>, Error> {
         let name = Name { collection: collection.clone(), key: key.into() };
         let folded = self.storage.longterm.item(*queue, name).await?;
-        if let Some(folded) = folded.filter(|folded| folded.position == item.position()) {
-            return Ok(Some(folded.value));
+        if let Some(folded) = folded.as_ref().filter(|folded| folded.position == item.position()) {
+            return Ok(Some(folded.value.clone()));
         }
         let now = self.router.get(Space::Items, &item_key(queue, collection, key))?;
         let now: Option<Item> = now.map(|bytes| decode(&bytes)).transpose()?;
-        match now {
-            Some(now) if now.position() == item.position() => Err(damaged(queue)),
+        if now.is_none_or(|now| now.position() != item.position()) {
             // It changed while it was looked for.
-            Some(_) | None => Ok(None),
+            return Ok(None);
         }
+        // The queue lost what was folded, and the fold is taken back when it next changes.
+        let take = Take { entries: 1, bytes: 0 };
+        let past = self.storage.longterm.history(*queue, item.head.seq.prev(), take).await?;
+        if let Some(entry) = past.into_iter().next().map(|past| past.entry)
+            && entry.position == item.position()
+            && let Body::Change(change) = entry.body
+            && (&change.collection, &*change.key) == (collection, key)
+        {
+            return Ok(Some(change.value));
+        }
+        // The lost change will be made again, if it is the newest that is known.
+        let newest = folded.filter(|folded| folded.position.seq > item.head.seq);
+        if newest.is_none() {
+            self.metrics.collections.without_value.increment(1);
+            tracing::error!(%queue, %collection, "an item has no value anywhere, leaving it out");
+        }
+        Ok(newest.map(|folded| folded.value))
     }
 }
 

@@ -113,8 +113,12 @@ pub fn reached(server: &Server) -> Arc<Postgres> {
     Arc::new(Postgres::new(&server.url(), None, TIMEOUT).unwrap())
 }
 
-/// The fold of a queue is what the queue's items say, and its history has no hole.
-pub async fn fold_equals_queue(store: &dyn Store, longterm: &dyn LongTerm, queue: QueueId) {
+/// The items of a fold, which are those of its queue.
+pub async fn folded_as_queued(
+    store: &dyn Store,
+    longterm: &dyn LongTerm,
+    queue: QueueId,
+) -> Vec<Item> {
     let mut live = BTreeMap::new();
     let items = Range::prefix(queue.as_bytes());
     for (key, stored) in store.scan(Space::Items, &items, 100_000).unwrap() {
@@ -127,6 +131,12 @@ pub async fn fold_equals_queue(store: &dyn Store, longterm: &dyn LongTerm, queue
     let folded = longterm.newest(queue, None, ALL).await.unwrap();
     let positions = folded.iter().map(|item| (item.name.clone(), item.position));
     assert_eq!(positions.collect::<BTreeMap<_, _>>(), live, "{queue}");
+    folded
+}
+
+/// The fold of a queue is what the queue's items say, and its history has no hole.
+pub async fn fold_equals_queue(store: &dyn Store, longterm: &dyn LongTerm, queue: QueueId) {
+    let folded = folded_as_queued(store, longterm, queue).await;
     let head = store.get(Space::Heads, queue.as_bytes()).unwrap();
     let head = head.map_or(Seq(0), |head| decode::<Log>(&head).unwrap().head());
     let history = longterm.history(queue, Seq(0), ALL).await.unwrap();

@@ -50,6 +50,8 @@ pub struct CollectionMetrics {
     pub chunks: Counter,
     /// Bytes of these before they were packed.
     pub chunk_bytes: Counter,
+    /// Times that an item was left out because its value is nowhere.
+    pub without_value: Counter,
 }
 
 impl CollectionMetrics {
@@ -61,6 +63,7 @@ impl CollectionMetrics {
             given_up: counter!("carillon_snapshots_given_up_total"),
             chunks: counter!("carillon_snapshot_chunks_total"),
             chunk_bytes: counter!("carillon_snapshot_bytes_total"),
+            without_value: counter!("carillon_items_without_value_total"),
         }
     }
 }
