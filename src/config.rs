@@ -150,7 +150,7 @@ impl Default for Edge {
             heartbeat_voices_min: 2,
             window: 32,
             window_per_registration: 16,
-            frame_entries_max: 64,
+            frame_entries_max: 256,
             pack_bytes_min: 8 << 10,
             session_expiry_max_s: 7_200,
             parked_sessions_max: 100_000,

@@ -82,7 +82,9 @@ async fn a_device_without_a_connection_registers_binds_receives_and_acknowledges
 
 #[tokio::test]
 async fn s9_w4_what_was_not_acknowledged_comes_again_byte_for_byte() {
-    let node = Node::start().await;
+    let mut config = Config::default();
+    config.edge.frame_entries_max = 64;
+    let node = Node::start_with(config).await;
     let account = node.device().await;
     let mut visitor = Visitor::new(&node, &account);
     visitor.catch_up().await;

@@ -314,7 +314,7 @@ fn is_more(deltas: u64, snapshot: u64) -> bool {
 
 const JUMPS: [Jump; 5] =
     [Jump::New, Jump::EpochChanged, Jump::Overflow, Jump::Ahead, Jump::Smaller];
-/// Entries that are about a frame: for who missed fewer, a snapshot is not considered.
+/// For who missed fewer entries, a snapshot is not considered.
 const FEW: u64 = 64;
 /// Where the first change behind a position is looked for.
 const NEXT: Take = Take { entries: 16, bytes: 64 << 10 };

@@ -41,8 +41,8 @@ fn main() {
     }
     println!("\n| packed | bytes | packed | µs to pack | µs to unpack |\n|---|---|---|---|---|");
     for (name, entries_each, format) in [
-        ("deltas, 64 entries around JSON", 64, ValueFormat::JSON),
-        ("deltas, 64 entries of Thrift", 64, ValueFormat::THRIFT),
+        ("deltas, 160 entries around JSON", table::FRAME_ENTRIES, ValueFormat::JSON),
+        ("deltas, 160 entries of Thrift", table::FRAME_ENTRIES, ValueFormat::THRIFT),
         ("deltas, 16 entries around JSON", 16, ValueFormat::JSON),
     ] {
         let frames = table::frames(&missed, entries_each, format);

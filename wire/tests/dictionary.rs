@@ -69,6 +69,7 @@ fn i16_a_thousand_missed_deltas_take_two_fifths_of_json_and_thrift_alone_takes_h
     assert!(nature.text_gzip * 100 >= nature.text * 36, "text: {nature:?}");
     assert!(sizes.thrift * 100 <= sizes.json * 51, "{sizes:?}");
     assert!(sizes.thrift_packed * 100 <= sizes.json * 40, "{sizes:?}");
+    assert!(sizes.mixed_packed * 100 <= sizes.json * 40, "{sizes:?}");
     assert!(sizes.thrift_packed < sizes.thrift_zstd, "{sizes:?}");
 }
 

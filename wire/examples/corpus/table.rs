@@ -12,8 +12,9 @@ use super::dice::Dice;
 use super::document::{self, Field, Missed, Names, What, base32, base64};
 use super::missed::{Items, QUEUE, SEED};
 
-/// What the gateway puts into one frame unless it is told otherwise (`edge.frame_entries_max`).
-pub const FRAME_ENTRIES: usize = 64;
+/// What the gateway puts into one frame: 256 (`edge.frame_entries_max`), but no more than 96 KiB, which are so many of these around
+/// JSON documents.
+pub const FRAME_ENTRIES: usize = 160;
 
 /// Bytes of all frames.
 #[derive(Debug, Default)]

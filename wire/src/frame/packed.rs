@@ -102,6 +102,6 @@ thread_local! {
 }
 
 /// zstd's own scale.
-const LEVEL: i32 = 6;
+const LEVEL: i32 = 7;
 /// `Down` and `Packed` around the bytes, at most: four field headers, three numbers, two stops.
 const OVERHEAD_BYTES: usize = 4 + 3 * 3 + 2;

@@ -156,6 +156,7 @@ fn a_jump_is_told_even_when_there_is_nothing_new() {
 #[test]
 fn i11_a_frame_is_bounded_in_entries_and_bytes() {
     let mut rig = Rig::v5();
+    rig.bounds.frame_entries_max = 64;
     (0..100).for_each(|_| rig.own_one("small"));
     resume(&mut rig, &[registration(1, "demo", &[])]);
     let seen = downs(rig.pump());
