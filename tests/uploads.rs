@@ -9,7 +9,10 @@ mod random;
 use std::collections::BTreeMap;
 
 use carillon::{
-    base::ids::{Alias, QueueName},
+    base::{
+        clock::{Clock, DAY_MS},
+        ids::{Alias, DeviceId, QueueName},
+    },
     config::Config,
     queue::collection::rule::Rule,
     service::{apps::NewApp, bind::By},
@@ -163,6 +166,45 @@ async fn s20_what_is_sent_again_gets_the_same_answer_and_is_not_done_again() {
     let again = || say(&visitor, edits[2..].to_vec());
     assert!(join_all([again(), again(), again()]).await.iter().all(|one| *one == second));
     assert_eq!(head(&node, &app), end);
+}
+
+#[tokio::test]
+async fn s20_a_registration_that_is_made_again_goes_on_with_its_uploads() {
+    let on_day = |day| Clock::starting_at(1_700_000_000_000 + day * DAY_MS);
+    let node = Node::start_at(Config::default(), on_day(0)).await;
+    let app = team::app_with(&node, &[("notes", Rule::Newest)]).await;
+    let ann = member(&node, &app).await;
+    let device: DeviceId = ann.id.parse().unwrap();
+    let upload = async |node: &Node, regid: &str, count: i64| {
+        let edits = (1..=count).map(|n| edit(n, &format!("n{n}"), Some("1"), 0, n as u64));
+        let (regid, alias_name, edits) = (regid.to_owned(), ALIAS.to_owned(), edits.collect());
+        let upload = idl::Upload { regid, alias_name, epoch: 1, edits };
+        node.service.upload(&device, upload).await.unwrap()
+    };
+    let again = async |node: &Node| {
+        let (id, key) = (app.app_id.as_str(), app.app_key.reveal());
+        let registered = node.service.register(&device, id, key, None).await.unwrap();
+        let regid = registered.regid.to_string();
+        node.service.bind(&regid, ALIAS, By::App(&app.app_id)).await.unwrap();
+        regid
+    };
+    let old = ann.regid.unwrap();
+    let first = upload(&node, &old, 2).await;
+
+    let node = node.again_at(Config::default(), on_day(91)).await;
+    while node.service.registration(&app.app_id, &old).is_ok() {
+        node.service.expire_registrations().await.unwrap();
+    }
+    let successor = again(&node).await;
+    assert_ne!(successor, old);
+    let second = upload(&node, &successor, 3).await;
+    assert_eq!((&second.fates[..2], second.next), (&first.fates[..], 4));
+    assert_eq!(head(&node, &app), 3, "what was taken is not done again");
+
+    // Who gives his registration back begins anew.
+    node.service.unregister(&successor, By::App(&app.app_id)).await.unwrap();
+    let other = again(&node).await;
+    assert_eq!(upload(&node, &other, 0).await.next, 1);
 }
 
 #[tokio::test]

@@ -166,6 +166,7 @@ impl Service {
                         return Err(Error::Conflict("another registration of this app"));
                     }
                     erase(txn, &gone);
+                    forget_uploads(txn, &device, &gone);
                     txn.put_all(listed.unwrap_or_default());
                     ended = Some(gone);
                 }
@@ -225,6 +226,7 @@ impl Service {
                 let at = record.registrations.iter().position(|one| one.regid == regid);
                 let ended = record.registrations.remove(at.ok_or(NO_REGISTRATION)?);
                 erase(txn, &ended);
+                forget_uploads(txn, &device, &ended);
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
                 txn.put_all(listed);
                 Ok::<_, Error>(ended)
@@ -345,17 +347,23 @@ fn new_registration(
     })
 }
 
-/// Removes all records of a registration but its place in the device's.
+/// Removes all records of a registration but its place in the device's, and what its device
+/// uploaded.
 pub(super) fn erase(txn: &mut Txn<'_>, ended: &Registration) {
     for follow in &ended.follows {
-        let queue = follow.queue.id();
-        txn.remove(Space::Members, member_key(&queue, &ended.regid));
-        if let QueueName::Alias(..) = follow.queue {
-            txn.remove(Space::Uploads, uploads::stored_key(&queue, &ended.regid));
-        }
+        txn.remove(Space::Members, member_key(&follow.queue.id(), &ended.regid));
     }
     txn.remove(Space::Registrations, ended.regid.as_bytes());
     txn.remove(Space::Pointers, ended.regid.as_bytes());
+}
+
+/// A registration ended for good: another one of the device begins its uploads anew.
+pub(super) fn forget_uploads(txn: &mut Txn<'_>, device: &DeviceId, ended: &Registration) {
+    for follow in &ended.follows {
+        if let QueueName::Alias(..) = follow.queue {
+            txn.remove(Space::Uploads, uploads::stored_key(device, &follow.queue.id()));
+        }
+    }
 }
 
 /// The record of a device as a change sees it.

@@ -10,7 +10,7 @@ use super::{
     apps::{APPS_SHARD, load_app},
     feedback::Why,
     records::Device,
-    register::{erase, load},
+    register::{erase, forget_uploads, load},
     seen::day_key,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         keys::Secret,
     },
     queue::{
-        store::{Space, encode},
+        store::{Range, Space, encode},
         txn::Txn,
     },
 };
@@ -38,10 +38,16 @@ impl Service {
         let known = self.device(&device)?.map(|record| record.registrations.clone());
         let known = known.unwrap_or_default();
         let (listed, held) = self.ending(&known, Why::Unregistered)?;
+        // Those of registrations that ended before, too.
+        let uploads = Range::prefix(device.as_bytes());
+        let uploads = self.router.scan(Space::Uploads, &uploads, usize::MAX)?;
         let ended = self
             .router
             .run(device.shard(), move |txn| {
                 let Device { registrations, seen_day, .. } = load(txn, &device)?;
+                for (key, _) in uploads {
+                    txn.remove(Space::Uploads, key.as_ref());
+                }
                 txn.remove(Space::Feedback, day_key(seen_day, &device));
                 registrations.iter().for_each(|one| erase(txn, one));
                 txn.remove(Space::Devices, device.as_bytes());
@@ -138,6 +144,7 @@ impl Service {
                     let Some(at) = at else { return Ok(None) };
                     let ended = record.registrations.remove(at);
                     erase(txn, &ended);
+                    forget_uploads(txn, &device, &ended);
                     txn.put(Space::Devices, device.as_bytes(), encode(&record));
                     Ok(Some((device, ended)))
                 });

@@ -1,8 +1,8 @@
 //! Edits that devices make to the items of their aliases: each once, whatever is sent again.
 //!
-//! What became of a registration's newest edits is kept beside the queue, and written in the
-//! batch of the entries that they led to. So no crash parts the two, and what is sent again is
-//! answered and not done again.
+//! What became of a device's newest edits is kept beside the queue, and written in the batch of
+//! the entries that they led to. So no crash parts the two, and what is sent again is answered
+//! and not done again.
 
 mod rates;
 mod taken;
@@ -121,6 +121,7 @@ impl Edit {
 
 /// Edits that go on one from the other, each with what it asks for.
 struct Batch {
+    stored_key: Key,
     edits: Vec<Edit>,
     asks: Vec<Result<Ask, Box<str>>>,
 }
@@ -144,14 +145,15 @@ impl Service {
         let collections = self.collections(&registration.app)?;
         let (queue, regid) = (queue.id(), registration.regid);
         let mut edits = consecutive(epoch, edits)?;
-        let known = self.known_edits(&queue, &regid, &edits)?;
+        let stored_key = stored_key(device, &queue);
+        let known = self.known_edits(&stored_key, &edits)?;
         let refused = self.refusal(regid, edits.len() - known);
         if refused.is_some() {
             edits.truncate(known);
         }
         let asks = edits.iter().map(|edit| edit.ask(&collections, regid)).collect();
-        let batch = Arc::new(Batch { edits, asks });
-        let mut uploaded = self.take(queue, regid, batch, known).await?;
+        let batch = Arc::new(Batch { stored_key, edits, asks });
+        let mut uploaded = self.take(queue, batch, known).await?;
         if let (Some(refused), Verdict::Taken) = (refused, uploaded.verdict) {
             uploaded.verdict = refused;
         }
@@ -160,8 +162,8 @@ impl Service {
     }
 
     /// How many of some edits were taken before, perhaps not durably yet.
-    fn known_edits(&self, queue: &QueueId, regid: &RegId, edits: &[Edit]) -> Result<usize, Error> {
-        let stored = self.router.get(Space::Uploads, &stored_key(queue, regid))?;
+    fn known_edits(&self, stored_key: &[u8], edits: &[Edit]) -> Result<usize, Error> {
+        let stored = self.router.get(Space::Uploads, stored_key)?;
         let taken: Taken = stored.map_or(Ok(Taken::default()), |bytes| decode(&bytes))?;
         Ok(taken.place(edits).fates.len())
     }
@@ -184,13 +186,12 @@ impl Service {
     async fn take(
         &self,
         queue: QueueId,
-        regid: RegId,
         batch: Arc<Batch>,
         known: usize,
     ) -> Result<Uploaded, Error> {
         let asks = batch.asks.iter().skip(known).flatten();
         let asks: Vec<Ask> = asks.cloned().collect();
-        let act = move |changing: &mut Changing<'_, '_>| take(changing, &queue, &regid, &batch);
+        let act = move |changing: &mut Changing<'_, '_>| take(changing, &batch);
         let (uploaded, fresh) = self.changing(queue, &asks, act).await?;
         let (asks, done): (Vec<Ask>, Vec<Changed>) = fresh.into_iter().unzip();
         self.count_changes(&asks, &done);
@@ -201,12 +202,9 @@ impl Service {
 /// Takes those edits of a batch that were not taken before. Gives these with what they led to.
 fn take(
     changing: &mut Changing<'_, '_>,
-    queue: &QueueId,
-    regid: &RegId,
-    Batch { edits, asks }: &Batch,
+    Batch { stored_key, edits, asks }: &Batch,
 ) -> Result<(Uploaded, Vec<(Ask, Changed)>), Failed> {
-    let key = stored_key(queue, regid);
-    let stored = changing.txn.get(Space::Uploads, &key)?;
+    let stored = changing.txn.get(Space::Uploads, stored_key)?;
     let mut taken: Taken = stored.map_or(Ok(Taken::default()), |bytes| decode(&bytes))?;
     let mut fresh = Vec::new();
     let Placed { mut fates, goes_on } = taken.place(edits);
@@ -231,7 +229,7 @@ fn take(
         fates.push(fate);
     }
     if fates.len() > known {
-        changing.txn.put(Space::Uploads, key, encode(&taken));
+        changing.txn.put(Space::Uploads, stored_key.clone(), encode(&taken));
     }
     Ok((Uploaded::of(Verdict::Taken, edits, fates, taken.next()), fresh))
 }
@@ -257,10 +255,11 @@ fn hole() -> Error {
     Error::Invalid { field: "cseq", rule: "1, 2, 3… with no hole".to_owned() }
 }
 
-/// The key of what one registration uploaded to one queue.
-pub(super) fn stored_key(queue: &QueueId, regid: &RegId) -> Key {
-    let mut key = Key::from_slice(queue.as_bytes());
-    key.extend_from_slice(regid.as_bytes());
+/// The key of what one device uploaded to one queue. A registration that is made again because
+/// its device had stayed away goes on with it: a device has one of an app.
+pub(super) fn stored_key(device: &DeviceId, queue: &QueueId) -> Key {
+    let mut key = Key::from_slice(device.as_bytes());
+    key.extend_from_slice(queue.as_bytes());
     key
 }
 

@@ -1,4 +1,4 @@
-//! What is kept of the edits that one registration uploaded to one alias: enough to answer the
+//! What is kept of the edits that one device uploaded to one alias: enough to answer the
 //! newest of them again. Pure.
 
 use std::{collections::VecDeque, hash::Hasher};
