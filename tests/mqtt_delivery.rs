@@ -116,7 +116,7 @@ async fn takes_no_more_than(node: &Node, version: Version, limit: usize, said: O
 }
 
 #[tokio::test]
-async fn receive_maximum_is_honoured_and_never_raised_by_stray_acknowledgements() {
+async fn i11_receive_maximum_is_honoured_and_never_raised_by_stray_acknowledgements() {
     let node = Node::start().await;
     for (limit, said) in [(1, Some(1)), (2, Some(2)), (7, Some(7)), (16, Some(65_535)), (16, None)]
     {
@@ -149,7 +149,7 @@ async fn acknowledgements_in_any_order_move_the_pointer_over_what_is_whole() {
 }
 
 #[tokio::test]
-async fn receive_maximum_counts_replies_and_deltas_of_frames_together() {
+async fn i11_receive_maximum_counts_replies_and_deltas_of_frames_together() {
     let node = Node::start().await;
     let device = node.create_device().await;
     for limit in [1, 3] {
@@ -233,7 +233,7 @@ async fn resuming_again_makes_no_room_for_more() {
 }
 
 #[tokio::test]
-async fn a_message_too_large_for_the_client_is_passed_over() {
+async fn i11_a_message_too_large_for_the_client_is_passed_over() {
     let node = Node::start().await;
     let device = node.create_device().await;
     let large = |size: usize| json!("x".repeat(size));

@@ -184,6 +184,32 @@ async fn s12_a_snapshot_is_given_where_it_is_smaller_than_what_was_missed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn i9_several_reasons_for_a_snapshot_are_one_snapshot() {
+    let mut scene = Scene::with(few_at_once()).await;
+    for n in 0..8 {
+        scene.set(&format!("k{n}"), &large(n)).await;
+    }
+    let mut device = Gatherer::bound(&scene).await;
+    device.catch_up(&scene).await;
+    // What it misses is more than all items, retention drops it, and then it loses all.
+    for n in 0..80 {
+        scene.set(&format!("k{}", n % 8), &large(n)).await;
+    }
+    scene = scene.later(30).await;
+    device.was_away();
+    for n in 0..80 {
+        scene.set(&format!("k{}", n % 8), &large(n)).await;
+    }
+    scene.folded().await;
+    device.forget_positions();
+    let before = (device.chunks.len(), device.switches);
+    device.catch_up(&scene).await;
+    assert_eq!(device.reasons().len(), 2, "{:?}", device.reasons());
+    assert_eq!((device.chunks.len(), device.switches), (before.0 + 3, before.1 + 1));
+    device.check(&scene).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn s11_none_is_lost_or_doubled_whatever_changes_meanwhile() {
     let mut seen = gatherer::history::Seen::default();
     for seed in seeds(4) {

@@ -119,12 +119,13 @@ async fn s23_edits_go_up_and_changes_come_down_in_one_request() {
     say(&other, vec![first.clone()]).await;
     one.reach(1).await;
     other.reach(1).await;
+    // 64 KiB up, and as much down.
+    let value = |whose: &str, n| format!("{{\"{whose}\":{n},\"text\":\"{}\"}}", "x".repeat(2_150));
     let edits = |from: i64, whose: &str| {
-        let edit = |n| {
-            edit(n, &format!("{whose} {n}"), Some(&format!("{{\"{whose}\":{n}}}")), 0, n as u64)
-        };
+        let edit = |n| edit(n, &format!("{whose} {n}"), Some(&value(whose, n)), 0, n as u64);
         (from..from + EACH).map(edit).collect::<Vec<_>>()
     };
+    assert!(encoded(&upload(7, &ann, 1, edits(1, "one"))).len() > 64 << 10);
     say(&other, edits(2, "other")).await;
     let (epoch, _) = one.at();
     let (answers, frames) = one.visit(&[upload(7, &ann, epoch, edits(1, "one"))]).await;

@@ -100,6 +100,69 @@ async fn s9_w4_what_was_not_acknowledged_comes_again_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn i13_two_devices_of_one_alias_have_a_pointer_each() {
+    let node = Node::start().await;
+    let (ann, bob) = (node.device().await, node.device().await);
+    let (mut one, mut other) = (Visitor::new(&node, &ann), Visitor::new(&node, &bob));
+    for visitor in [&mut one, &mut other] {
+        let regid = visitor.account.regid.clone().unwrap();
+        visitor.visit(&[bind(2, &regid, "ann")]).await;
+        visitor.catch_up().await;
+    }
+    let behind = |account: &Account| {
+        let regid = account.regid.as_deref().unwrap();
+        let view = node.service.registration(&node.app, regid).unwrap();
+        let pointer = view.pointers.into_iter().find(|one| one.queue == "alias/ann").unwrap();
+        let seq = |position: &str| position.split_once(':').unwrap().1.parse::<u64>().unwrap();
+        seq(&pointer.head) - seq(&pointer.acked)
+    };
+    for n in 0..10 {
+        node.send_to_alias("ann", &n.to_string()).await;
+    }
+    one.catch_up().await;
+    assert_eq!((behind(&ann), behind(&bob)), (0, 10), "who is away is where he was");
+    for n in 10..13 {
+        node.send_to_alias("ann", &n.to_string()).await;
+    }
+    other.catch_up().await;
+    assert_eq!((behind(&ann), behind(&bob)), (3, 0));
+    one.catch_up().await;
+    assert_eq!((&one.messages, &other.messages), (&texts(0..13), &texts(0..13)));
+}
+
+#[tokio::test]
+async fn s5_forged_positions_move_nothing_and_cost_what_others_cost() {
+    let node = Node::start().await;
+    let account = node.device().await;
+    let mut visitor = Visitor::new(&node, &account);
+    visitor.catch_up().await;
+    send_all(&node, &account, 0..100).await;
+    visitor.catch_up().await;
+    send_all(&node, &account, 100..110).await;
+    let stated = vec![encoded(&visitor.stated())];
+    let honest = bring(&node, &account, stated.clone()).await.unwrap();
+    node.service.flush_pointers().await.unwrap();
+    let held = visitor.held.clone();
+    let commits = node.commits();
+    for n in 1..500 {
+        for one in visitor.held.values_mut() {
+            one.seq = 1_000 * n;
+            one.epoch += i32::try_from(n % 3).unwrap();
+            one.tag = Some(vec![n as u8; 8]);
+        }
+        let forged = vec![encoded(&visitor.stated())];
+        let given = bring(&node, &account, forged).await.unwrap();
+        // Begun anew where the pointer stands: nothing is given that honest ones are not.
+        let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
+        assert!(bytes(&given) < bytes(&honest) + 100, "{} bytes", bytes(&given));
+        visitor.held = held.clone();
+    }
+    node.service.flush_pointers().await.unwrap();
+    assert_eq!(node.commits(), commits, "no epoch, no pointer");
+    assert_eq!(bring(&node, &account, stated).await.unwrap(), honest);
+}
+
+#[tokio::test]
 async fn a_digest_that_fits_begins_at_once_and_another_one_is_asked() {
     let node = Node::start().await;
     let account = node.device().await;

@@ -20,7 +20,10 @@ use carillon::{
     edge::Edge,
     longterm::{LongTerm, embedded::Embedded},
     node::core::{Core, Foundation, Pace},
-    queue::store::memory::MemoryStore,
+    queue::{
+        store::{Space, Store, memory::MemoryStore},
+        writer::STAMP,
+    },
     service::{
         Service,
         apps::NewApp,
@@ -108,6 +111,11 @@ impl Node {
     /// From now on nothing can be written.
     pub fn fail_store(&self) {
         self.store.fail();
+    }
+
+    /// A number that grows with each commit.
+    pub fn commits(&self) -> Option<Bytes> {
+        self.store.get(Space::Meta, STAMP).unwrap()
     }
 
     /// A device with a registration.
