@@ -114,7 +114,7 @@ impl Tables<'_> {
 
     /// The latest hybrid clock that was seen.
     pub fn clock(self) -> Sql<u64> {
-        self.0.query_row("SELECT clock FROM state", [], |row| unsigned(row, 0))
+        self.0.prepare_cached("SELECT clock FROM state")?.query_row([], |row| unsigned(row, 0))
     }
 
     pub fn saw_clock(self, clock: u64) -> Sql<()> {
@@ -126,7 +126,8 @@ impl Tables<'_> {
 
     /// When an item was last fetched because the app's handler had failed, in ms since 1970; 0 if never.
     pub fn refreshed_ms(self) -> Sql<u64> {
-        self.0.query_row("SELECT refreshed_ms FROM state", [], |row| row.get(0))
+        let mut statement = self.0.prepare_cached("SELECT refreshed_ms FROM state")?;
+        statement.query_row([], |row| row.get(0))
     }
 
     pub fn set_refreshed_ms(self, ms: u64) -> Sql<()> {
@@ -222,7 +223,9 @@ impl Tables<'_> {
     /// Items that the app's handler failed on, with their collections.
     pub fn flagged(self, copy: i64, flag: Flag) -> Sql<Vec<(String, String)>> {
         let mut statement = self.0.prepare_cached(
-            "SELECT collection, key FROM items WHERE copy = ? AND flag = ? ORDER BY collection, key",
+            // SQLite does not see by itself that a parameter is not 0, and would look at all items.
+            "SELECT collection, key FROM items INDEXED BY flagged \
+             WHERE copy = ? AND flag = ? AND flag <> 0 ORDER BY collection, key",
         )?;
         let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
         statement.query_map(params![copy, flag.number()], read)?.collect()
@@ -230,12 +233,14 @@ impl Tables<'_> {
 
     /// Collections and keys in which two copies differ.
     pub fn differing(self, one: i64, other: i64) -> Sql<Vec<(String, String)>> {
-        let rows = "SELECT collection, key, seq, format, value FROM items WHERE copy =";
-        let sql = format!(
-            "SELECT collection, key FROM ({rows} ?1 EXCEPT {rows} ?2) \
-             UNION SELECT collection, key FROM ({rows} ?2 EXCEPT {rows} ?1)"
-        );
-        let mut statement = self.0.prepare_cached(&sql)?;
+        let mut statement = self.0.prepare_cached(
+            "SELECT new.collection, new.key FROM items AS new LEFT JOIN items AS old \
+             ON old.copy = ?1 AND old.collection = new.collection AND old.key = new.key \
+             WHERE new.copy = ?2 AND (old.key IS NULL OR old.seq <> new.seq OR old.format <> new.format \
+             OR old.value <> new.value) \
+             UNION ALL SELECT collection, key FROM items AS old WHERE copy = ?1 AND NOT EXISTS \
+             (SELECT 1 FROM items AS new WHERE new.copy = ?2 AND new.collection = old.collection AND new.key = old.key)",
+        )?;
         statement.query_map([one, other], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
 
@@ -253,8 +258,10 @@ impl Tables<'_> {
     pub fn put(self, copy: i64, item: &Item) -> Sql<()> {
         let old = self.seq_of(copy, &item.collection, &item.key)?;
         self.run(
-            "INSERT OR REPLACE INTO items (copy, collection, key, seq, format, value, clock, flag) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, 0)",
+            // Where the item is, its row stays, and with it the pages of the index.
+            "INSERT INTO items (copy, collection, key, seq, format, value, clock, flag) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (copy, collection, key) DO UPDATE SET seq = excluded.seq, \
+             format = excluded.format, value = excluded.value, clock = excluded.clock, flag = 0",
             params![
                 copy,
                 item.collection,
