@@ -24,7 +24,7 @@ use std::{
 use carillon::service::apps::alias_token;
 use carillon_sdk::{
     Collections, Credentials, Device, Endpoint, RegId,
-    collections::{Happening, Shelf, Who},
+    collections::{Comparison, Happening, Shelf, Who},
 };
 use carillon_wire::digest::{Digest, item_hash};
 use reqwest::Method;

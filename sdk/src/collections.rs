@@ -111,8 +111,8 @@ pub enum Happening {
         alias: String,
         /// Which.
         collection: String,
-        /// Why the gateway did not help.
-        refused: Option<Refusal>,
+        /// How.
+        outcome: Comparison,
     },
     /// The registration does not follow the alias any more: its items, and edits that were not uploaded, are deleted.
     Forgotten {
@@ -164,6 +164,17 @@ pub enum Outcome {
     Lost,
     /// The collection cannot take it; the text says why.
     Invalid(String),
+}
+
+/// How a comparison with the gateway's items ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// What differed is taken over.
+    Complete,
+    /// It took more exchanges than one may: what came is taken over, something may differ still. Ask again.
+    Cut,
+    /// The gateway did not help.
+    Refused(Refusal),
 }
 
 /// Why collections cannot be read or changed.

@@ -62,8 +62,8 @@ async fn compared(phone: &mut Phone) -> usize {
     let mut changes = 0;
     loop {
         match phone.happening().await {
-            Happening::Compared { collection, refused, .. } => {
-                assert_eq!((collection.as_str(), refused), (NOTES, None));
+            Happening::Compared { collection, outcome, .. } => {
+                assert_eq!((collection.as_str(), outcome), (NOTES, Comparison::Complete));
                 return changes;
             }
             Happening::Changed(_) => changes += 1,

@@ -9,8 +9,7 @@ use super::courier::Verdict;
 use super::repairs::{Purpose, Repair};
 use super::tables::{Flag, ShelfRow};
 use super::work::Work;
-use super::{Error, Happening, Outcome, Who};
-use crate::calls::Refusal;
+use super::{Comparison, Error, Happening, Outcome, Who};
 use crate::items::{Item, Side};
 use crate::names::RegId;
 
@@ -83,22 +82,21 @@ impl Work<'_> {
                 self.tables.recount(shelf.copy(Side::Items), &ended.collection)?;
             }
         }
-        self.compared(Some(ended), None)
+        let outcome = if ended.is_cut { Comparison::Cut } else { Comparison::Complete };
+        self.compared(ended, outcome)
     }
 
     /// A repair has ended; the app is told if it asked for it.
-    pub fn compared(
-        &mut self,
-        ended: Option<Repair>,
-        refused: Option<Refusal>,
-    ) -> Result<(), Error> {
-        let Some(ended) = ended.filter(|ended| ended.purpose.is_asked_for()) else { return Ok(()) };
+    pub fn compared(&mut self, ended: Repair, outcome: Comparison) -> Result<(), Error> {
+        if !ended.purpose.is_asked_for() {
+            return Ok(());
+        }
         if let Some(shelf) = self.tables.shelf_of(ended.shelf)? {
             self.told.push(Happening::Compared {
                 regid: RegId::from(shelf.regid),
                 alias: shelf.alias,
                 collection: ended.collection,
-                refused,
+                outcome,
             });
         }
         Ok(())

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::repairs::RANGES_MAX;
 use super::tables::{EditRow, Flag, ShelfRow, Tables};
 use super::work::Work;
-use super::{Collections, Error, Happening};
+use super::{Collections, Comparison, Error, Happening};
 use crate::backoff::Backoff;
 use crate::calls::{Call, CallError, Refusal, Request};
 use crate::connection::Command;
@@ -83,8 +83,9 @@ impl Collections {
                 match result.code {
                     idl::ResultCode::OK => work.repaired(result.ranges.unwrap_or_default())?,
                     code => {
-                        let ended = work.repairs.give_up();
-                        work.compared(ended, Some(Refusal::from_idl(code)))?;
+                        if let Some(ended) = work.repairs.give_up() {
+                            work.compared(ended, Comparison::Refused(Refusal::from_idl(code)))?;
+                        }
                     }
                 }
                 Ok(Verdict::GoOn)

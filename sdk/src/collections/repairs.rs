@@ -66,12 +66,15 @@ pub struct Repair {
     confirmations_left: u32,
     /// An answer had items since the whole was last stated.
     has_changed: bool,
+    /// A bound ended it: something may differ still.
+    pub is_cut: bool,
 }
 
 impl Repairs {
     /// A collection is to be repaired.
     pub fn need(&mut self, shelf: i64, collection: &str, purpose: Purpose) {
-        if self.needed.len() < NEEDED_MAX {
+        // What the app asks for it is told the end of.
+        if self.needed.len() < NEEDED_MAX || purpose.is_asked_for() {
             let needed = self.needed.entry((shelf, collection.to_owned())).or_insert(purpose);
             *needed = purpose.max(*needed);
         }
@@ -139,19 +142,20 @@ impl Repairs {
         running.has_changed |= has_changed;
         running.left.extend(differing);
         let may_go_on = running.rounds < running.purpose.rounds_max();
-        if !running.left.is_empty() && may_go_on {
-            return None;
-        }
-        let is_to_be_confirmed = running.purpose.states_what_is_held()
-            && running.has_changed
-            && running.confirmations_left > 0
-            && may_go_on;
-        if !is_to_be_confirmed {
+        let is_to_be_confirmed =
+            running.left.is_empty() && running.purpose.states_what_is_held() && running.has_changed;
+        if running.left.is_empty() && !is_to_be_confirmed {
             return self.running.take();
         }
-        running.has_changed = false;
-        running.confirmations_left -= 1;
-        running.left.push(Bounds::everything());
+        if !may_go_on || is_to_be_confirmed && running.confirmations_left == 0 {
+            running.is_cut = true;
+            return self.running.take();
+        }
+        if is_to_be_confirmed {
+            running.has_changed = false;
+            running.confirmations_left -= 1;
+            running.left.push(Bounds::everything());
+        }
         None
     }
 
@@ -174,6 +178,7 @@ impl Repair {
             rounds: 0,
             confirmations_left: CONFIRMATIONS_MAX,
             has_changed: false,
+            is_cut: false,
         }
     }
 
