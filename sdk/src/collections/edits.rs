@@ -80,15 +80,15 @@ impl Tables<'_> {
         self.run("UPDATE edits SET landed = 0 WHERE shelf = ?", [shelf])
     }
 
-    /// Appends all edits of a shelf to those of another.
-    pub fn move_edits(self, from: i64, to: &mut ShelfRow) -> Sql<()> {
-        let sql = format!("{EDIT} WHERE shelf = ? ORDER BY number");
-        let edits: Vec<EditRow> =
-            self.0.prepare_cached(&sql)?.query_map([from], read)?.collect::<Sql<_>>()?;
-        for edit in &edits {
-            self.push_edit(to, edit)?;
-        }
-        self.run("DELETE FROM edits WHERE shelf = ?", [from])
+    /// A shelf goes on with the edits of another, and with their numbers; its own come behind them.
+    pub fn take_over_edits(self, from: &ShelfRow, to: &mut ShelfRow) -> Sql<()> {
+        let behind = from.next.max(to.next) - 1;
+        self.run("UPDATE edits SET number = number + ? WHERE shelf = ?", [behind, to.id])?;
+        let moved = "UPDATE edits SET shelf = ?, landed = 0 WHERE shelf = ?";
+        self.run(moved, [to.id, from.id])?;
+        to.next = if to.next == 1 { from.next } else { behind + to.next };
+        to.base = from.base;
+        self.update_shelf(to)
     }
 
     fn insert_edit(self, shelf: i64, number: i64, edit: &EditRow) -> Sql<()> {

@@ -10,6 +10,7 @@ use carillon_wire::idl;
 use carillon_wire::ranges::KeyRange;
 
 use super::*;
+use crate::items::{Step, What};
 use crate::replica::tests::{jump, tag};
 use desk::{ALIAS, Desk, change, collection_digest, delta, deltas, ok, repaired, rows_of, value};
 
@@ -229,24 +230,81 @@ fn an_alias_that_is_not_followed_any_more_leaves_nothing_behind() {
     assert!(matches!(changes.try_recv(), Ok(Happening::Forgotten { .. })));
 }
 
+fn steps(desk: &Desk, regid: &str, what: What) {
+    let step = Step { regid: RegId::from(regid), alias: ALIAS.into(), what };
+    let state = desk.collections.load_state().unwrap().unwrap();
+    desk.collections.commit_steps(&state, &Steps(vec![step])).unwrap();
+}
+
 #[test]
 fn a_registration_that_was_made_again_keeps_items_and_edits() {
     let mut desk = Desk::at(5);
     desk.take(deltas(vec![delta(1, (6, 6), vec![change(6, "a", Some("1"))])]));
     desk.put("b", "not uploaded");
-    let steps = Steps(vec![crate::items::Step {
-        regid: RegId::from("r1"),
-        alias: ALIAS.into(),
-        what: crate::items::What::Renamed(RegId::from("r2")),
-    }]);
-    let state = desk.collections.load_state().unwrap().unwrap();
-    desk.collections.commit_steps(&state, &steps).unwrap();
+    steps(&desk, "r1", What::Renamed(RegId::from("r2")));
     let shelf = desk.collections.of(&RegId::from("r2"), ALIAS);
     assert_eq!((desk::text(&shelf), desk.items().as_str()), ("a=1 b=not uploaded".into(), ""));
     let learn = desk.errand().unwrap();
     assert_eq!(learn.up.upload.as_ref().unwrap().regid, "r2");
     desk.answer(&learn, desk::next(1));
     assert_eq!(desk.errand().unwrap().up.upload.unwrap().edits[0].cseq, 1);
+}
+
+#[test]
+fn s20_a_registration_that_was_made_again_does_not_upload_anew_what_was_taken() {
+    // Its items may have begun to come before the device hears that it is the other one's successor.
+    for has_begun in [false, true] {
+        let desk = Desk::at(5);
+        for key in ["answered", "taken", "new"] {
+            desk.put(key, "1");
+        }
+        desk.learn();
+        let upload = desk.errand().unwrap();
+        let first = desk::result(1, idl::EditOutcome::APPLIED, Some(6));
+        desk.answer(&upload, idl::Result { edits: Some(vec![first]), ..ok() });
+        let shelf = desk.collections.of(&RegId::from("r2"), ALIAS);
+        if has_begun {
+            steps(&desk, "r2", What::Moved { epoch: 1, seq: 6 });
+            shelf.put("notes", "own", Value::json("1")).unwrap();
+        }
+        steps(&desk, "r1", What::Renamed(RegId::from("r2")));
+        let sent = |desk: &Desk| {
+            let upload = desk.errand().unwrap().up.upload.unwrap();
+            assert_eq!(upload.regid, "r2");
+            let sent = upload.edits.into_iter().map(|edit| (edit.cseq, edit.key));
+            sent.collect::<Vec<_>>()
+        };
+        let names = ["taken", "new", "own"];
+        let numbered = |from: i64| {
+            let names = if has_begun { &names[..] } else { &names[..2] };
+            (from..).zip(names.iter().map(|name| (*name).to_owned())).collect::<Vec<_>>()
+        };
+        assert_eq!(sent(&desk), numbered(2));
+        // What was answered is there where the successor stands.
+        assert_eq!(shelf.pending().unwrap(), 3);
+        // A gateway that knows nothing of it says so.
+        let renumber = idl::Result { code: idl::ResultCode::RENUMBER, ..desk::next(1) };
+        desk.answer(&desk.errand().unwrap(), renumber);
+        assert_eq!(sent(&desk), numbered(1));
+    }
+}
+
+#[test]
+fn who_asks_for_a_comparison_hears_that_a_bound_ended_it() {
+    let desk = Desk::at(9);
+    let mut changes = desk.collections.changes();
+    desk.shelf().compare("notes").unwrap();
+    let mut answers = 0;
+    while let Some(errand) = desk.errand() {
+        // Another one each time.
+        answers += 1;
+        let given = repaired(&errand.up.repair.clone().unwrap(), &[("a".into(), answers)]);
+        desk.answer(&errand, idl::Result { ranges: Some(given), ..ok() });
+    }
+    assert_eq!(answers, 3);
+    let told: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok()).collect();
+    let end = told.last().unwrap();
+    assert!(matches!(end, Happening::Compared { outcome: Comparison::Cut, .. }), "{end:?}");
 }
 
 #[test]

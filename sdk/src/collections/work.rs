@@ -156,9 +156,7 @@ impl Work<'_> {
 
     /// Edits whose items are there, at a new position.
     fn arrived(&self, shelf: &ShelfRow, epoch: u32, seq: u64) -> Result<Vec<EditRow>, Error> {
-        // What another epoch answered compares with nothing: the items say what became of it.
-        let is_other_epoch = shelf.at.is_some_and(|(old, _)| old != epoch);
-        let up_to = if is_other_epoch { i64::MAX.cast_unsigned() } else { seq };
+        let up_to = up_to(shelf.at, (epoch, seq));
         Ok(self.tables.arrived(shelf.id, up_to)?)
     }
 
@@ -240,16 +238,20 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The items stay until the successor's own take their place; the edits are uploaded as the successor's.
+    /// The items stay until the successor's own take their place. The edits keep their numbers: the gateway knows by
+    /// them which it has taken.
     fn renamed(&mut self, shelf: &mut ShelfRow, to: &RegId) -> Result<(), Error> {
         let Some(mut successor) = self.tables.shelf(to.as_str(), &shelf.alias)? else {
             shelf.regid = to.to_string();
-            shelf.base = None;
             return self.voided(shelf);
         };
-        self.tables.move_edits(shelf.id, &mut successor)?;
+        self.tables.take_over_edits(shelf, &mut successor)?;
         self.repairs.forget(shelf.id);
         self.tables.delete_shelf(shelf)?;
+        let Some(at) = successor.at else { return Ok(()) };
+        for edit in self.tables.arrived(successor.id, up_to(shelf.at, at))? {
+            self.uncover(&successor, &edit)?;
+        }
         Ok(())
     }
 
@@ -311,6 +313,13 @@ impl Work<'_> {
         let ItemChange { regid, alias, collection, key, .. } = change.clone();
         self.told.push(Happening::Skipped { regid, alias, collection, key, reason });
     }
+}
+
+/// Up to which entry the items say what became of the edits that led to them.
+fn up_to(before: Option<(u32, u64)>, (epoch, seq): (u32, u64)) -> u64 {
+    // What another epoch answered compares with nothing.
+    let is_other_epoch = before.is_some_and(|(old, _)| old != epoch);
+    if is_other_epoch { i64::MAX.cast_unsigned() } else { seq }
 }
 
 impl ShelfRow {
