@@ -104,6 +104,73 @@ async fn s23_a_device_uses_https_alone_and_a_connection_goes_on_where_it_is() {
     assert_eq!(framed.messages(1).await[0].1, "\"to ann\"");
 }
 
+/// What a connection is given that states where it stands and acknowledges nothing, as bytes.
+async fn given(node: &Node, device: &Device, stated: &Up) -> Vec<Vec<u8>> {
+    let mut framed = Framed::mute(node, device).await;
+    framed.say(stated).await;
+    let (id, down) = framed.down().await;
+    assert!(down.resumed.is_some(), "{down:?}");
+    framed.wire.ack(id).await;
+    let (mut frames, mut messages) = (Vec::new(), 0);
+    while messages < MESSAGES {
+        let (_, down) = framed.down().await;
+        messages += applied(std::slice::from_ref(&down)).1.len();
+        frames.push(encoded(&down));
+    }
+    frames
+}
+
+fn encoded(down: &Down) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::encode_down(down, &mut bytes).unwrap();
+    bytes
+}
+
+/// To the device and to its alias: several frames of each.
+const MESSAGES: usize = 200;
+
+#[tokio::test]
+async fn s9_the_same_resume_gives_the_same_bytes_while_the_node_lives_and_after_it_was_killed() {
+    let config = Some("[edge]\nframe_entries_max = 64\n".to_owned());
+    let mut node = Node::start_with(Options { config, ..Options::default() }).await;
+    let device = node.create_device().await;
+    node.bind(&device.regid, "ann").await;
+    let downs = exchange(&node.https_client(), &node, &device, &[positions(vec![])]).await;
+    let (mut held, _) = applied(&downs);
+    let entries = downs.iter().filter_map(|down| down.deltas.as_ref());
+    let entries = entries.flat_map(|frame| &frame.deltas).flat_map(|delta| &delta.entries);
+    held.extend(entries.filter_map(|entry| entry.follow.as_ref()).map(|follow| idl::Position {
+        queue: follow.queue.clone(),
+        epoch: follow.epoch,
+        seq: follow.since,
+        tag: None,
+    }));
+    assert_eq!(held.len(), 3, "own queue, all and the alias: {downs:?}");
+    let regid = device.regid.clone();
+    let stated = idl::RegistrationPositions { regid, positions: held, gathered: None };
+    let stated = positions(vec![stated]);
+    let to_own = (0..MESSAGES - 70).map(|n| (json!({"regids": [device.regid]}), n));
+    for (target, n) in
+        to_own.chain((MESSAGES - 70..MESSAGES).map(|n| (json!({"aliases": ["ann"]}), n)))
+    {
+        node.send(target, json!(n)).await;
+    }
+    let mut first = None;
+    for is_killed in [false, false, true] {
+        if is_killed {
+            node.kill9();
+            node.restart().await;
+        }
+        let client = node.https_client();
+        let answer = post(&client, &node, &device, std::slice::from_ref(&stated)).await;
+        let both = (answer.bytes().await.unwrap(), given(&node, &device, &stated).await);
+        let downs = split_frames(both.0.clone()).unwrap();
+        let downs: Vec<_> = downs.iter().map(|down| frame::decode_down(down).unwrap()).collect();
+        assert_eq!(applied(&downs).1.len(), MESSAGES);
+        assert_eq!(first.get_or_insert_with(|| both.clone()), &both, "killed: {is_killed}");
+    }
+}
+
 #[tokio::test]
 async fn refusals_say_what_to_do_and_wrong_credentials_are_soon_not_looked_at() {
     let config = "[edge.gate]\nunlimited_networks = []\nauth_failures_per_address_per_minute = 5\n\

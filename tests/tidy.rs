@@ -222,6 +222,48 @@ fn every_crash_point_is_placed_and_listed() {
     assert_eq!(placed, listed);
 }
 
+/// Statements of the design references about synchronisation, and how many there are of each kind.
+const STATEMENTS: [(&str, u32); 3] = [("S", 30), ("I-", 16), ("W-", 11)];
+
+#[test]
+fn the_statements_about_sync_have_the_tests_that_their_table_names() {
+    let page = fs::read_to_string(root().join("docs/SYNC.md")).unwrap();
+    let (_, page) = page.split_once("## Statements and their tests").unwrap();
+    let sources = all_sources();
+    let is_test = |start: &str| {
+        let start = format!("fn {start}");
+        sources.iter().any(|(_, text)| text.contains(&start))
+    };
+    let mut offences = Vec::new();
+    let quoted = page.split('`').skip(1).step_by(2);
+    for name in quoted.clone().filter(|name| is_test_name(name)) {
+        let start = name.rsplit("::").next().unwrap_or(name).trim_end_matches(['*', '…']);
+        if !is_test(start) {
+            offences.push(format!("docs/SYNC.md: no test `{name}`"));
+        }
+    }
+    for file in quoted.filter(|name| name.contains("tests/") && !name.contains('*')) {
+        if !root().join(file).exists() {
+            offences.push(format!("docs/SYNC.md: no file `{file}`"));
+        }
+    }
+    let words: Vec<&str> =
+        page.split(|c: char| !c.is_alphanumeric() && c != '-' && c != '_').collect();
+    for (kind, count) in STATEMENTS {
+        let missing = (1..=count).filter(|n| !words.contains(&format!("{kind}{n}").as_str()));
+        offences.extend(missing.map(|n| format!("docs/SYNC.md: nothing about {kind}{n}")));
+    }
+    fail_if_any(offences);
+}
+
+/// `s9_*`, `queue::plan::s5_*`, `the_whole_name_of_one`, `the_begin_…`.
+fn is_test_name(text: &str) -> bool {
+    let name = text.trim_end_matches(['*', '…']);
+    let is_path =
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c));
+    is_path && (name != text || name.matches('_').count() > 2)
+}
+
 #[test]
 fn the_search_for_functions_finds_them() {
     let text = "impl X {\n    pub async fn one(\n        self,\n    ) {\n        x;\n    }\n}\nfn two() {}\n";

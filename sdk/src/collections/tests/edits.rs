@@ -291,3 +291,33 @@ async fn who_waits_for_uploads_waits_until_all_edits_are_answered() {
     let known = desk.collections.shelves().unwrap();
     assert_eq!(known.iter().map(|shelf| shelf.alias()).collect::<Vec<_>>(), [desk::ALIAS]);
 }
+
+#[test]
+fn s23_a_cut_at_any_byte_of_an_upload_sends_less_than_one_frame_again() {
+    let value = format!("\"{}\"", "v".repeat(900));
+    for cut in (0..400_000).step_by(17_989) {
+        let desk = Desk::at(5);
+        for n in 0..300 {
+            desk.put(&format!("k{n}"), &value);
+        }
+        desk.learn();
+        // What went out, whole frames and the part of one; and how often the cut was in between.
+        let (mut sent, mut useful, mut longest, mut is_cut) = (0, 0, 0, false);
+        while let Some(errand) = desk.errand() {
+            let mut bytes = Vec::new();
+            carillon_wire::frame::encode_up(&errand.up, &mut bytes).unwrap();
+            longest = longest.max(bytes.len());
+            if !is_cut && sent + bytes.len() > cut {
+                (sent, is_cut) = (cut, true);
+                continue;
+            }
+            (sent, useful) = (sent + bytes.len(), useful + bytes.len());
+            let edits = errand.up.upload.as_ref().unwrap().edits.iter();
+            let results = edits.map(|edit| result(edit.cseq, APPLIED, Some(5 + edit.cseq as u64)));
+            let results = Some(results.collect());
+            desk.answer(&errand, idl::Result { edits: results, ..desk::ok() });
+        }
+        assert!(useful > 270_000 && longest < 100_000, "{useful} bytes, frames up to {longest}");
+        assert!(sent - useful < longest, "cut at {cut}: {} bytes again", sent - useful);
+    }
+}
