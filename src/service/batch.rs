@@ -6,8 +6,9 @@ use futures_util::future::{join, join_all};
 
 use super::{
     Error, Service,
+    append::append_with_record,
     records::{CallRecord, Line, MessageRecord, call_key},
-    send::{Call, Prepared, Send, Sent, append_with_record, messages_of},
+    send::{Call, Prepared, Send, Sent, messages_of},
 };
 use crate::{
     base::ids::{AppId, Shard},

@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod allowance;
+mod append;
 pub mod apps;
 pub mod attributes;
 mod batch;

@@ -20,8 +20,9 @@ use tokio::sync::Notify;
 
 use super::{
     Error, Service,
+    append::Gone,
     records::{MessageRecord, PendingMessage, ScheduledMessage},
-    send::{Gone, Prepared, Timing, messages_of},
+    send::{Prepared, Timing, messages_of},
     spread,
 };
 use crate::{

@@ -1,35 +1,28 @@
-//! Sending: from a request that cannot be wrong to durable entries.
+//! Sending: from a request that cannot be wrong to a message that may be appended.
 //!
-//! A message to one queue is durable with its entry. A message to several is
-//! durable with its record; the appends follow in the order of the sends, are
-//! idempotent by (message, queue), and are completed after a crash.
+//! When a send is answered, its message is durable: see `append`.
 
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 
 use super::{
     Error, Service,
     receipts::{Along, Events},
-    records::{MessageRecord, PendingMessage, place_key},
+    records::MessageRecord,
     resolve::Resolved,
     spread,
 };
 use crate::{
     base::{
         clock::{DAY_MS, day_of},
-        ids::{AppId, MessageId, QueueName, random_bytes},
+        ids::{AppId, MessageId, random_bytes},
         metrics::TargetKind,
-        tasks,
     },
-    crash_point,
     queue::{
-        entry::{Audience, Body, Message, Notification, Priority},
+        entry::{Audience, Message, Notification, Priority},
         filter::Filter,
-        shard,
-        store::{self, Batch, Range, Space, decode, encode},
-        txn::Txn,
+        store::{self, Batch, Space},
     },
 };
 
@@ -37,8 +30,6 @@ use crate::{
 const NOTIFICATION_BYTES_MAX: usize = 4 << 10;
 /// Bytes of a collapse key.
 const COLLAPSE_KEY_BYTES_MAX: usize = 64;
-/// Pending messages of one page when a node starts.
-const PAGE: usize = 1_024;
 
 /// What an app server sends.
 #[derive(Clone, Debug)]
@@ -153,15 +144,6 @@ pub struct Sent {
     pub is_scheduled: bool,
     /// It was only checked: its id means nothing.
     pub is_dry_run: bool,
-}
-
-/// Whether registrations that ended since a message was accepted are told of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gone {
-    /// They are: it had waited.
-    Told,
-    /// It was accepted a moment ago.
-    NotTold,
 }
 
 /// A message that may be appended.
@@ -318,140 +300,6 @@ impl Service {
             }
         }
     }
-
-    async fn append_one(
-        &self,
-        record: MessageRecord,
-        message: Message,
-        with: store::Batch,
-    ) -> Result<(), Error> {
-        let shard = record.queues[0].id().shard();
-        let change = |txn: &mut Txn<'_>| {
-            append_with_record(txn, record, message)?;
-            txn.put_all(with);
-            Ok::<_, Error>(())
-        };
-        self.router.run(shard, change).await
-    }
-
-    pub(super) async fn append_many(
-        self: &Arc<Self>,
-        record: MessageRecord,
-        message: Message,
-        with: store::Batch,
-    ) -> Result<(), Error> {
-        let in_flight = self.in_flight.clone().acquire_owned().await;
-        let id = message.id;
-        let pending = PendingMessage { message, queues: record.queues.clone() };
-        let stored = encode(&pending);
-        self.router
-            .run(id.shard(), move |txn| {
-                txn.put(messages_of(&id), id.as_bytes(), encode(&record));
-                txn.put(Space::Pending, id.as_bytes(), stored);
-                txn.put_all(with);
-                Ok::<_, Error>(())
-            })
-            .await?;
-        crash_point!("send::after_record");
-        // The appends have their places in order when this send is answered.
-        let appends = self.begin_appends(pending).await;
-        let this = self.clone();
-        tasks::spawn("appends", async move {
-            this.finish_appends(id, appends, Gone::NotTold).await;
-            drop(in_flight);
-        });
-        Ok(())
-    }
-
-    pub(super) async fn begin_appends(
-        &self,
-        pending: PendingMessage,
-    ) -> Vec<shard::Begun<(), Error>> {
-        let PendingMessage { message, queues } = pending;
-        let mut appends = Vec::new();
-        let queues = queues.iter().map(QueueName::id);
-        for (shard, queues) in self.router.by_owner(queues, |queue| queue.shard()) {
-            let message = message.clone();
-            let change = move |txn: &mut Txn<'_>| {
-                for queue in queues {
-                    let (space, key) = (messages_of(&message.id), place_key(&message.id, &queue));
-                    if txn.get(space, &key)?.is_some() {
-                        continue;
-                    }
-                    match txn.append(queue, Body::Message(message.clone())) {
-                        Ok(place) => txn.put(space, key, encode(&place)),
-                        // One damaged queue does not keep the others from theirs.
-                        Err(store::Error::Damaged(cause)) => {
-                            tracing::error!(%queue, cause, "cannot append to a damaged queue");
-                        }
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Ok(())
-            };
-            appends.push(self.router.begin(shard, change).await);
-        }
-        appends
-    }
-
-    pub(super) async fn finish_appends(
-        &self,
-        id: MessageId,
-        appends: Vec<shard::Begun<(), Error>>,
-        gone: Gone,
-    ) {
-        let mut appended: Result<(), Error> = join_all(appends).await.into_iter().collect();
-        if gone == Gone::Told && appended.is_ok() {
-            appended = self.tell_of_gone(&id).await;
-        }
-        crash_point!("send::before_done");
-        let done = match appended {
-            Ok(()) => {
-                let forget = move |txn: &mut Txn<'_>| {
-                    txn.remove(Space::Pending, id.as_bytes());
-                    Ok::<_, Error>(())
-                };
-                self.router.run(id.shard(), forget).await
-            }
-            Err(error) => Err(error),
-        };
-        if let Err(error) = done {
-            tracing::warn!(%error, "a message's appends wait for the next start");
-        }
-    }
-
-    /// Completes the appends that a crash left undone. Before the doors open.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn complete_pending(&self) -> Result<usize, Error> {
-        let (mut completed, mut from) = (0, Vec::new());
-        loop {
-            let range = Range { from, to: None };
-            let page = self.router.scan(Space::Pending, &range, PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(completed) };
-            from = [last.as_ref(), &[0]].concat();
-            for (key, bytes) in page {
-                match decode(&bytes) {
-                    Ok(pending) => self.complete(key.to_vec(), pending).await?,
-                    // It must not keep the node from starting.
-                    Err(error) => tracing::error!(%error, "a pending message cannot be read"),
-                }
-                completed += 1;
-            }
-        }
-    }
-
-    async fn complete(&self, key: Vec<u8>, pending: PendingMessage) -> Result<(), Error> {
-        let id = pending.message.id;
-        for append in self.begin_appends(pending).await {
-            append.await?;
-        }
-        self.tell_of_gone(&id).await?;
-        let mut done = store::Batch::default();
-        done.remove(Space::Pending, key);
-        Ok(self.router.commit(done).await?)
-    }
 }
 
 /// A message to many waits for those to few.
@@ -469,18 +317,6 @@ fn check_collapse_key(key: Option<&str>) -> Result<(), Error> {
     }
     let rule = format!("1 to {COLLAPSE_KEY_BYTES_MAX} bytes");
     Err(Error::Invalid { field: "collapse_key", rule })
-}
-
-/// Appends a message to its one queue; its record goes with it.
-pub(super) fn append_with_record(
-    txn: &mut Txn<'_>,
-    mut record: MessageRecord,
-    message: Message,
-) -> Result<(), store::Error> {
-    let (id, space) = (message.id, messages_of(&message.id));
-    record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
-    txn.put_unread(space, id.as_bytes(), encode(&record));
-    Ok(())
 }
 
 /// Where a message's records are: with the day of its id.
