@@ -156,7 +156,8 @@ impl Service {
         waiting.extend(regids.take(room).map(|regid| (app.clone(), regid)));
     }
 
-    /// Writes unknown regIDs, and removes what is old, until it is aborted.
+    /// Writes unknown regIDs, sees to the numbers of the list and of events, and removes what
+    /// is old, until it is aborted.
     pub async fn keep_feedback(self: Arc<Self>) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -170,6 +171,9 @@ impl Service {
             }
             if let Err(error) = self.list_unknown(&mut listed).await {
                 tracing::warn!(%error, "cannot list unknown regIDs");
+            }
+            if let Err(error) = self.receipts.log.reserve(&self.router).await {
+                tracing::warn!(%error, "cannot reserve numbers of events");
             }
             if swept.is_none_or(|at| now.duration_since(at) >= SWEEP) {
                 swept = Some(now);

@@ -7,6 +7,7 @@
 //! Messages that do not ask cost nothing here.
 
 pub mod log;
+mod numbers;
 mod rows;
 mod sender;
 pub mod signature;

@@ -1,14 +1,11 @@
 //! The log of events for app servers, one for each endpoint, and who gets them.
 //!
-//! Numbers come from one counter of the node. A consumer stops before the smallest number
-//! whose write is not durable yet, so that it never passes one that is still to come.
+//! Numbers come from one counter of the node: see `numbers`. A consumer stops before the smallest
+//! that is not durable yet.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use aws_lc_rs::digest;
@@ -16,7 +13,8 @@ use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::{Event, Events};
+pub use super::numbers::Claim;
+use super::{Event, Events, numbers::Numbers};
 use crate::{
     base::{
         clock::day_of,
@@ -31,7 +29,7 @@ use crate::{
 
 /// Endpoints or events of one scan.
 const PAGE: usize = 4_096;
-/// The key of the number of this start.
+/// The key of the newest start whose numbers may be given.
 const START: &[u8] = b"s";
 
 /// An app's callback URL.
@@ -136,8 +134,9 @@ impl Log {
     pub async fn open(&self, router: &Router, today: u32, kept_days: u32) -> Result<u64, Error> {
         let start = router.get(Space::Callbacks, START)?;
         let start: u32 = start.map_or(Ok(0), |bytes| decode(&bytes))?;
+        let start = start.saturating_add(1);
         let mut batch = Batch::default();
-        batch.put(Space::Callbacks, START, encode(&(start + 1)));
+        batch.put(Space::Callbacks, START, encode(&start));
         let (mut pending, mut from) = (0, b"e".to_vec());
         loop {
             let page = router.scan(Space::Callbacks, &Range::prefix_after(b"e", from), PAGE)?;
@@ -167,8 +166,22 @@ impl Log {
             }
         }
         router.commit(batch).await?;
-        self.numbers.begin((u64::from(start) + 1) << 32);
+        self.numbers.begin(start);
         Ok(pending)
+    }
+
+    /// Takes the numbers of the next start too, before those of this one are used up, so that
+    /// the next run begins behind all of this one's. For once a second.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn reserve(&self, router: &Router) -> Result<(), Error> {
+        let Some(start) = self.numbers.to_reserve() else { return Ok(()) };
+        let mut batch = Batch::default();
+        batch.put(Space::Callbacks, START, encode(&start));
+        router.commit(batch).await?;
+        self.numbers.reserved(start);
+        Ok(())
     }
 
     /// Reads an endpoint's pointer and counts what waits behind it.
@@ -368,54 +381,6 @@ impl Used {
     }
 }
 
-/// Numbers that are given, and which of them are not durable yet.
-#[derive(Default)]
-struct Numbers(Mutex<Given>);
-
-#[derive(Default)]
-struct Given {
-    next: u64,
-    open: BTreeSet<u64>,
-}
-
-impl Numbers {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Given> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn begin(&self, next: u64) {
-        self.lock().next = next;
-    }
-
-    fn claim(self: &Arc<Self>, count: u64) -> Claim {
-        let mut given = self.lock();
-        let first = given.next;
-        // At least one, so that no two claims begin at the same number.
-        given.next += count.max(1);
-        given.open.insert(first);
-        Claim { first, numbers: self.clone() }
-    }
-
-    /// All numbers below are durable, or will never be used.
-    fn stable(&self) -> u64 {
-        let given = self.lock();
-        given.open.first().copied().unwrap_or(given.next)
-    }
-}
-
-/// Numbers whose events are being written; dropped once they are durable.
-pub struct Claim {
-    /// The first of them.
-    pub first: u64,
-    numbers: Arc<Numbers>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.numbers.lock().open.remove(&self.first);
-    }
-}
-
 /// Events of a batch that is being written. If it never becomes durable, they never were.
 pub struct Appended {
     endpoint: Arc<Endpoint>,
@@ -430,21 +395,4 @@ pub struct CallbackOf {
     pub endpoint: EndpointId,
     /// Which.
     pub events: Events,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_consumer_does_not_pass_a_number_that_is_not_durable() {
-        let numbers = Arc::new(Numbers::default());
-        numbers.begin(100);
-        let (first, second) = (numbers.claim(3), numbers.claim(1));
-        assert_eq!((first.first, second.first, numbers.stable()), (100, 103, 100));
-        drop(second);
-        assert_eq!(numbers.stable(), 100);
-        drop(first);
-        assert_eq!(numbers.stable(), 104);
-    }
 }
