@@ -10,8 +10,9 @@ use futures_util::future::join_all;
 
 use super::{
     Error, Service,
+    receipts::Along,
     records::{MessageRecord, PendingMessage, place_key},
-    send::messages_of,
+    send::{Prepared, messages_of},
 };
 use crate::{
     base::{
@@ -40,7 +41,35 @@ pub(super) enum Gone {
 }
 
 impl Service {
-    pub(super) async fn append_one(
+    /// Makes a message durable.
+    pub(super) async fn write(self: &Arc<Self>, prepared: Prepared) -> Result<(), Error> {
+        let Prepared { record, message, with, .. } = match prepared.sent.is_scheduled {
+            true => return self.schedule(prepared).await,
+            false => prepared,
+        };
+        match record.queues.as_slice() {
+            [_] => self.append_one(record, message, with).await,
+            _ => self.append_many(record, message, with).await,
+        }
+    }
+
+    /// The same for one that has a callback, which hears of it. Goes on if the caller does not
+    /// wait: what is in the log is known here.
+    pub(super) async fn write_along(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        along: Along,
+    ) -> Result<(), Error> {
+        let this = self.clone();
+        let written = tasks::spawn("send", async move {
+            this.write(prepared).await?;
+            along.became_durable(&this);
+            Ok::<_, Error>(())
+        });
+        written.await.unwrap_or_else(|_| Err(shard::Error::Stopped.into()))
+    }
+
+    async fn append_one(
         &self,
         record: MessageRecord,
         message: Message,

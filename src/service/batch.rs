@@ -7,18 +7,25 @@ use futures_util::future::{join, join_all};
 use super::{
     Error, Service,
     append::append_with_record,
+    receipts::Along,
     records::{CallRecord, Line, MessageRecord, call_key},
     send::{Call, Prepared, Send, Sent, messages_of},
 };
 use crate::{
-    base::ids::{AppId, Shard},
+    base::{
+        ids::{AppId, Shard},
+        tasks,
+    },
     queue::{
         entry::{Body, Message},
+        shard,
         store::{self, Batch, encode_about},
         txn::Txn,
     },
 };
 
+/// A message by its place in the call.
+type Placed = (usize, Prepared);
 /// A message's place in the call, and why it was not taken.
 type Refused = (usize, Error);
 
@@ -65,24 +72,8 @@ impl Service {
                 sent
             }));
         }
-        let groups = self.router.by_owner(alone, |(_, one)| one.record.queues[0].id().shard());
-        let alone = (0..).zip(groups);
-        let alone = alone.map(|(owner, (shard, group))| self.append_group(owner, shard, group));
-        let several = several.into_iter().map(async |(at, one)| {
-            let appended = match one.sent.is_scheduled {
-                true => self.schedule(one).await,
-                false => self.append_many(one.record, one.message, one.with).await,
-            };
-            appended.err().map(|error| (at, error))
-        });
-        let (alone, several) = join(join_all(alone), join_all(several)).await;
-        for (at, error) in alone.into_iter().flatten().chain(several.into_iter().flatten()) {
+        for (at, error) in self.write_all(alone, several, alongs).await {
             results[at] = Err(error);
-        }
-        for (at, along) in alongs {
-            if results[at].is_ok() {
-                along.became_durable(self);
-            }
         }
         let (took, is_dry) = (since.elapsed(), |sent: &Sent| sent.is_dry_run);
         for result in results.iter().filter(|result| !result.as_ref().is_ok_and(is_dry)) {
@@ -91,13 +82,49 @@ impl Service {
         results
     }
 
-    /// One change of the owner for all, and one record for those that ask for nothing.
-    async fn append_group(
-        &self,
-        owner: u8,
-        shard: Shard,
-        group: Vec<(usize, Prepared)>,
+    /// Makes messages durable. With callbacks, which hear of it, it goes on if the caller does
+    /// not wait.
+    async fn write_all(
+        self: &Arc<Self>,
+        alone: Vec<Placed>,
+        several: Vec<Placed>,
+        alongs: Vec<(usize, Along)>,
     ) -> Vec<Refused> {
+        if alongs.is_empty() {
+            return self.append_all(alone, several).await;
+        }
+        let places: Vec<usize> = alone.iter().chain(&several).map(|(at, _)| *at).collect();
+        let this = self.clone();
+        let written = tasks::spawn("sends", async move {
+            let refused = this.append_all(alone, several).await;
+            for (at, along) in alongs {
+                if !refused.iter().any(|(of, _)| *of == at) {
+                    along.became_durable(&this);
+                }
+            }
+            refused
+        });
+        let stopped = |at| (at, shard::Error::Stopped.into());
+        written.await.unwrap_or_else(|_| places.into_iter().map(stopped).collect())
+    }
+
+    async fn append_all(
+        self: &Arc<Self>,
+        alone: Vec<Placed>,
+        several: Vec<Placed>,
+    ) -> Vec<Refused> {
+        let groups = self.router.by_owner(alone, |(_, one)| one.record.queues[0].id().shard());
+        let alone = (0..).zip(groups);
+        let alone = alone.map(|(owner, (shard, group))| self.append_group(owner, shard, group));
+        let several = several
+            .into_iter()
+            .map(async |(at, one)| self.write(one).await.err().map(|error| (at, error)));
+        let (alone, several) = join(join_all(alone), join_all(several)).await;
+        alone.into_iter().flatten().chain(several.into_iter().flatten()).collect()
+    }
+
+    /// One change of the owner for all, and one record for those that ask for nothing.
+    async fn append_group(&self, owner: u8, shard: Shard, group: Vec<Placed>) -> Vec<Refused> {
         let places: Vec<usize> = group.iter().map(|(at, _)| *at).collect();
         let change = move |txn: &mut Txn<'_>| {
             let (mut refused, mut call) = (Vec::new(), None);

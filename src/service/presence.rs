@@ -56,6 +56,7 @@ impl Service {
         self.slow.sweep(self.now_ms());
         self.uploads.sweep();
         self.recalls.sweep(self.router.oldest_day());
+        self.sweep_endpoints();
     }
 
     /// Whether the device is connected to this node.

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     base::{
+        clock::day_of,
         ids::{AppId, MessageId, RegId},
         webhook::{self, Reach},
     },
@@ -234,8 +235,10 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// What waits until a message that has a callback is durable.
+/// What waits until a message that has a callback is durable. Dropped before, the message is
+/// refused.
 pub struct Along {
+    // First: they hold the endpoint.
     events: Option<log::Appended>,
     used: log::Used,
 }
@@ -282,8 +285,7 @@ impl Service {
             }
             let now_ms = self.now_ms();
             let used = self.receipts.log.endpoint(app, &callback.url, id.unix_ms())?;
-            let endpoint = used.endpoint.clone();
-            asked.callback = Some(CallbackOf { endpoint: endpoint.id, events: callback.events });
+            asked.callback = Some(CallbackOf { endpoint: used.id(), events: callback.events });
             used.put(&mut with);
             let mut told = None;
             if callback.events.has(EventKind::Invalid) && !invalid.is_empty() {
@@ -294,8 +296,7 @@ impl Service {
                     at_ms: now_ms,
                 };
                 let events = invalid.iter().map(event).collect();
-                let log = &self.receipts.log;
-                told = log.append(&endpoint, events, &mut with, &self.metrics);
+                told = used.append(&self.receipts.log, events, &mut with, &self.metrics);
             }
             along = Some(Along { events: told, used });
         }
@@ -452,12 +453,17 @@ impl Service {
         Ok(())
     }
 
+    /// Forgets endpoints that are out of use. For once in a while.
+    pub(super) fn sweep_endpoints(&self) {
+        self.receipts.log.sweep(day_of(self.now_ms()), self.retention_days + 1);
+    }
+
     /// Reads what an earlier run left. Before the doors open, and before appends are completed: events may come of them.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn open_receipts(&self) -> Result<(), Error> {
-        let today = crate::base::clock::day_of(self.now_ms());
+        let today = day_of(self.now_ms());
         let pending = self.receipts.log.open(&self.router, today, self.retention_days + 1).await?;
         self.metrics.receipts.callbacks_pending.set(pending as f64);
         let is_used = sweep::is_any(&self.router)?;

@@ -216,12 +216,10 @@ impl Service {
         let mut prepared = self.prepare(&Call::new(self, app), 0, send)?;
         prepared.with.extend(with(&prepared.sent));
         let (sent, along) = (prepared.sent.clone(), prepared.along.take());
-        match prepared.record.queues.as_slice() {
-            _ if sent.is_scheduled => self.schedule(prepared).await?,
-            [_] => self.append_one(prepared.record, prepared.message, prepared.with).await?,
-            _ => self.append_many(prepared.record, prepared.message, prepared.with).await?,
+        match along {
+            None => self.write(prepared).await?,
+            Some(along) => self.write_along(prepared, along).await?,
         }
-        along.into_iter().for_each(|along| along.became_durable(self));
         Ok(sent)
     }
 

@@ -100,11 +100,23 @@ impl Endpoint {
             is_served: AtomicBool::new(false),
         }
     }
+
+    /// Whether nothing is owed to it, and no message that names it is held.
+    fn is_over(&self, today: u32, kept_days: u32) -> bool {
+        let used_day = self.used_day.load(Ordering::Relaxed);
+        let is_old = used_day.saturating_add(kept_days.into()) < u64::from(today);
+        is_old && self.backlog.load(Ordering::Relaxed) == 0
+    }
 }
+
+/// Those that messages name which are held or on their way. Whoever has work with one holds it.
+type Endpoints = DashMap<EndpointId, Arc<Endpoint>>;
 
 /// All endpoints and the numbers of their events.
 pub struct Log {
-    endpoints: DashMap<EndpointId, Arc<Endpoint>>,
+    endpoints: Arc<Endpoints>,
+    /// Held by who adds one, so that no two count the same room.
+    adding: Mutex<()>,
     numbers: Arc<Numbers>,
     woken: Mutex<Vec<Arc<Endpoint>>>,
     pub(super) is_wanted: Notify,
@@ -118,7 +130,8 @@ impl Log {
     /// An empty one; [`Log::open`] reads what is stored.
     pub fn new(config: config::Callbacks) -> Self {
         Self {
-            endpoints: DashMap::new(),
+            endpoints: Arc::default(),
+            adding: Mutex::default(),
             numbers: Arc::default(),
             woken: Mutex::default(),
             is_wanted: Notify::new(),
@@ -150,13 +163,13 @@ impl Log {
                     continue;
                 };
                 let endpoint = Endpoint::new(EndpointId(id), stored.app, stored.url);
+                endpoint.used_day.store(stored.used_day.into(), Ordering::Relaxed);
                 let waiting = self.count(router, &endpoint)?;
-                if waiting == 0 && stored.used_day.saturating_add(kept_days) < today {
+                if endpoint.is_over(today, kept_days) {
                     batch.remove(Space::Callbacks, endpoint.id.record_key());
                     batch.remove(Space::Callbacks, endpoint.id.pointer_key());
                     continue;
                 }
-                endpoint.used_day.store(stored.used_day.into(), Ordering::Relaxed);
                 pending += waiting;
                 let endpoint = Arc::new(endpoint);
                 self.endpoints.insert(endpoint.id, endpoint.clone());
@@ -208,22 +221,32 @@ impl Log {
     /// [`Error::Limit`].
     pub fn endpoint(&self, app: &AppId, url: &str, used_ms: u64) -> Result<Used, Error> {
         let id = EndpointId::of(app, url);
-        let known = self.endpoints.get(&id).map(|endpoint| endpoint.clone());
-        let endpoint = match known {
-            Some(endpoint) => endpoint,
-            None => {
-                let max = self.config.endpoints_per_app;
-                if self.endpoints.iter().filter(|one| one.app == *app).count() >= max {
-                    return Err(Error::Limit { what: "callback URLs of an app", max });
-                }
-                let new = || Arc::new(Endpoint::new(id, app.clone(), url.to_owned()));
-                self.endpoints.entry(id).or_insert_with(new).clone()
-            }
-        };
+        let endpoint = self.known(&id).map_or_else(|| self.add(id, app, url), Ok)?;
         // A scheduled message uses it on its day.
         let day = day_of(used_ms);
         let is_new = endpoint.used_day.load(Ordering::Relaxed) < u64::from(day);
-        Ok(Used { endpoint, day, is_new })
+        Ok(Used { id, endpoint: Some(endpoint), endpoints: self.endpoints.clone(), day, is_new })
+    }
+
+    fn add(&self, id: EndpointId, app: &AppId, url: &str) -> Result<Arc<Endpoint>, Error> {
+        let _one = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = self.known(&id) {
+            return Ok(known);
+        }
+        let max = self.config.endpoints_per_app;
+        if self.endpoints.iter().filter(|one| one.app == *app).count() >= max {
+            return Err(Error::Limit { what: "callback URLs of an app", max });
+        }
+        let endpoint = Arc::new(Endpoint::new(id, app.clone(), url.to_owned()));
+        self.endpoints.insert(id, endpoint.clone());
+        Ok(endpoint)
+    }
+
+    /// Forgets the endpoints that are out of use. Their records go at the next start, or serve
+    /// who names them again.
+    pub fn sweep(&self, today: u32, kept_days: u32) {
+        let is_held = |one: &Arc<Endpoint>| Arc::strong_count(one) > 1;
+        self.endpoints.retain(|_, one| is_held(one) || !one.is_over(today, kept_days));
     }
 
     /// Whether an app has endpoints.
@@ -351,25 +374,46 @@ impl Log {
         batch.put(Space::Callbacks, endpoint.id.pointer_key(), encode(last));
         router.commit(batch).await?;
         endpoint.pointer.store(*last, Ordering::Relaxed);
-        endpoint.backlog.fetch_sub(passed.len() as u64, Ordering::Relaxed);
+        let less = |backlog: u64| Some(backlog.saturating_sub(passed.len() as u64));
+        let _ = endpoint.backlog.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         metrics.receipts.callbacks_pending.decrement(passed.len() as f64);
         Ok(())
     }
 }
 
-/// An endpoint that a send names.
+/// An endpoint that a send names. A new one is forgotten with this unless that became durable.
 pub struct Used {
-    /// Which.
-    pub endpoint: Arc<Endpoint>,
+    id: EndpointId,
+    /// There until this is dropped.
+    endpoint: Option<Arc<Endpoint>>,
+    endpoints: Arc<Endpoints>,
     day: u32,
     is_new: bool,
 }
 
 impl Used {
+    /// Which.
+    pub fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    /// Adds events of it to the batch of the message.
+    pub fn append(
+        &self,
+        log: &Log,
+        events: Vec<Event>,
+        batch: &mut Batch,
+        metrics: &Metrics,
+    ) -> Option<Appended> {
+        log.append(self.endpoint.as_ref()?, events, batch, metrics)
+    }
+
     /// The record of a new one, or of one that was not used as late: durable with the message.
     pub fn put(&self, batch: &mut Batch) {
-        if self.is_new {
-            let Endpoint { id, app, url, .. } = self.endpoint.as_ref();
+        if self.is_new
+            && let Some(endpoint) = self.endpoint.as_deref()
+        {
+            let Endpoint { id, app, url, .. } = endpoint;
             let stored = Stored { app: app.clone(), url: url.clone(), used_day: self.day };
             batch.put(Space::Callbacks, id.record_key(), encode(&stored));
         }
@@ -377,7 +421,22 @@ impl Used {
 
     /// The record is durable.
     pub fn became_durable(&self) {
-        self.endpoint.used_day.fetch_max(self.day.into(), Ordering::Relaxed);
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.used_day.fetch_max(self.day.into(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        drop(self.endpoint.take());
+        // Another send that is on its way holds it; the last one looks.
+        let is_nobodys = |one: &Arc<Endpoint>| {
+            one.used_day.load(Ordering::Relaxed) == 0 && Arc::strong_count(one) == 1
+        };
+        if self.is_new {
+            self.endpoints.remove_if(&self.id, |_, one| is_nobodys(one));
+        }
     }
 }
 
