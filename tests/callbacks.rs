@@ -288,6 +288,41 @@ async fn what_was_filtered_collapsed_or_recalled_did_not_expire() {
 }
 
 #[tokio::test]
+async fn what_is_recalled_or_collapsed_after_its_time_had_expired() {
+    let node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    let away = node.create_device().await;
+    node.subscribe(&away.regid, "news").await;
+    let callback = json!({"url": hook.url(), "events": ["expired"]});
+    let to_news = async |ttl_s: u64, key: &str| {
+        let target = json!({"topic": "news"});
+        let message = json!({"target": target, "ttl_s": ttl_s, "callback": callback.clone(), "collapse_key": key});
+        post(&node, message).await["id"].as_str().expect("an id").to_owned()
+    };
+    // The first of these was collapsed in time.
+    to_news(1, "k").await;
+    let expired = [to_news(1, "k").await, to_news(1, "r").await];
+    for id in &expired {
+        let path = format!("/v1/apps/{APP}/messages/{id}");
+        let is = async || {
+            let state = node.call(Method::GET, &path, None).await.body;
+            (state["state"] == "expired").then_some(())
+        };
+        assert!(poll_until(DEADLINE, is).await.is_some());
+    }
+    to_news(3_600, "k").await;
+    let path = format!("/v1/apps/{APP}/messages/{}", expired[1]);
+    assert_eq!(node.call(Method::DELETE, &path, None).await.status, 200);
+    let last = to_news(1, "last").await;
+    let wanted = ids("expired", &[&expired[..], &[last]].concat(), &away);
+    hook.wait_for(&wanted).await;
+    assert_eq!(hook.taken(), wanted, "and nothing else");
+    assert_eq!(steps(&node, &expired[0], &away.regid).await, ["accepted", "durable", "expired"]);
+    let recalled = ["accepted", "durable", "expired", "recalled"];
+    assert_eq!(steps(&node, &expired[1], &away.regid).await, recalled);
+}
+
+#[tokio::test]
 async fn messages_to_a_registration_that_ends_before_it_has_them_are_invalid() {
     let node = node_with("").await;
     let hook = Hook::start(&node.app().app_secret).await;

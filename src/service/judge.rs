@@ -3,6 +3,8 @@
 //! Judged when it is delivered, by what the registration follows and what its device says of
 //! itself then. What is not given is skipped for good: the range that is delivered covers it.
 
+use std::sync::Arc;
+
 use super::{
     Error, Service,
     deliver::{Following, Take},
@@ -20,6 +22,9 @@ use crate::{
         store::decode,
     },
 };
+
+/// Entries of one look for what collapsed another.
+const LOOK: Take = Take { entries: 256, bytes: usize::MAX };
 
 /// What becomes of one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,12 +88,56 @@ impl Service {
         at: usize,
         place: Position,
     ) -> Result<Option<Verdict>, Error> {
+        let entry = self.entry_at(&all[at], place)?;
+        entry.map(|entry| self.judge(&entry, all, at, 0)).transpose()
+    }
+
+    /// Whether the message at `place` of `all[at]` was due to who follows `all` now until its time
+    /// was over: what was taken back or collapsed after that had expired before.
+    pub(super) fn was_due(
+        &self,
+        all: &[Following],
+        at: usize,
+        place: Position,
+        over_ms: u64,
+    ) -> Result<bool, Error> {
+        let Some(entry) = self.entry_at(&all[at], place)? else { return Ok(true) };
+        let Body::Message(message) = &entry.body else { return Ok(false) };
+        if self.recalls.at_ms(&message.id).is_some_and(|at_ms| at_ms < over_ms) {
+            return Ok(false);
+        }
+        let audience = message.audience.as_deref();
+        let meant = self.is_meant(&message.id, message.is_shared, audience, all, at)?;
+        Ok(meant == Verdict::Deliver && !self.was_collapsed(&entry, &all[at], over_ms)?)
+    }
+
+    fn entry_at(&self, of: &Following, place: Position) -> Result<Option<Arc<Entry>>, Error> {
         let take = Take { entries: 1, bytes: 0 };
-        let read = self.router.read(&all[at].queue.id(), place.seq.prev(), take)?;
-        let Some(entry) = read.first().filter(|entry| entry.position == place) else {
-            return Ok(None);
-        };
-        self.judge(entry, all, at, 0).map(Some)
+        let read = self.router.read(&of.queue.id(), place.seq.prev(), take)?;
+        Ok(read.into_iter().next().filter(|entry| entry.position == place))
+    }
+
+    /// Whether an entry was collapsed before a time. Only where it is now, others are read.
+    fn was_collapsed(&self, entry: &Entry, of: &Following, over_ms: u64) -> Result<bool, Error> {
+        let Some(key) = entry.body.collapse_key() else { return Ok(false) };
+        let queue = of.queue.id();
+        if !self.router.is_collapsed(&queue, &key, entry.position.seq)? {
+            return Ok(false);
+        }
+        let mut after = entry.position.seq;
+        loop {
+            let newer = self.router.read(&queue, after, LOOK)?;
+            let Some(last) = newer.last() else { return Ok(true) };
+            after = last.position.seq;
+            for one in newer {
+                if one.at_ms >= over_ms {
+                    return Ok(false);
+                }
+                if one.body.collapse_key().as_deref() == Some(&key[..]) {
+                    return Ok(true);
+                }
+            }
+        }
     }
 
     fn is_meant(

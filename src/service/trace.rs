@@ -328,6 +328,15 @@ impl Service {
             Some(Verdict::Skip(why)) if !is_acked => Some(why),
             Some(_) | None => None,
         };
+        // What came after its time took nothing from it.
+        let skip = match (skip, is_over) {
+            (Some(Skip::Collapsed | Skip::Recalled), Some(over_ms))
+                if self.was_due(follows, at, place, over_ms)? =>
+            {
+                None
+            }
+            (skip, _) => skip,
+        };
         milestones.extend(match (is_missed, skip, is_over) {
             // These are final whether it was passed or not.
             (_, Some(Skip::Filtered), _) => Some(passed(Step::Filtered, None)),

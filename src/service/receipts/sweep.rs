@@ -15,7 +15,6 @@ use crate::{
     route::Router,
     service::{
         Error, Service,
-        judge::Verdict,
         records::{MessageRecord, Registration},
     },
 };
@@ -156,7 +155,7 @@ impl Service {
             return Ok(false);
         }
         // What was recalled, collapsed or not meant for it did not expire.
-        Ok(matches!(self.verdict_of(&all, at, place)?, None | Some(Verdict::Deliver)))
+        self.was_due(&all, at, place, record.expires_ms.unwrap_or(u64::MAX))
     }
 
     async fn forget(&self, key: &[u8]) -> Result<(), Error> {
