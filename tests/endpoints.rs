@@ -19,6 +19,7 @@ use carillon::{
     },
 };
 use edge_support::{Node, message};
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 /// A message that asks for events at one of our URLs.
 fn asking(target: Target, url: usize) -> Send {
@@ -135,4 +136,35 @@ async fn no_more_urls_are_taken_at_once_than_there_is_room_for() {
         }
         assert_eq!(taken, MAX);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_expire_together_are_told_of_with_few_commits() {
+    const MESSAGES: usize = 600;
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let shown = recorder.handle();
+    let count = |name: &str| {
+        let text = shown.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect("it is there from the start").parse::<f64>().unwrap() as usize
+    };
+    let here = metrics::set_default_local_recorder(&recorder);
+    let node = node(1, |_| {}).await;
+    drop(here);
+    let device = node.device().await;
+    let events = Events::default().with(EventKind::Expired);
+    for _ in 0..MESSAGES {
+        let mut one = asking(Target::Regids(vec![device.regid.clone().unwrap()]), 0);
+        one.ttl_s = Some(1);
+        one.asks.callback.as_mut().unwrap().events = events;
+        send(&node, one).await.unwrap();
+    }
+    let before = count("carillon_commits_total");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    while count("carillon_callback_events_pending") < MESSAGES {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(count("carillon_callback_events_pending"), MESSAGES);
+    let commits = count("carillon_commits_total") - before;
+    assert!(commits <= 10, "{commits} commits for {MESSAGES} messages");
 }

@@ -1,14 +1,18 @@
 //! Messages that ask, by the time when they expire: what their senders are told then.
 //!
-//! A follower that has not acknowledged the message by then is reported, page by page; how
-//! far that is stands in the index, so that a crash repeats a page at most.
+//! A follower that has not acknowledged the message by then is reported, page by page, with one
+//! commit for each, of however many messages; how far that is stands in the index, so that a crash
+//! repeats a page at most.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 
-use super::{Event, EventKind};
+use super::{
+    Event, EventKind,
+    log::{Endpoint, EndpointId},
+};
 use crate::{
     base::ids::{MessageId, RegId},
     queue::store::{Batch, Range, Space, decode, encode},
@@ -33,6 +37,25 @@ const FOLLOWERS: usize = 512;
 struct Cursor {
     queue: u32,
     after: Option<RegId>,
+}
+
+/// What one commit writes: about a page of followers, of however many messages.
+#[derive(Default)]
+struct Swept {
+    batch: Batch,
+    events: HashMap<EndpointId, (Arc<Endpoint>, Vec<Event>)>,
+    /// Followers that were looked at.
+    looked: usize,
+}
+
+impl Swept {
+    fn add(&mut self, endpoint: &Arc<Endpoint>, events: Vec<Event>, looked: usize) {
+        self.looked += looked;
+        if !events.is_empty() {
+            let new = || (endpoint.clone(), Vec::new());
+            self.events.entry(endpoint.id).or_insert_with(new).1.extend(events);
+        }
+    }
 }
 
 fn index_key(expires_ms: u64, id: &MessageId) -> Vec<u8> {
@@ -77,22 +100,24 @@ impl Service {
             if due.is_empty() {
                 return Ok(());
             }
+            let mut swept = Swept::default();
             for (key, cursor) in due {
                 let id = key.get(9..).and_then(MessageId::from_slice);
                 let cursor: Cursor = decode(&cursor).unwrap_or_default();
-                let swept = match id {
-                    Some(id) => self.sweep_message(&key, &id, cursor).await,
-                    None => self.forget(&key).await,
+                let done = match id {
+                    Some(id) => self.sweep_message(&key, &id, cursor, &mut swept).await,
+                    None => Ok(()),
                 };
-                match swept {
+                match done {
                     // One damaged record does not keep the others waiting.
                     Err(error) if error.is_damage() => {
                         tracing::error!(%error, "an expired message cannot be looked at");
-                        self.forget(&key).await?;
                     }
-                    swept => swept?,
+                    done => done?,
                 }
+                swept.batch.remove(Space::Callbacks, key.as_ref());
             }
+            self.commit_swept(&mut swept).await?;
         }
     }
 
@@ -101,6 +126,7 @@ impl Service {
         key: &[u8],
         id: &MessageId,
         mut cursor: Cursor,
+        swept: &mut Swept,
     ) -> Result<(), Error> {
         let record = self.record_of(id)?;
         let wanted = record.and_then(|record| {
@@ -110,9 +136,7 @@ impl Service {
             let endpoint = record.asked.wants(EventKind::Expired)?;
             Some((self.receipts.log.known(&endpoint)?, record))
         });
-        let Some((endpoint, record)) = wanted else {
-            return self.forget(key).await;
-        };
+        let Some((endpoint, record)) = wanted else { return Ok(()) };
         while let Some(queue) = record.queues.get(cursor.queue as usize) {
             let followers = self.followers_after(queue, cursor.after, FOLLOWERS)?;
             let mut events = Vec::new();
@@ -127,12 +151,19 @@ impl Service {
             if cursor.after.is_none() {
                 cursor.queue += 1;
             }
-            let mut batch = Batch::default();
-            batch.put(Space::Callbacks, key, encode(&cursor));
-            self.commit_events(batch, vec![(endpoint.clone(), events)]).await?;
+            swept.add(&endpoint, events, followers.len());
+            if swept.looked >= FOLLOWERS {
+                swept.batch.put(Space::Callbacks, key, encode(&cursor));
+                self.commit_swept(swept).await?;
+            }
             tokio::task::yield_now().await;
         }
-        self.forget(key).await
+        Ok(())
+    }
+
+    async fn commit_swept(&self, swept: &mut Swept) -> Result<(), Error> {
+        let Swept { batch, events, .. } = std::mem::take(swept);
+        self.commit_events(batch, events.into_values().collect()).await
     }
 
     /// Whether a registration was to take the message from this queue and has not acknowledged it.
@@ -156,12 +187,6 @@ impl Service {
         }
         // What was recalled, collapsed or not meant for it did not expire.
         self.was_due(&all, at, place, record.expires_ms.unwrap_or(u64::MAX))
-    }
-
-    async fn forget(&self, key: &[u8]) -> Result<(), Error> {
-        let mut batch = Batch::default();
-        batch.remove(Space::Callbacks, key);
-        Ok(self.router.commit(batch).await?)
     }
 
     /// The registration of this name, whoever's it is.
