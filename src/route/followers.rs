@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     hash::{Hash, Hasher},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -16,7 +16,6 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use dashmap::Entry;
-use tokio::sync::Notify;
 
 use super::lanes::Lanes;
 use crate::{
@@ -182,9 +181,6 @@ impl Hash for OneOf {
 pub struct Followers {
     queues: Shared<QueueId, Group>,
     lanes: Lanes,
-    /// Queues that grew and whose followers are to be given to the lanes, each priority once.
-    grown: Mutex<Vec<(QueueId, Priority)>>,
-    has_grown: Notify,
 }
 
 // Most queues have one follower on a node: that one costs no allocation.
@@ -201,12 +197,7 @@ struct Many {
 impl Followers {
     /// Nobody follows anything yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self {
-            queues: Shared::default(),
-            lanes: Lanes::new(metrics),
-            grown: Mutex::default(),
-            has_grown: Notify::new(),
-        }
+        Self { queues: Shared::default(), lanes: Lanes::new(metrics) }
     }
 
     /// The form of a queue's name that its followers share, if it has several.
@@ -252,11 +243,7 @@ impl Followers {
             }
             (Group::One(one), Priority::Normal) => one.nudge(Reasons::new_in(queue)),
             (Group::One(_), Priority::Low) | (Group::Many(_), _) => {
-                let mut grown = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
-                if !grown.contains(&(*queue, priority)) {
-                    grown.push((*queue, priority));
-                }
-                self.has_grown.notify_one();
+                self.lanes.grew(queue, priority);
             }
         }
     }
@@ -265,12 +252,7 @@ impl Followers {
     /// takes milliseconds, for which no owner shall wait.
     pub async fn wake_crowds(self: Arc<Self>) {
         loop {
-            self.has_grown.notified().await;
-            let grown = {
-                let mut grown = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
-                std::mem::take(&mut *grown)
-            };
-            for (queue, priority) in grown {
+            for (queue, priority) in self.lanes.grown().await {
                 self.wake_crowd(&queue, priority);
             }
         }

@@ -3,15 +3,18 @@
 //! Whoever follows a queue alone is woken at once. A crowd is woken in portions: as those who
 //! were woken take up their work, the next are. So a message to one device never waits behind
 //! the tasks of a whole broadcast. Of the crowds that wait, the most urgent goes first, and
-//! those of one lane take turns.
+//! those of one lane take turns. However often a queue grows, a lane holds its followers once: if
+//! it grows while they are being woken, they are asked for anew behind that.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
+
+use tokio::sync::Notify;
 
 use super::{Nudge, Reasons};
 use crate::{
@@ -29,6 +32,9 @@ const WOKEN_LOW: usize = 32;
 /// Woken of one crowd before the next of its lane has its turn.
 const TURN: usize = 32;
 
+/// In the order of the lanes.
+const PRIORITIES: [Priority; 3] = [Priority::High, Priority::Normal, Priority::Low];
+
 /// The crowds that wait.
 pub(super) struct Lanes {
     waiting: Mutex<Waiting>,
@@ -38,24 +44,35 @@ pub(super) struct Lanes {
     served: AtomicUsize,
     /// Crowds that wait: read without the lock.
     crowds: AtomicUsize,
+    /// Queues that grew and whose followers are to be added.
+    grown: Mutex<Vec<(QueueId, Priority)>>,
+    has_grown: Notify,
     metrics: Arc<Metrics>,
 }
 
+/// By [`Priority`].
 #[derive(Default)]
-struct Waiting {
-    /// By [`Priority`].
-    lanes: [VecDeque<Crowd>; 3],
-    /// Followers in each.
-    depths: [usize; 3],
+struct Waiting([Line; 3]);
+
+/// The crowds of one lane.
+#[derive(Default)]
+struct Line {
+    /// Whose turn it is.
+    turns: VecDeque<QueueId>,
+    /// One for each of them.
+    crowds: HashMap<QueueId, Crowd>,
+    /// Followers in all of them.
+    depth: usize,
 }
 
 /// Those who are still to be woken because a queue grew.
 struct Crowd {
-    queue: QueueId,
     reasons: Reasons,
     nudges: Vec<Arc<Nudge>>,
     /// Some of them were woken already.
     is_begun: bool,
+    /// The queue has grown since.
+    is_again: bool,
 }
 
 impl Lanes {
@@ -65,8 +82,25 @@ impl Lanes {
             woken: AtomicUsize::new(0),
             served: AtomicUsize::new(0),
             crowds: AtomicUsize::new(0),
+            grown: Mutex::default(),
+            has_grown: Notify::new(),
             metrics,
         }
+    }
+
+    /// A queue grew that a crowd may follow: [`Lanes::grown`] gives it, each priority once.
+    pub(super) fn grew(&self, queue: &QueueId, priority: Priority) {
+        let mut grown = self.grown.lock().unwrap_or_else(PoisonError::into_inner);
+        if !grown.contains(&(*queue, priority)) {
+            grown.push((*queue, priority));
+        }
+        self.has_grown.notify_one();
+    }
+
+    /// Waits for queues that grew. Their followers are to be added.
+    pub(super) async fn grown(&self) -> Vec<(QueueId, Priority)> {
+        self.has_grown.notified().await;
+        std::mem::take(&mut *self.grown.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A queue grew that these follow. `nudges` is not asked if they wait already.
@@ -76,24 +110,24 @@ impl Lanes {
         priority: Priority,
         nudges: impl FnOnce() -> Vec<Arc<Nudge>>,
     ) {
-        let at = priority as usize;
         {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_same = |crowd: &Crowd| crowd.queue == *queue && !crowd.is_begun;
-            if waiting.lanes[at].iter().any(is_same) {
+            let Line { turns, crowds, depth } = &mut waiting.0[priority as usize];
+            if let Some(crowd) = crowds.get_mut(queue) {
+                crowd.is_again = crowd.is_begun;
+                return self.metrics.engine.lane_joins.increment(1);
+            }
+            let nudges = nudges();
+            if nudges.is_empty() {
                 return;
             }
             let reasons = match priority {
                 Priority::High => Reasons(Reasons::new_in(queue).0 | Reasons::URGENT.0),
                 Priority::Normal | Priority::Low => Reasons::new_in(queue),
             };
-            let nudges = nudges();
-            if nudges.is_empty() {
-                return;
-            }
-            let crowd = Crowd { queue: *queue, reasons, nudges, is_begun: false };
-            waiting.depths[at] += crowd.nudges.len();
-            waiting.lanes[at].push_back(crowd);
+            *depth += nudges.len();
+            crowds.insert(*queue, Crowd { reasons, nudges, is_begun: false, is_again: false });
+            turns.push_back(*queue);
             self.crowds.fetch_add(1, Ordering::AcqRel);
             self.show(&waiting);
         }
@@ -127,9 +161,9 @@ impl Lanes {
         while self.woken.load(Ordering::Acquire) <= WOKEN_LOW {
             let Ok(mut waiting) = self.waiting.try_lock() else { return };
             while self.woken.load(Ordering::Acquire) < WOKEN_MAX
-                && let Some(at) = waiting.lanes.iter().position(|lane| !lane.is_empty())
+                && let Some(at) = waiting.0.iter().position(|line| !line.turns.is_empty())
             {
-                self.wake_some(&mut waiting, at);
+                self.wake_some(&mut waiting.0[at], PRIORITIES[at]);
             }
             self.show(&waiting);
             drop(waiting);
@@ -140,27 +174,32 @@ impl Lanes {
     }
 
     /// The first crowd of a lane has its turn.
-    fn wake_some(&self, waiting: &mut Waiting, at: usize) {
-        let Some(mut crowd) = waiting.lanes[at].pop_front() else { return };
+    fn wake_some(&self, line: &mut Line, priority: Priority) {
+        let Some(queue) = line.turns.pop_front() else { return };
+        let Some(crowd) = line.crowds.get_mut(&queue) else { return };
         crowd.is_begun = true;
         let some = crowd.nudges.len().saturating_sub(TURN);
         let turn = crowd.nudges.drain(some..);
-        waiting.depths[at] -= turn.len();
+        line.depth -= turn.len();
         // Counted first: they may be at work before this is done.
         self.woken.fetch_add(turn.len(), Ordering::AcqRel);
         let idle = turn.filter(|nudge| !nudge.nudge_paced(crowd.reasons)).count();
         let less = |woken: usize| Some(woken.saturating_sub(idle));
         let _ = self.woken.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-        if crowd.nudges.is_empty() {
-            self.crowds.fetch_sub(1, Ordering::AcqRel);
-        } else {
-            waiting.lanes[at].push_back(crowd);
+        if !crowd.nudges.is_empty() {
+            return line.turns.push_back(queue);
         }
+        if crowd.is_again {
+            self.grew(&queue, priority);
+        }
+        line.crowds.remove(&queue);
+        self.crowds.fetch_sub(1, Ordering::AcqRel);
     }
 
     fn show(&self, waiting: &Waiting) {
-        for (lane, depth) in [Lane::High, Lane::Normal, Lane::Low].into_iter().zip(waiting.depths) {
-            self.metrics.engine.lane_followers.of(lane).set(depth as f64);
+        let lanes = [Lane::High, Lane::Normal, Lane::Low];
+        for (lane, line) in lanes.into_iter().zip(&waiting.0) {
+            self.metrics.engine.lane_followers.of(lane).set(line.depth as f64);
         }
     }
 }
@@ -230,6 +269,11 @@ mod tests {
         assert_eq!(served, small.len());
     }
 
+    /// Queues whose followers are to be asked for anew.
+    fn grown(lanes: &Lanes) -> Vec<(QueueId, Priority)> {
+        std::mem::take(&mut *lanes.grown.lock().unwrap())
+    }
+
     #[test]
     fn who_grows_twice_before_it_begins_is_woken_once_and_afterwards_again() {
         let (lanes, first, all) = (lanes(), crowd(WOKEN_MAX), crowd(200));
@@ -237,10 +281,36 @@ mod tests {
         lanes.add(&TOPIC, Priority::Low, || all.clone());
         lanes.add(&TOPIC, Priority::Low, || unreachable!("they wait already"));
         serve(&lanes, &first);
-        assert!(serve(&lanes, &all) > 0);
+        let mut served = serve(&lanes, &all);
+        assert!(served > 0);
+        lanes.add(&TOPIC, Priority::Low, || unreachable!("they are asked for later"));
+        assert_eq!(grown(&lanes), []);
+        while served < all.len() {
+            served += serve(&lanes, &all);
+        }
+        assert_eq!((served, grown(&lanes)), (all.len(), vec![(TOPIC, Priority::Low)]));
         lanes.add(&TOPIC, Priority::Low, || all.clone());
         let again: usize = std::iter::repeat_with(|| serve(&lanes, &all)).take(9).sum();
-        assert!(again >= all.len(), "{again}");
+        assert_eq!((again, grown(&lanes)), (all.len(), vec![]));
+    }
+
+    #[test]
+    fn a_queue_that_keeps_growing_is_held_once_and_leaves_the_others_their_turns() {
+        let (lanes, all, small) = (lanes(), crowd(2_000), crowd(40));
+        let depth = || lanes.waiting.lock().unwrap().0[Priority::Low as usize].depth;
+        lanes.add(&TOPIC, Priority::Low, || all.clone());
+        for round in 0..500 {
+            lanes.add(&TOPIC, Priority::Low, || all.clone());
+            assert!(depth() <= all.len(), "{} after {round}", depth());
+            serve(&lanes, &all);
+        }
+        lanes.add(&OTHER, Priority::Low, || small.clone());
+        let mut served = 0;
+        for _ in 0..4 {
+            serve(&lanes, &all);
+            served += serve(&lanes, &small);
+        }
+        assert_eq!(served, small.len());
     }
 
     #[test]

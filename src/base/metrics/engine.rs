@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use metrics::{Gauge, Histogram, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 
 use super::{CounterBy, Label};
 use crate::labels;
@@ -49,6 +49,8 @@ pub struct EngineMetrics {
     pub cache_misses: CounterBy<CacheKind>,
     /// Followers of queues that grew who are not woken yet, because others are at work.
     pub lane_followers: GaugeBy<Lane>,
+    /// Queues that grew while all of their followers waited in a lane already.
+    pub lane_joins: Counter,
     /// From the entry's time (its acceptance, one commit before it is durable) to its first push
     /// on a connection; time offline is in it.
     pub durable_to_pushed_seconds: Histogram,
@@ -72,6 +74,7 @@ impl EngineMetrics {
             cache_hits: lookups("hit"),
             cache_misses: lookups("miss"),
             lane_followers,
+            lane_joins: counter!("carillon_lane_joins_total"),
             durable_to_pushed_seconds: histogram!("carillon_durable_to_pushed_seconds"),
             pushed_to_acked_seconds: histogram!("carillon_pushed_to_acked_seconds"),
         }
