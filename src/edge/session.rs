@@ -336,9 +336,10 @@ impl Session {
             return self.close(CloseReason::KeepAliveTimeout, out);
         }
         if reasons.has(Reasons::DELIVER) {
-            let is_urgent = reasons.has(Reasons::URGENT);
-            let news = if is_urgent { News::Urgent } else { News::Some };
-            self.feeds.touch_some(news, |queue| reasons.concern(queue));
+            self.feeds.touch_some(News::Some, |queue| reasons.concern(queue));
+            if reasons.are_urgent() {
+                self.feeds.touch_some(News::Urgent, |queue| reasons.are_urgent_for(queue));
+            }
         }
         let is_attached = match &self.mode {
             Mode::Undecided => false,

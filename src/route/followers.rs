@@ -27,8 +27,9 @@ use crate::{
     queue::entry::Priority,
 };
 
-/// Why a connection was woken: a set of bits. Above the lowest nine each stands for some of
-/// the queues, so that it looks at those only which may have something new.
+/// Why a connection was woken: a set of bits. Above the lowest eight each stands for some of
+/// the queues, so that it looks at those only which may have something new: sixteen for all that
+/// is, eight for what is urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reasons(pub u32);
 
@@ -49,15 +50,18 @@ impl Reasons {
     pub const PACED: Self = Self(64);
     /// The connection is no more.
     const GONE: Self = Self(128);
-    /// What is new in these queues goes before what is new in others.
-    pub const URGENT: Self = Self(256);
-
     /// Any of its queues may have something new for it.
-    pub const ALL_QUEUES: Self = Self(0xFFFF_FE00 | Self::DELIVER.0);
+    pub const ALL_QUEUES: Self = Self(0x00FF_FF00 | Self::DELIVER.0);
+    /// Any of these bits: some queue has something urgent.
+    const URGENT: Self = Self(0xFF00_0000);
 
-    /// This queue has new entries.
-    pub fn new_in(queue: &QueueId) -> Self {
-        Self(Self::DELIVER.0 | Self::bit_of(queue))
+    /// This queue has new entries, the most urgent of which has this priority.
+    pub fn new_in(queue: &QueueId, priority: Priority) -> Self {
+        let urgent = match priority {
+            Priority::High => Self::urgent_bit_of(queue),
+            Priority::Normal | Priority::Low => 0,
+        };
+        Self(Self::DELIVER.0 | Self::bit_of(queue) | urgent)
     }
 
     /// Whether a reason is among these.
@@ -70,10 +74,25 @@ impl Reasons {
         self.0 & Self::bit_of(queue) != 0
     }
 
+    /// Whether some queue may have something that goes before what is new in others.
+    pub fn are_urgent(self) -> bool {
+        self.has(Self::URGENT)
+    }
+
+    /// Whether this one may.
+    pub fn are_urgent_for(self, queue: &QueueId) -> bool {
+        self.0 & Self::urgent_bit_of(queue) != 0
+    }
+
     fn bit_of(queue: &QueueId) -> u32 {
         // Ids are hashes: any of their bytes is as good as another.
         let [.., byte] = queue.0;
-        1 << (9 + u32::from(byte) % 23)
+        1 << (8 + u32::from(byte) % 16)
+    }
+
+    fn urgent_bit_of(queue: &QueueId) -> u32 {
+        let [.., byte, _] = queue.0;
+        1 << (24 + u32::from(byte) % 8)
     }
 }
 
@@ -238,10 +257,9 @@ impl Followers {
     pub fn nudge(&self, queue: &QueueId, priority: Priority) {
         let Some(group) = self.queues.get(queue) else { return };
         match (&*group, priority) {
-            (Group::One(one), Priority::High) => {
-                one.nudge(Reasons(Reasons::new_in(queue).0 | Reasons::URGENT.0));
+            (Group::One(one), Priority::High | Priority::Normal) => {
+                one.nudge(Reasons::new_in(queue, priority));
             }
-            (Group::One(one), Priority::Normal) => one.nudge(Reasons::new_in(queue)),
             (Group::One(_), Priority::Low) | (Group::Many(_), _) => {
                 self.lanes.grew(queue, priority);
             }

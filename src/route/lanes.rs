@@ -121,10 +121,7 @@ impl Lanes {
             if nudges.is_empty() {
                 return;
             }
-            let reasons = match priority {
-                Priority::High => Reasons(Reasons::new_in(queue).0 | Reasons::URGENT.0),
-                Priority::Normal | Priority::Low => Reasons::new_in(queue),
-            };
+            let reasons = Reasons::new_in(queue, priority);
             *depth += nudges.len();
             crowds.insert(*queue, Crowd { reasons, nudges, is_begun: false, is_again: false });
             turns.push_back(*queue);

@@ -6,7 +6,11 @@ use super::{
     super::frames::{Ticket, Unknown},
     *,
 };
-use crate::{base::metrics::UpKind, queue::plan::Jump, service::seals::Registered};
+use crate::{
+    base::metrics::UpKind,
+    queue::{entry::Priority, plan::Jump},
+    service::seals::Registered,
+};
 
 fn up(rig: &mut Rig, up: &idl::Up, qos: Qos, packet_id: u16) {
     let mut payload = Vec::new();
@@ -399,16 +403,25 @@ fn the_window_of_one_registration_is_bounded() {
 #[test]
 fn what_is_urgent_goes_before_the_rest_of_a_registration() {
     let mut rig = Rig::v5();
-    let one = registration(1, "demo", &["sport", "alarm"]);
+    // Some share a bit, and are as urgent then.
+    let urgent = |name: &str| Reasons::new_in(&topic(name).id(), Priority::High);
+    let is_alone = |name: &&str| {
+        ![own(1), topic("sport")].iter().any(|one| urgent(name).are_urgent_for(&one.id()))
+    };
+    let alarm = ["alarm", "fire", "flood", "storm", "theft", "quake"].into_iter().find(is_alone);
+    let alarm = alarm.expect("one of them");
+    let one = registration(1, "demo", &["sport", alarm]);
     resume(&mut rig, std::slice::from_ref(&one));
     rig.pump();
-    let topic = |which: usize| one.follows[which].queue.clone();
     rig.own_one("own");
-    rig.append(&topic(1), message("sport"));
-    rig.append(&topic(2), message("alarm"));
-    let urgent = Reasons(Reasons::new_in(&topic(2).id()).0 | Reasons::URGENT.0);
-    rig.input(Input::Nudged(urgent));
+    rig.append(&topic("sport"), message("sport"));
+    rig.append(&topic(alarm), message("alarm"));
+    // All of them at once, as one look finds them.
+    let others = [own(1), topic("sport")].map(|one| Reasons::new_in(&one.id(), Priority::Normal));
+    rig.input(Input::Nudged(Reasons(urgent(alarm).0 | others[0].0 | others[1].0)));
     let seen = downs(rig.pump());
+    let first = seen[0].1.deltas.as_ref().expect("deltas").deltas[0].queue.clone();
+    assert_eq!(first.name.as_deref(), Some(alarm));
     let kinds: Vec<_> = ranges(&seen[0].1).into_iter().map(|(kind, ..)| kind).collect();
     use idl::QueueKind;
     assert_eq!(kinds, [QueueKind::TOPIC, QueueKind::OWN, QueueKind::TOPIC]);
