@@ -183,9 +183,16 @@ impl Service {
     pub(super) fn settled(&self, regid: &RegId, outcome: Outcome) {
         match outcome {
             Outcome::Followed(queue) => self.member_added(&queue.id()),
-            Outcome::Unfollowed(queue) => {
-                self.member_removed(&queue.id());
-                self.forget_position(regid, &queue.id());
+            Outcome::Unfollowed(Follow { queue, since, .. }) => {
+                let queue = queue.id();
+                self.member_removed(&queue);
+                match self.positions(regid) {
+                    Ok(all) => all.of(&queue).into_iter().for_each(|to| {
+                        self.left(regid, queue, since, to);
+                    }),
+                    Err(error) => tracing::warn!(%error, "cannot read pointers"),
+                }
+                self.forget_position(regid, &queue);
             }
         }
     }
@@ -201,7 +208,7 @@ pub(super) enum Change {
 /// What changed for the member count.
 pub(super) enum Outcome {
     Followed(QueueName),
-    Unfollowed(QueueName),
+    Unfollowed(Follow),
 }
 
 impl Change {
@@ -235,11 +242,10 @@ impl Change {
             Self::Unfollow { queue } => {
                 let known = registration.follows.iter().position(|one| one.queue == queue);
                 let Some(at) = known else { return Ok(None) };
-                registration.follows.remove(at);
-                let body = Body::Unfollow { queue: queue.clone() };
-                registration.control = txn.append(own, body)?.seq;
+                let follow = registration.follows.remove(at);
                 txn.remove(Space::Members, member_key(&queue.id(), &regid));
-                Ok(Some(Outcome::Unfollowed(queue)))
+                registration.control = txn.append(own, Body::Unfollow { queue })?.seq;
+                Ok(Some(Outcome::Unfollowed(follow)))
             }
         }
     }

@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{
     base::{
-        ids::{AppId, MessageId, QueueName},
+        ids::{AppId, MessageId, QueueName, RegId},
         metrics::Skip,
     },
     queue::{
-        entry::{Audience, Body, Entry},
+        entry::{Audience, Body, Entry, Message, Recall},
         position::Position,
         store::decode,
     },
@@ -37,6 +37,16 @@ pub enum Verdict {
     Skip(Skip),
 }
 
+/// A message or its recall that may be in several queues.
+#[derive(Clone, Copy)]
+struct Shared<'a> {
+    id: &'a MessageId,
+    is_shared: bool,
+    audience: Option<&'a Audience>,
+    /// Who follows, if it may have had it in a queue that it left.
+    left_by: Option<&'a RegId>,
+}
+
 impl Service {
     /// Judges an entry of `all[at]` for who follows `all`, its own queue first.
     pub(super) fn judge(
@@ -54,13 +64,7 @@ impl Service {
                 Ok(Verdict::Skip(Skip::Recalled))
             }
             Body::Message(message) => {
-                let meant = self.is_meant(
-                    &message.id,
-                    message.is_shared,
-                    message.audience.as_deref(),
-                    all,
-                    at,
-                )?;
+                let meant = self.is_meant(self.as_shared(message, all), all, at)?;
                 match meant {
                     Verdict::Deliver => self.not_collapsed(entry, &all[at], Skip::Collapsed),
                     Verdict::Elsewhere | Verdict::Skip(_) => Ok(meant),
@@ -71,8 +75,11 @@ impl Service {
                 Ok(Verdict::Elsewhere)
             }
             Body::Recall(recall) => {
-                let audience = recall.audience.as_deref();
-                let meant = self.is_meant(&recall.id, recall.is_shared, audience, all, at)?;
+                let Recall { id, is_shared, audience, .. } = recall;
+                // Who had it and left is told by the next one.
+                let audience = audience.as_deref();
+                let recall = Shared { id, is_shared: *is_shared, audience, left_by: None };
+                let meant = self.is_meant(recall, all, at)?;
                 Ok(if meant == Verdict::Deliver { meant } else { Verdict::Elsewhere })
             }
             Body::Change(_) => self.not_collapsed(entry, &all[at], Skip::Coalesced),
@@ -106,8 +113,7 @@ impl Service {
         if self.recalls.at_ms(&message.id).is_some_and(|at_ms| at_ms < over_ms) {
             return Ok(false);
         }
-        let audience = message.audience.as_deref();
-        let meant = self.is_meant(&message.id, message.is_shared, audience, all, at)?;
+        let meant = self.is_meant(self.as_shared(message, all), all, at)?;
         Ok(meant == Verdict::Deliver && !self.was_collapsed(&entry, &all[at], over_ms)?)
     }
 
@@ -140,23 +146,28 @@ impl Service {
         }
     }
 
-    fn is_meant(
-        &self,
-        id: &MessageId,
-        is_shared: bool,
-        audience: Option<&Audience>,
-        all: &[Following],
-        at: usize,
-    ) -> Result<Verdict, Error> {
+    fn as_shared<'a>(&self, message: &'a Message, all: &'a [Following]) -> Shared<'a> {
+        let left_by = match all[0].queue.name() {
+            QueueName::Own(regid) if message.is_shared && self.has_left(regid) => Some(regid),
+            QueueName::Own(_) | QueueName::Alias(..) | QueueName::Topic(..) | QueueName::All(_) => {
+                None
+            }
+        };
+        let (id, audience) = (&message.id, message.audience.as_deref());
+        Shared { id, is_shared: message.is_shared, audience, left_by }
+    }
+
+    fn is_meant(&self, shared: Shared<'_>, all: &[Following], at: usize) -> Result<Verdict, Error> {
+        let Shared { is_shared, audience, .. } = shared;
         let condition = audience.and_then(|audience| audience.condition.as_ref());
         if is_shared {
             let is_earlier = match (condition, all[at].queue.name()) {
                 (Some(condition), QueueName::Topic(app, topic)) => {
                     let before = condition.unnegated().take_while(|one| *one != topic);
                     let queues = before.map(|one| QueueName::Topic(app.clone(), one.clone()));
-                    self.is_brought_by(id, queues, all)?
+                    self.is_brought_by(shared, queues, all)?
                 }
-                (Some(_) | None, _) => self.is_brought_earlier(id, all, at)?,
+                (Some(_) | None, _) => self.is_brought_earlier(shared, all, at)?,
             };
             if is_earlier {
                 return Ok(Verdict::Elsewhere);
@@ -200,35 +211,39 @@ impl Service {
     /// Whether an earlier one of a message's queues brings it.
     fn is_brought_earlier(
         &self,
-        id: &MessageId,
+        shared: Shared<'_>,
         all: &[Following],
         at: usize,
     ) -> Result<bool, Error> {
+        let id = shared.id;
         let Some(record) = self.router.get(messages_of(id), id.as_bytes())? else {
             return Ok(false);
         };
         let record: MessageRecord = decode(&record)?;
         let here = all[at].queue.name();
         let queues = record.queues.into_iter().take_while(|queue| queue != here);
-        self.is_brought_by(id, queues, all)
+        self.is_brought_by(shared, queues, all)
     }
 
-    /// Whether one of these queues brings a message to who follows `all`.
+    /// Whether one of these queues brings a message to who follows `all`, or has before it left.
     fn is_brought_by(
         &self,
-        id: &MessageId,
+        Shared { id, left_by, .. }: Shared<'_>,
         queues: impl Iterator<Item = QueueName>,
         all: &[Following],
     ) -> Result<bool, Error> {
         for queue in queues {
-            let Some(earlier) = all.iter().find(|following| *following.queue.name() == queue)
-            else {
+            let earlier = all.iter().find(|following| *following.queue.name() == queue);
+            if earlier.is_none() && left_by.is_none() {
                 continue;
-            };
-            let place = self.router.get(messages_of(id), &place_key(id, &earlier.queue.id()))?;
+            }
+            let queue = earlier.map_or_else(|| queue.id(), |earlier| earlier.queue.id());
+            let place = self.router.get(messages_of(id), &place_key(id, &queue))?;
             let place: Option<Position> = place.map(|bytes| decode(&bytes)).transpose()?;
             // Without a place the append is still to come, behind any `since`.
-            if place.is_none_or(|place| place.seq > earlier.since.seq) {
+            let comes = |earlier: &Following| place.is_none_or(|at| at.seq > earlier.since.seq);
+            let came = |regid: &RegId| place.is_some_and(|at| self.had(regid, &queue, at));
+            if earlier.is_some_and(comes) || left_by.is_some_and(came) {
                 return Ok(true);
             }
         }

@@ -20,6 +20,7 @@ pub mod feedback;
 pub mod identify;
 pub mod items;
 mod judge;
+mod left;
 pub mod members;
 pub mod once;
 pub mod pointers;
@@ -71,6 +72,7 @@ pub struct Service {
     pointers: pointers::Pointers,
     presence: presence::Presence,
     members: members::Members,
+    left_queues: left::LeftQueues,
     caches: Arc<caches::Caches>,
     receipts: receipts::Receipts,
     schedule: schedule::Schedule,
@@ -117,6 +119,7 @@ impl Service {
             pointers: pointers::Pointers::default(),
             presence: presence::Presence::default(),
             members: members::Members::default(),
+            left_queues: left::LeftQueues::default(),
             caches,
             receipts: receipts::Receipts::new(&config.callbacks),
             schedule: schedule::Schedule::default(),
