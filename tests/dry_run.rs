@@ -6,13 +6,14 @@ mod edge_support;
 use std::time::Duration;
 
 use carillon::{
-    base::clock::Clock,
+    base::{clock::Clock, ids::RegId},
     config::Config,
     service::{
         Error,
         feedback::Cursor,
         once::{Answer, Once},
         receipts::{EventKind, Events},
+        records::AliasPolicy,
         send::{Asks, Callback, Send, Sent, Target},
     },
 };
@@ -61,6 +62,26 @@ async fn a_dry_run_lists_no_unknown_regid_and_a_send_does() {
         settle().await;
     }
     assert_eq!(listed(&node), [STRANGER, &other]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_names_many_unknown_regids_takes_no_others_place() {
+    let node = Node::start_at(Config::default(), Clock::starting_at(1_700_000_000_000)).await;
+    let other = node.service.create_app("other", AliasPolicy::Open).await.unwrap().app_id;
+    settle().await;
+    for at in 0..20 {
+        let many = (0..1_000_u64).map(|n| {
+            let mut regid = RegId([0xaa; 20]);
+            regid.0[..8].copy_from_slice(&(1_000 * at + n).to_be_bytes());
+            regid.to_string()
+        });
+        let many = message(Target::Regids(many.collect()), "1");
+        assert!(node.service.send(&node.app, many).await.is_err());
+    }
+    assert!(node.service.send(&other, to_regids(&[STRANGER])).await.is_err());
+    settle().await;
+    let page = node.service.invalid_since(&other, Cursor::default(), 100).unwrap();
+    assert_eq!(page.invalid.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

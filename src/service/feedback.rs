@@ -5,7 +5,7 @@
 //! is listed once, a moment later; how many of these there can be is bounded.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -25,7 +25,7 @@ use crate::{
 
 /// Unknown regIDs of one app that are listed in a day.
 const UNKNOWN_PER_DAY: u32 = 10_000;
-/// Those of all apps that wait to be listed.
+/// Those of one app that wait to be listed.
 const WAITING_MAX: usize = 10_000;
 /// How often they are written.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ pub struct Page {
 /// Unknown regIDs that wait to be listed.
 #[derive(Default)]
 pub struct Feedback {
-    waiting: Mutex<Vec<(AppId, RegId)>>,
+    waiting: Mutex<HashMap<AppId, Vec<RegId>>>,
 }
 
 impl Service {
@@ -152,8 +152,9 @@ impl Service {
     pub(super) fn named_unknown(&self, app: &AppId, stated: &[String]) {
         let regids = stated.iter().filter_map(|text| text.parse::<RegId>().ok());
         let mut waiting = self.feedback.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = WAITING_MAX.saturating_sub(waiting.len());
-        waiting.extend(regids.take(room).map(|regid| (app.clone(), regid)));
+        let of = waiting.entry(app.clone()).or_default();
+        let room = WAITING_MAX.saturating_sub(of.len());
+        of.extend(regids.take(room));
     }
 
     /// Writes unknown regIDs, sees to the numbers of the list and of events, and removes what
@@ -189,20 +190,23 @@ impl Service {
             let mut waiting = self.feedback.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *waiting)
         };
-        let mut new: Vec<(AppId, RegId)> = Vec::new();
-        for (app, regid) in waiting {
-            let is_known = self.router.get(Space::Feedback, &mark_key(&app, &regid))?.is_some();
+        for (app, regids) in waiting {
             let count = listed.entry(app.clone()).or_default();
-            if is_known || *count >= UNKNOWN_PER_DAY || new.contains(&(app.clone(), regid)) {
-                continue;
+            let (mut new, mut seen) = (Vec::new(), HashSet::new());
+            for regid in regids {
+                let is_known = || self.router.get(Space::Feedback, &mark_key(&app, &regid));
+                if *count >= UNKNOWN_PER_DAY || !seen.insert(regid) || is_known()?.is_some() {
+                    continue;
+                }
+                *count += 1;
+                new.push((app.clone(), regid));
+                if new.len() >= STEP {
+                    self.commit_unknown(&std::mem::take(&mut new)).await?;
+                }
             }
-            *count += 1;
-            new.push((app, regid));
-            if new.len() >= STEP {
-                self.commit_unknown(&std::mem::take(&mut new)).await?;
-            }
+            self.commit_unknown(&new).await?;
         }
-        self.commit_unknown(&new).await
+        Ok(())
     }
 
     async fn commit_unknown(&self, new: &[(AppId, RegId)]) -> Result<(), Error> {
