@@ -95,6 +95,7 @@ async fn each_reason_is_counted_where_it_happens() {
     refused(&plain, Send { ttl_s: Some(0), ..to(&regid) }, Unsent::Invalid).await;
     refused(&plain, to(&"a".repeat(32)), Unsent::NotFound).await;
     keys(&plain, &regid).await;
+    dry_runs(&plain, &regid).await;
 
     let bounded = node(|config| config.limits.scheduled_per_app = 1).await;
     let regid = bounded.device().await.regid.unwrap();
@@ -113,6 +114,27 @@ async fn each_reason_is_counted_where_it_happens() {
 
     // What a send does not meet today.
     assert_eq!(Error::Forbidden("").unsent(), Unsent::Refused);
+}
+
+/// What is only checked is neither sent nor unsent, alone, in a batch and under a key.
+async fn dry_runs(node: &Node, regid: &str) {
+    let before = counts();
+    let (service, app) = (&node.service, &node.app);
+    let dry = |whom: &str| Send { is_dry_run: true, ..to(whom) };
+    let stranger = "a".repeat(32);
+    assert!(service.send(app, dry(&stranger)).await.is_err());
+    let mixed = || vec![dry(&stranger), dry(regid), Send { ttl_s: Some(0), ..to(regid) }];
+    let all = service.send_all(app, mixed()).await;
+    assert!(all[0].is_err() && all[1].is_ok() && all[2].is_err(), "{all:?}");
+    assert_eq!(added(&before), [("invalid", 1)]);
+    let once = |text: &str| Once::new(app, "mixed", &[text.as_bytes()]);
+    let answer = |_: &Sent| b"kept".to_vec();
+    let numbered = |sends: Vec<Send>| (0..).zip(sends).collect::<Vec<_>>();
+    let first = numbered(vec![to(regid)]);
+    assert!(service.send_all_once(app, first, &once("one"), answer).await.unwrap()[0].is_ok());
+    let reused = service.send_all_once(app, numbered(mixed()), &once("other"), answer).await;
+    assert!(matches!(reused, Err(Error::KeyReused)), "{reused:?}");
+    assert_eq!(added(&before), [("invalid", 1), ("key_reused", 1)]);
 }
 
 async fn keys(node: &Node, regid: &str) {

@@ -55,6 +55,7 @@ impl Service {
         let (mut alone, mut several) = (Vec::new(), Vec::new());
         let mut alongs = Vec::new();
         let mut results: Vec<Result<Sent, Error>> = Vec::with_capacity(sends.len());
+        let is_counted: Vec<bool> = sends.iter().map(|send| !send.is_dry_run).collect();
         for (at, send) in sends.into_iter().enumerate() {
             if !send.is_dry_run {
                 self.metrics.queue.sends.of(send.target.kind()).increment(1);
@@ -75,8 +76,8 @@ impl Service {
         for (at, error) in self.write_all(alone, several, alongs).await {
             results[at] = Err(error);
         }
-        let (took, is_dry) = (since.elapsed(), |sent: &Sent| sent.is_dry_run);
-        for result in results.iter().filter(|result| !result.as_ref().is_ok_and(is_dry)) {
+        let took = since.elapsed();
+        for (result, _) in results.iter().zip(is_counted).filter(|(_, is_counted)| *is_counted) {
             self.note_send(app, result, took);
         }
         results

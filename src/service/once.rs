@@ -163,7 +163,8 @@ impl Service {
             let sent = self.send_all(app, sends).await;
             return Ok(sent.into_iter().map(|sent| sent.map(Answer::Fresh)).collect());
         }
-        let (_turn, mut kept) = self.begin(once, sends.len())?;
+        let real = sends.iter().filter(|(_, send)| !send.is_dry_run).count();
+        let (_turn, mut kept) = self.begin(once, real)?;
         let (mut places, mut fresh) = (Vec::new(), Vec::new());
         let mut results: Vec<Option<Result<Answer, Error>>> = Vec::with_capacity(sends.len());
         for (at, send) in sends {
