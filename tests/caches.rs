@@ -22,11 +22,13 @@ use carillon::{
     queue::store::memory::MemoryStore,
     service::{
         Error, Service,
+        accept::Accept,
         apps::{NewApp, OlderSecrets},
         bind::By,
         records::AliasPolicy,
         register::FirstRegistration,
         send::{Send, Target},
+        topics::Verb,
     },
 };
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -158,6 +160,61 @@ async fn changes_are_seen_at_once_while_others_keep_asking() {
             asker.await.unwrap();
         }
     }
+}
+
+/// What was said before and is said again is not written again, and never older than a change.
+#[tokio::test(start_paused = true)]
+async fn a_setting_that_is_so_already_is_not_written() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let shown = recorder.handle();
+    let metrics = metrics::with_local_recorder(&recorder, Metrics::new);
+    let service = service(metrics, paced()).await;
+    let app = service.create_app("app", AliasPolicy::Open).await.unwrap();
+    let key = app.app_key.reveal();
+    let device = service.create_device("app", key, FirstRegistration::Yes).await.unwrap();
+    let (id, regid) = (device.device_id, device.regid.unwrap().to_string());
+    let count = |name: &str| {
+        let text = shown.render();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect("it is there from the start").parse::<u64>().unwrap()
+    };
+    let hits = "carillon_cache_lookups_total{cache=\"settings\",result=\"hit\"}";
+    let misses = "carillon_cache_lookups_total{cache=\"settings\",result=\"miss\"}";
+    let (by, topics) = (By::App(&app.app_id), ["news".to_owned(), "sport".to_owned()]);
+    let regids = [regid.clone(), regid.clone()];
+    let paused = || Accept { is_paused: true, hours: None };
+    let say = async || {
+        service.bind(&regid, "ann", by).await.unwrap();
+        service.subscribe(&regid, &topics, by).await.unwrap();
+        service.unsubscribe(&regid, &["other".to_owned()], by).await.unwrap();
+        let all = service.change_topic(&app.app_id, "all", &regids, Verb::Subscribe).await.unwrap();
+        assert!(all.iter().all(Result::is_ok));
+        service.set_accept(&regid, paused(), by).await.unwrap();
+        service.register(&id, "app", key, None).await.unwrap();
+    };
+    say().await;
+    assert_eq!((count(hits), count(misses)), (2, 5), "one is named twice, and one it never had");
+    let before = count("carillon_commits_total");
+    for _ in 0..10 {
+        say().await;
+    }
+    assert_eq!(count("carillon_commits_total"), before);
+    assert_eq!((count(hits), count(misses)), (2 + 10 * 7, 5));
+    let follows = || service.registrations(&id).unwrap()[0].follows.len();
+    for _ in 0..3 {
+        service.unbind(&regid, "ann", by).await.unwrap();
+        assert_eq!(follows(), 4);
+        service.bind(&regid, "ann", by).await.unwrap();
+        assert_eq!(follows(), 5);
+    }
+    // Whoever is told that it is so already is told behind who made it so.
+    let (unbound, bound, again) = tokio::join!(
+        service.unbind(&regid, "ann", by),
+        service.bind(&regid, "ann", by),
+        service.bind(&regid, "ann", by),
+    );
+    assert!(unbound.is_ok() && bound.is_ok() && again.is_ok());
+    assert_eq!(follows(), 5);
 }
 
 #[tokio::test(start_paused = true)]

@@ -175,17 +175,24 @@ impl Service {
     pub async fn set_accept(&self, regid: &str, accept: Accept, by: By<'_>) -> Result<(), Error> {
         let (device, Registration { regid, .. }) = self.registration_of(regid, by)?;
         let accept = (!accept.is_always()).then(|| Box::new(accept));
-        self.router
+        let is_changed = self
+            .router
             .run(device.shard(), move |txn| {
                 let mut record = load(txn, &device)?;
                 let mut all = record.registrations.iter_mut();
                 let registration = all.find(|one| one.regid == regid).ok_or(NO_REGISTRATION)?;
+                if registration.accept == accept {
+                    return Ok(false);
+                }
                 registration.accept = accept;
                 txn.put(Space::Devices, device.as_bytes(), encode(&record));
-                Ok::<_, Error>(())
+                Ok::<_, Error>(true)
             })
             .await?;
-        self.refresh(&device);
+        self.note_settings(1, usize::from(is_changed));
+        if is_changed {
+            self.refresh(&device);
+        }
         Ok(())
     }
 

@@ -10,7 +10,10 @@ use super::{
     register::{NO_REGISTRATION, load},
 };
 use crate::{
-    base::ids::{Alias, AppId, DeviceId, QueueName, RegId, Topic},
+    base::{
+        ids::{Alias, AppId, DeviceId, QueueName, RegId, Topic},
+        metrics::engine::CacheKind,
+    },
     queue::{
         entry::Body,
         position::Position,
@@ -161,6 +164,8 @@ impl Service {
         if changes.is_empty() {
             return Ok(());
         }
+        let asked = changes.len();
+        // Asked of the owner even where nothing may change: what is so already may not be durable.
         let done = self
             .router
             .run(device.shard(), move |txn| {
@@ -171,12 +176,23 @@ impl Service {
                 for change in changes {
                     done.extend(change.perform(txn, registration)?);
                 }
-                txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                if !done.is_empty() {
+                    txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                }
                 Ok::<_, Error>(done)
             })
             .await?;
+        self.note_settings(asked, done.len());
         done.into_iter().for_each(|outcome| self.settled(&regid, outcome));
         Ok(())
+    }
+
+    /// Counts settings that were stated, and how many of them were changes.
+    pub(super) fn note_settings(&self, stated: usize, changed: usize) {
+        let engine = &self.metrics.engine;
+        let same = stated.saturating_sub(changed);
+        engine.cache_hits.of(CacheKind::Settings).increment(same as u64);
+        engine.cache_misses.of(CacheKind::Settings).increment(changed as u64);
     }
 
     /// A change is durable: what is kept beside the records follows.

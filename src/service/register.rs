@@ -157,8 +157,11 @@ impl Service {
                 let mut ended = None;
                 if let Some(at) = record.registrations.iter().position(|one| one.app == app.id) {
                     let known = &mut record.registrations[at];
+                    let had_seal = known.seal.is_some();
                     if let Some(kept) = keep(&app, known, offer.as_ref())? {
-                        txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                        if known.seal.is_some() != had_seal {
+                            txn.put(Space::Devices, device.as_bytes(), encode(&record));
+                        }
                         return Ok((kept, false, None));
                     }
                     let gone = record.registrations.remove(at);

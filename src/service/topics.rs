@@ -89,6 +89,7 @@ impl Service {
         });
         for (at, result) in join_all(changes).await.into_iter().flatten() {
             results[at] = result.map(|outcome| {
+                self.note_settings(1, usize::from(outcome.is_some()));
                 outcome.into_iter().for_each(|(regid, outcome)| self.settled(&regid, outcome));
             });
         }
@@ -141,16 +142,17 @@ fn change_all(
     for (at, device, regid) in members {
         let record = match devices.remove(device) {
             Some(record) => Ok(record),
-            None => load(txn, device),
+            None => load(txn, device).map(|record| (record, false)),
         };
-        let result = record.and_then(|mut record| {
+        let result = record.and_then(|(mut record, mut is_changed)| {
             let mine = record.registrations.iter_mut();
             let mut mine = mine.filter(|one| one.regid == *regid && one.app == *app);
             let changed = match mine.next() {
                 Some(registration) => change.clone().perform(txn, registration),
                 None => Err(NO_REGISTRATION),
             };
-            devices.insert(*device, record);
+            is_changed |= matches!(changed, Ok(Some(_)));
+            devices.insert(*device, (record, is_changed));
             changed
         });
         match result {
@@ -159,7 +161,7 @@ fn change_all(
             Ok(outcome) => done.push((*at, Ok(outcome.map(|outcome| (*regid, outcome))))),
         }
     }
-    for (device, record) in devices {
+    for (device, (record, _)) in devices.into_iter().filter(|(_, (_, is_changed))| *is_changed) {
         txn.put(Space::Devices, device.as_bytes(), encode(&record));
     }
     Ok::<_, Error>(done)

@@ -16,6 +16,9 @@ labels! {
         Devices = "devices",
         /// The device and the app of a registration, by regID.
         Registrations = "registrations",
+        /// What a registration was told to follow or when to take messages: a hit is what was so
+        /// already and is not written again.
+        Settings = "settings",
     }
 }
 
