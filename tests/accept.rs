@@ -12,14 +12,14 @@ use carillon::{
         Error,
         accept::{Accept, Hours},
         bind::By,
-        send::{Target, Timing},
+        send::{Send, Target, Timing},
     },
 };
 use carillon_wire::{
     idl,
     mqtt::{Connect, Packet, Qos},
 };
-use edge_support::{Account, Client, Node, up};
+use edge_support::{Account, Client, Node, message, up};
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -191,6 +191,13 @@ async fn a_frames_device_says_itself_when_it_takes_messages() {
     assert!(matches!(refused, Err(Error::Invalid { field: "hours.end_minute", .. })));
 }
 
+/// When it is a device's turn of a broadcast that takes so long.
+fn turn_ms(account: &Account, spread_ms: u64) -> u128 {
+    let regid: RegId = account.regid.as_deref().unwrap().parse().unwrap();
+    let tail: [u8; 8] = regid.0[12..].try_into().unwrap();
+    (u128::from(spread_ms) * u128::from(u64::from_be_bytes(tail))) >> 64
+}
+
 /// 200 devices at 20 a second: each gets it when its turn comes, not before, whether it is
 /// connected all the time or comes back.
 #[tokio::test(start_paused = true)]
@@ -209,9 +216,7 @@ async fn a_broadcast_with_a_rate_reaches_its_followers_one_after_the_other() {
     node.send_timed(Target::All, "behind", None, Timing::default()).await;
     let spread_ms = DEVICES * 1_000 / u64::from(RATE);
     let arrivals = clients.into_iter().enumerate().map(async |(n, (mut client, account))| {
-        let regid: RegId = account.regid.as_deref().unwrap().parse().unwrap();
-        let tail: [u8; 8] = regid.0[12..].try_into().unwrap();
-        let turn_ms = (u128::from(spread_ms) * u128::from(u64::from_be_bytes(tail))) >> 64;
+        let turn_ms = turn_ms(&account, spread_ms);
         // Whose turn comes at once cannot be away before it.
         let (mut client, pause) = match n % 2 {
             1 if turn_ms >= 500 => {
@@ -241,6 +246,51 @@ async fn a_broadcast_with_a_rate_reaches_its_followers_one_after_the_other() {
     assert!(each_second.iter().all(|n| *n <= 2 * RATE), "{each_second:?}");
 }
 
+/// Also to a topic, to several of them and to everybody as a condition says: each of those whom it
+/// is for gets it once, when its turn comes.
+#[tokio::test(start_paused = true)]
+async fn a_rate_holds_for_topics_and_conditions() {
+    const DEVICES: usize = 60;
+    const RATE: u32 = 20;
+    let node = node_at("2026-01-05T12:00:00Z").await;
+    let mut clients = Vec::new();
+    for n in 0..DEVICES {
+        let account = node.device().await;
+        let topics = [&["a"][..], &["b"], &["a", "b"]][n % 3];
+        let topics: Vec<String> = topics.iter().map(|one| (*one).to_owned()).collect();
+        node.service.subscribe(&regid(&account), &topics, By::App(&node.app)).await.unwrap();
+        clients.push((plain(&node, &account).await, account));
+    }
+    let condition = |text: &str| Target::Condition(text.to_owned());
+    // Whom it is for, and over how many it is spread: who follows both counts twice.
+    for (target, whom, over) in [
+        (Target::Topic("a".into()), [true, false, true], 40),
+        (condition("'a' in topics || 'b' in topics"), [true; 3], 80),
+        (condition("!('b' in topics)"), [true, false, false], 60),
+    ] {
+        let began = Instant::now();
+        let timing = Timing { max_rate_per_s: Some(RATE), ..Timing::default() };
+        node.send_timed(target.clone(), "spread", None, timing).await;
+        let spread_ms = over * 1_000 / u64::from(RATE);
+        let its = clients.iter_mut().enumerate().filter(|(n, _)| whom[n % 3]);
+        let arrivals = its.map(async |(_, (client, account))| {
+            assert_eq!(take(client).await, "spread", "{target:?}");
+            let (turn_ms, came_ms) = (turn_ms(account, spread_ms), began.elapsed().as_millis());
+            assert!((turn_ms..turn_ms + 300).contains(&came_ms), "turn {turn_ms}, came {came_ms}");
+        });
+        join_all(arrivals).await;
+        sleep(Duration::from_millis(spread_ms)).await;
+        for (client, account) in &mut clients {
+            node.send(account, "end").await;
+            assert_eq!(take(client).await, "end", "{target:?}");
+        }
+    }
+    let timing = Timing { max_rate_per_s: Some(RATE), ..Timing::default() };
+    let to_alias = message(Target::Aliases(vec!["ann".into()]), "1");
+    let refused = node.service.send(&node.app, Send { timing, ..to_alias }).await;
+    assert!(matches!(refused, Err(Error::Invalid { field: "max_rate_per_s", .. })), "{refused:?}");
+}
+
 /// A clean start passes over what there is for a device, and a broadcast whose turn has not come
 /// is not there yet.
 #[tokio::test(start_paused = true)]
@@ -261,9 +311,7 @@ async fn a_clean_start_passes_over_no_broadcast_whose_turn_is_to_come() {
         let mut client = node.connect(account, Connect::default()).await;
         assert_eq!(client.subscribe(&[("push", Qos::AtLeastOnce)]).await, [1]);
         let now_ms = began.elapsed().as_millis();
-        let regid: RegId = account.regid.as_deref().unwrap().parse().unwrap();
-        let tail: [u8; 8] = regid.0[12..].try_into().unwrap();
-        let turn_ms = (u128::from(DEVICES * 1_000) * u128::from(u64::from_be_bytes(tail))) >> 64;
+        let turn_ms = turn_ms(account, DEVICES * 1_000);
         if turn_ms <= now_ms {
             early += 1;
             node.send(account, "end").await;

@@ -12,7 +12,7 @@ use carillon::service::{
     feedback::{Cursor, Why},
     register::FirstRegistration,
     seals::SealChange,
-    send::Target,
+    send::{Send, Target, Timing},
 };
 use carillon_sdk::{CallError, MemoryStore, Received, Refusal, RegId};
 use carillon_wire::{
@@ -50,6 +50,33 @@ async fn own_alias_topic_and_all_arrive_and_nobody_on_the_way_can_read_them() {
         assert!(!tap.has_heard(&SECRET[1..SECRET.len() - 1]) && !tap.has_heard(TITLE));
     }
     assert!(!phone.has_more() && !other.has_more());
+}
+
+#[tokio::test]
+async fn a_broadcast_with_a_rate_comes_sealed_and_when_it_is_a_devices_turn() {
+    let scene = Scene::set(true).await;
+    let mut phones = Vec::new();
+    for _ in 0..3 {
+        let phone = scene.phone().await;
+        let regid = scene.register(&phone).await;
+        phone.device.subscribe(&regid, &["news"]).await.unwrap();
+        phones.push((phone, regid));
+    }
+    let timing = Timing { max_rate_per_s: Some(3), ..Timing::default() };
+    let news = || message(Target::Topic("news".into()), SECRET);
+    let service = &scene.node.service;
+    let sent_ms = service.now_ms();
+    service.send(&scene.node.app, Send { timing, ..news() }).await.unwrap();
+    service.send(&scene.node.app, Send { payload: "2".into(), ..news() }).await.unwrap();
+    for (phone, regid) in &mut phones {
+        assert_eq!(phone.message().await.payload, SECRET);
+        let regid: carillon::base::ids::RegId = regid.as_str().parse().unwrap();
+        let tail: [u8; 8] = regid.0[12..].try_into().unwrap();
+        let turn_ms = (1_000 * u128::from(u64::from_be_bytes(tail))) >> 64;
+        assert!(u128::from(service.now_ms() - sent_ms) >= turn_ms, "not before {turn_ms}");
+        assert_eq!(phone.message().await.payload, "2", "what stands behind it waits");
+        assert!(!phone.tap.has_heard(&SECRET[1..SECRET.len() - 1]) && !phone.has_more());
+    }
 }
 
 #[tokio::test]
