@@ -184,6 +184,24 @@ async fn who_stays_is_listed_once_while_others_come_and_go() {
     assert_eq!(members(&node, "news", 1_000).await.len(), 400);
 }
 
+/// As docs/API.md says: so many are looked at, and whether there are more is told.
+#[tokio::test]
+async fn a_message_counts_a_thousand_followers_and_says_whether_there_are_more() {
+    let node = Node::start().await;
+    registrations(&node, 1_000).await;
+    for (count, is_partial) in [(1_000, false), (1_001, true)] {
+        let path = format!("/v1/apps/{APP}/messages");
+        let message = json!({"target": {"all": true}, "payload": 1});
+        let sent = node.call(Method::POST, &path, Some(message)).await.body;
+        assert_eq!(sent["target"]["matched"], count, "{sent}");
+        let path = format!("{path}/{}", sent["id"].as_str().expect("an id"));
+        let counts = node.call(Method::GET, &path, None).await.body["counts"].clone();
+        let wanted = json!({"queues": 1, "appended": 1, "followers": 1_000, "passed": 0, "is_partial": is_partial});
+        assert_eq!(counts, wanted);
+        registrations(&node, 1).await;
+    }
+}
+
 /// A count that is asked for in the middle of changes is right when they are over.
 #[tokio::test]
 async fn counts_are_right_behind_changes_and_after_restarts() {

@@ -405,7 +405,8 @@ impl Service {
         let mut counts = ReceiptCounts { is_partial, ..ReceiptCounts::default() };
         // A place is a byte shorter, and may begin with the same byte.
         let length = prefix.len() + size_of::<RegId>();
-        for (_, bytes) in records.iter().filter(|(key, _)| key.len() == length) {
+        let counted = records.iter().take(RECEIPTS_MAX).filter(|(key, _)| key.len() == length);
+        for (_, bytes) in counted {
             let row: Row = decode(bytes)?;
             counts.acked += usize::from(row.acked_ms.is_some());
             counts.clicked += usize::from(row.clicked_ms.is_some());
