@@ -35,9 +35,11 @@ async fn s2_a_node_that_is_killed_again_and_again_loses_nothing() {
         sends_per_s,
         senders,
         scheduled_percent: 10,
-        collapsed_percent: 10,
+        collapsed_percent: 4,
+        pause_ms: 2..600,
         recalled_percent: 5,
         callback: Some(hook.url()),
+        away: 100 + 4 * kills as usize,
         ..Plan::default()
     };
     let mut fleet = Fleet::set_up(&node, plan, dice.fork()).await;
@@ -60,11 +62,18 @@ async fn s2_a_node_that_is_killed_again_and_again_loses_nothing() {
     fleet.settle(&node).await;
     after_a_quiet_time_a_kill_costs_nothing(&mut node, &mut fleet).await;
     // Everything is acknowledged: none of what was asked for is missing.
-    let owed = fleet.owed();
-    hook.wait_for(&owed).await;
+    hook.wait_for(&fleet.events().owed()).await;
+    let told = fleet.events().judge(&hook.taken());
     let report = fleet.end().await;
-    println!("{} events of callbacks, none missing", owed.len());
+    println!("events of callbacks, none missing and none wrong: {told:?}");
     println!("crash: {report}, longest restart to ready {longest:?}");
+    if kills >= KILLS {
+        let kinds = told.iter().filter(|(_, owed)| *owed > 0).count();
+        assert!(
+            report.withheld > 0 && report.superseded > 0 && kinds == told.len(),
+            "all is tried"
+        );
+    }
 }
 
 /// A random moment; a long one now and then, so that acknowledgements become durable.

@@ -7,10 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use ledger::{
-    Delivery, Event, Noted, Position, Queue,
-    check::{Rule, check},
-};
+use ledger::{Delivery, Event, Noted, Position, Queue, check::check, report::Rule};
 
 const DEVICE: usize = 0;
 const OWN: Queue = Queue::Own(DEVICE);
@@ -56,7 +53,8 @@ impl History {
     }
 
     fn connect(self, session_present: bool) -> Self {
-        self.event(Event::Connected { device: DEVICE, session_present })
+        self.event(Event::Connecting { device: DEVICE })
+            .event(Event::Connected { device: DEVICE, session_present })
     }
 
     fn attempt(self, message: u64, to: &[Queue]) -> Self {
@@ -238,4 +236,55 @@ fn a_redelivery_within_a_session_must_say_so() {
     let sent = History::of_a_device().send(1, &[OWN]).deliver(OWN, 1, 1);
     sent.clone().connect(false).connect(true).deliver(OWN, 1, 1).holds();
     sent.connect(true).deliver(OWN, 1, 1).breaks(Rule::Dup);
+}
+
+fn recalled(history: History, message: u64) -> History {
+    history.event(Event::Recalling { message }).event(Event::Recalled { message })
+}
+
+#[test]
+fn what_was_taken_back_is_not_given_to_who_comes_after() {
+    let sent = History::of_a_device().send(1, &[OWN]);
+    let gone = recalled(sent.clone(), 1);
+    gone.clone().holds();
+    // It was on its way; or the answer was lost.
+    gone.clone().deliver(OWN, 1, 1).holds();
+    let unanswered = sent.clone().event(Event::Recalling { message: 1 });
+    unanswered.connect(false).deliver(OWN, 1, 1).holds();
+    let again = sent.deliver(OWN, 1, 1);
+    recalled(again, 1).connect(true).event(delivery(OWN, 1, 1, true)).holds();
+    gone.clone().connect(false).deliver(OWN, 1, 1).breaks(Rule::TakenBack);
+    gone.kill().deliver(OWN, 1, 1).breaks(Rule::TakenBack);
+}
+
+#[test]
+fn what_a_newer_message_took_the_place_of_is_not_given_to_who_comes_after() {
+    let supersedes = Event::Supersedes { message: 2, earlier: 1 };
+    let begun = History::of_a_device().send(1, &[OWN]).event(supersedes).attempt(2, &[OWN]);
+    let both = begun.clone().accept(2);
+    both.clone().deliver(OWN, 1, 1).deliver(OWN, 2, 2).holds();
+    both.clone().connect(false).deliver(OWN, 2, 2).holds();
+    begun.clone().connect(false).deliver(OWN, 1, 1).deliver(OWN, 2, 2).holds();
+    both.clone().connect(false).deliver(OWN, 1, 1).deliver(OWN, 2, 2).breaks(Rule::Superseded);
+    // The newer one never came to be: the earlier one is owed.
+    begun.clone().breaks(Rule::Lost);
+    begun.kill().deliver(OWN, 1, 1).holds();
+    let third = Event::Supersedes { message: 3, earlier: 2 };
+    let three = both.event(third).send(3, &[OWN]).connect(false);
+    three.clone().deliver(OWN, 3, 3).holds();
+    three.clone().deliver(OWN, 1, 1).deliver(OWN, 3, 3).breaks(Rule::Superseded);
+    recalled(three, 3).connect(false).holds();
+}
+
+#[test]
+fn a_device_with_frames_learns_what_is_taken_back() {
+    let position = Position { epoch: 1, seq: 1 };
+    let has = History::of_a_device().send(1, &[OWN]).deliver(OWN, 1, 1);
+    let kept = has.event(Event::Kept { device: DEVICE, queue: OWN, position });
+    let told = Event::ToldOfRecall { device: DEVICE, id: "id1".into() };
+    // It may be on its way until the next start.
+    recalled(kept.clone(), 1).holds();
+    recalled(kept.clone(), 1).kill().event(told).holds();
+    kept.clone().event(Event::Recalling { message: 1 }).kill().holds();
+    recalled(kept, 1).kill().breaks(Rule::Untold);
 }

@@ -41,9 +41,11 @@ async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
         aliases: 8,
         topics: 4,
         scheduled_percent: 15,
-        collapsed_percent: 20,
+        collapsed_percent: 8,
+        pause_ms: 2..600,
         recalled_percent: 10,
         callback: Some(hook.url()),
+        away: 200 * rounds_each as usize,
         ..Plan::default()
     };
     let mut rounds = Rounds::begin(plan, dice.fork()).await;
@@ -59,15 +61,15 @@ async fn a_node_that_dies_at_any_crash_point_loses_nothing() {
         }
     }
     // Everything is acknowledged: none of what was asked for is missing.
-    let owed = rounds.fleet.owed();
-    hook.wait_for(&owed).await;
+    hook.wait_for(&rounds.fleet.events().owed()).await;
+    let told = rounds.fleet.events().judge(&hook.taken());
     rounds.kill();
     let oldest = EmbeddedStore::open(&rounds.store(), 1 << 20).unwrap().days()[0];
     assert!(oldest >= today() - 1, "old days are dropped in the end, but {oldest} is there");
     let longest = rounds.longest_restart;
     let report = rounds.fleet.end().await;
     assert_eq!(hits.len(), points().count());
-    println!("{} events of callbacks, none missing", owed.len());
+    println!("events of callbacks, none missing and none wrong: {told:?}");
     println!("crash points: {hits:?}, {report}, longest restart to ready {longest:?}");
 }
 

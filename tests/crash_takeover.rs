@@ -16,6 +16,7 @@ async fn a_connection_that_was_opened_earlier_does_not_take_over() {
     let node = Node::start().await;
     let support::Device { device_id, secret, regid } = node.create_device().await;
     let mut device = Device {
+        pause_ms: 2..40,
         number: 0,
         account: Account { device_id, secret, regid },
         habit: Habit::of(0),

@@ -80,13 +80,13 @@ pub(super) async fn create_accounts(node: &Node, count: usize) -> Vec<Account> {
     accounts
 }
 
-/// Waits until a scheduled message is in all its queues.
+/// Waits until a message is in all its queues, or taken back.
 pub(super) async fn wait_until_sent(node: &Node, id: &str) {
     let path = format!("/v1/apps/{APP}/messages/{id}");
     let mut last = Value::Null;
     let sent = poll_until(DEADLINE, async || {
         last = node.call(Method::GET, &path, None).await.body;
-        (last["state"] == "queued").then_some(())
+        (last["state"] == "queued" || last["state"] == "recalled").then_some(())
     });
     assert!(sent.await.is_some(), "never sent: {last}");
 }

@@ -4,69 +4,14 @@
 //! the history leaves something open (an attempt without an answer, a change that
 //! a kill cut off), both outcomes are right.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use super::{
     Delivery, Event, Noted, Position, Queue,
     line::{Arrival, FORGIVEN, Kill, Line},
+    report::{Report, Rule, Violation},
+    skips::{Excuse, Skips},
 };
-
-/// What a history can break.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rule {
-    /// I1, I3: what was accepted reaches every device that followed.
-    Lost,
-    /// I2: first deliveries of a queue come in its order, which is that of the sends.
-    Order,
-    /// A position never means two messages.
-    Meaning,
-    /// A message has one place in a queue.
-    OnePlace,
-    /// A device has a message once, by one queue.
-    Once,
-    /// I3: what was not acknowledged comes again, before anything behind it.
-    PassedOver,
-    /// I4: what was acknowledged durably never comes again.
-    AckedAgain,
-    /// I8: only what was sent, only to those who follow.
-    Stranger,
-    /// What was refused never arrives.
-    Refused,
-    /// Answer and deliveries name a message by the same id.
-    Identity,
-    /// A redelivery within an MQTT session says so.
-    Dup,
-}
-
-/// A broken promise.
-#[derive(Clone, Debug)]
-pub struct Violation {
-    pub rule: Rule,
-    pub at: Duration,
-    pub text: String,
-}
-
-/// What a history amounts to.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    pub violations: Vec<Violation>,
-    /// Accepted messages that have not reached a device that follows: (device, message).
-    pub owed: Vec<(usize, u64)>,
-    pub attempts: usize,
-    pub accepted: usize,
-    pub refused: usize,
-    pub deliveries: usize,
-    pub redeliveries: usize,
-    pub acks: usize,
-    pub connections: usize,
-    pub kills: usize,
-    /// Connections that were refused at the door.
-    pub unreached: usize,
-    /// Devices that were told that the node goes away, each time.
-    pub sent_away: usize,
-    /// How old an acknowledgement must be to survive a kill, on this machine now.
-    pub forgiven: Duration,
-}
 
 /// Judges a history.
 pub fn check(history: &[Noted]) -> Report {
@@ -76,8 +21,11 @@ pub fn check(history: &[Noted]) -> Report {
     }
     checker.check_order_of_sends();
     checker.find_owed();
-    checker.report.forgiven = checker.forgiven;
-    checker.report
+    checker.find_untold();
+    let Checker { mut report, skips, messages, places, forgiven, .. } = checker;
+    report.violations.extend(skips.late(&messages, &places));
+    (report.recalls, report.forgiven) = (skips.recalls(), forgiven);
+    report
 }
 
 /// How slow the node was at worst.
@@ -96,64 +44,31 @@ fn longest_ping(history: &[Noted]) -> Duration {
     longest
 }
 
-impl Report {
-    /// Everything that is wrong once the history is over: what is still owed is lost.
-    pub fn faults(&self) -> Vec<Violation> {
-        let lost = self.owed.iter().map(|(device, message)| Violation {
-            rule: Rule::Lost,
-            at: Duration::MAX,
-            text: format!("message {message} never reached device {device}"),
-        });
-        self.violations.iter().cloned().chain(lost).collect()
-    }
-
-    /// Panics with the first faults if there are any.
-    pub fn assert_clean(&self) {
-        let faults = self.faults();
-        let first: Vec<String> = faults.iter().take(20).map(|fault| format!("{fault:?}")).collect();
-        assert!(faults.is_empty(), "{self}\n{} faults:\n{}", faults.len(), first.join("\n"));
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { attempts, accepted, deliveries, redeliveries, kills, .. } = self;
-        write!(
-            f,
-            "kills {kills}, sends {attempts}, accepted {accepted}, deliveries {deliveries}, \
-             redeliveries {redeliveries}, acks {}, connections {}, sent away {}, refused at the \
-             door {}, forgiven {:?}, losses {}, other faults {}",
-            self.acks,
-            self.connections,
-            self.sent_away,
-            self.unreached,
-            self.forgiven,
-            self.owed.len(),
-            self.violations.len(),
-        )
-    }
-}
-
 #[derive(Default)]
 struct Checker {
     forgiven: Duration,
     report: Report,
-    messages: HashMap<u64, Message>,
+    messages: Messages,
+    skips: Skips,
     followings: HashMap<(usize, Queue), Following>,
     meanings: HashMap<(Queue, Position), u64>,
-    places: HashMap<(Queue, u64), Position>,
+    places: Places,
     devices: HashMap<usize, Device>,
     kills: Vec<Kill>,
     ready_at: Duration,
 }
 
-struct Message {
+/// By their numbers.
+pub(super) type Messages = HashMap<u64, Message>;
+/// Where each message is.
+pub(super) type Places = HashMap<(Queue, u64), Position>;
+
+pub(super) struct Message {
     to: Vec<Queue>,
     attempted: Duration,
-    accepted: Option<Duration>,
+    pub(super) accepted: Option<Duration>,
     refused: bool,
     is_scheduled: bool,
-    may_skip: bool,
     id: Option<String>,
 }
 
@@ -168,8 +83,12 @@ struct Following {
 
 #[derive(Default)]
 struct Device {
+    /// It speaks frames, and so keeps its positions.
+    hears_of_recalls: bool,
     /// By which queue each message came.
     received: HashMap<u64, Queue>,
+    /// When its connection began: what the node gave it is read later.
+    connecting_at: Duration,
     connected_at: Duration,
     lines: HashMap<Queue, Line>,
     acked: Vec<(Queue, Position)>,
@@ -185,13 +104,23 @@ impl Checker {
             Event::Scheduled { message } => {
                 self.messages.entry(*message).and_modify(|m| m.is_scheduled = true);
             }
-            Event::MaySkip { message } => self.may_skip(*message),
+            Event::Supersedes { message, earlier } => {
+                self.skips.supersedes(*message, *earlier);
+                self.may_skip(*earlier);
+            }
+            Event::Recalling { message } => {
+                self.skips.recalling(*message);
+                self.may_skip(*message);
+            }
+            Event::Recalled { message } => self.skips.recalled(at, *message),
+            Event::ToldOfRecall { device, id } => self.skips.told(at, *device, id),
             Event::Refused { message } => {
                 self.report.refused += 1;
                 self.messages.entry(*message).and_modify(|m| m.refused = true);
             }
             Event::Asked { device, queue, follow } => self.asked(at, *device, *queue, *follow),
             Event::Changed { device, queue, follow } => self.changed(at, *device, *queue, *follow),
+            Event::Connecting { device } => self.device(*device).connecting_at = at,
             Event::Connected { device, session_present } => {
                 self.report.connections += 1;
                 self.device(*device).connected(at, *session_present);
@@ -203,7 +132,9 @@ impl Checker {
             }
             Event::Kept { device, queue, position } => {
                 self.report.acks += 1;
-                self.device(*device).lines.entry(*queue).or_default().keep(*position);
+                let device = self.device(*device);
+                device.hears_of_recalls = true;
+                device.lines.entry(*queue).or_default().keep(*position);
             }
             Event::Pinged { device } => {
                 let device = self.device(*device);
@@ -220,8 +151,7 @@ impl Checker {
 
     /// A message need not arrive any more, nor come again.
     fn may_skip(&mut self, message: u64) {
-        let Some(known) = self.messages.get_mut(&message) else { return };
-        known.may_skip = true;
+        let Some(known) = self.messages.get(&message) else { return };
         for queue in &known.to {
             let Some(position) = self.places.get(&(*queue, message)) else { continue };
             let lines = self.devices.values_mut().filter_map(|device| device.lines.get_mut(queue));
@@ -245,7 +175,6 @@ impl Checker {
             accepted: None,
             refused: false,
             is_scheduled: false,
-            may_skip: false,
             id: None,
         };
         assert!(self.messages.insert(message, fresh).is_none(), "{message} is attempted twice");
@@ -351,9 +280,11 @@ impl Checker {
             line.survived(position, *dead);
         }
         let arrival = line.arrive(at, position, &self.kills, self.forgiven);
-        if self.messages.get(&delivery.message).is_some_and(|message| message.may_skip) {
+        if self.skips.may_skip(delivery.message) {
             line.acknowledge(position);
         }
+        let skipped = self.skips.delivered(at, device_state.connecting_at, delivery);
+        self.report.violations.extend(skipped);
         let told = || format!("device {device}: {position} of {queue:?} at {at:?}");
         if let Some(before) = before.filter(|before| *before >= position) {
             let text = format!("{} behind {before} of the same connection", told());
@@ -406,6 +337,23 @@ impl Checker {
         }
     }
 
+    /// A recall that was answered before the last start is in the queues since then.
+    fn find_untold(&mut self) {
+        for (number, device) in self.devices.iter().filter(|(_, device)| device.hears_of_recalls) {
+            for (message, queue) in &device.received {
+                let Some(known) = self.messages.get(message) else { continue };
+                let following = self.followings.get(&(*number, *queue));
+                let follows = following.is_some_and(|one| one.surely_since_before(known.attempted));
+                let id = known.id.as_deref().unwrap_or_default();
+                if follows && self.skips.is_untold(*number, *message, id, self.ready_at) {
+                    let text = format!("device {number} has message {message}, which is recalled");
+                    let at = self.ready_at;
+                    self.report.violations.push(Violation { rule: Rule::Untold, at, text });
+                }
+            }
+        }
+    }
+
     fn find_owed(&mut self) {
         let mut followers: HashMap<Queue, Vec<(usize, Duration)>> = HashMap::new();
         for ((device, queue), following) in &self.followings {
@@ -414,14 +362,22 @@ impl Checker {
             }
         }
         for (number, message) in &self.messages {
-            if message.accepted.is_none() || message.may_skip {
+            if message.accepted.is_none() {
                 continue;
             }
             let followers = message.to.iter().filter_map(|queue| followers.get(queue)).flatten();
             for (device, _) in followers.filter(|(_, since)| *since <= message.attempted) {
-                let came = |device: &Device| device.received.contains_key(number);
-                if !self.devices.get(device).is_some_and(came) {
-                    self.report.owed.push((*device, *number));
+                let has = |number: u64| {
+                    let received = self.devices.get(device).map(|device| &device.received);
+                    received.is_some_and(|received| received.contains_key(&number))
+                };
+                if has(*number) {
+                    continue;
+                }
+                match self.skips.excuse(*number, has) {
+                    None => self.report.owed.push((*device, *number)),
+                    Some(Excuse::Recalled) => self.report.withheld += 1,
+                    Some(Excuse::Superseded) => self.report.superseded += 1,
                 }
             }
         }
@@ -432,6 +388,10 @@ impl Checker {
 }
 
 impl Following {
+    fn surely_since_before(&self, at: Duration) -> bool {
+        self.surely_since.is_some_and(|since| since <= at)
+    }
+
     fn asked(&mut self, at: Duration, follow: bool) {
         if follow {
             self.may_since.get_or_insert(at);

@@ -47,6 +47,8 @@ pub struct Device {
     pub number: usize,
     pub account: Account,
     pub habit: Habit,
+    /// How long it is away between two connections, in milliseconds.
+    pub pause_ms: Range<u64>,
     /// The node's MQTT port, the same after each restart.
     pub address: SocketAddr,
     pub ledger: Ledger,
@@ -84,7 +86,7 @@ impl Device {
                 () = &mut stopped => return,
                 () = self.converse() => {}
             }
-            let pause = self.dice.millis(2..40);
+            let pause = self.dice.millis(self.pause_ms.clone());
             tokio::select! {
                 () = &mut stopped => return,
                 () = sleep(pause) => {}
@@ -123,6 +125,7 @@ impl Device {
             receive_max: self.habit.receive_max,
             ..Connect::default()
         };
+        self.ledger.note(Event::Connecting { device: self.number });
         link.send(&[Packet::Connect(Box::new(connect))]).await?;
         match link.next().await? {
             Packet::ConnAck(ack) if ack.reason == 0 => {

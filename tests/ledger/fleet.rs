@@ -5,7 +5,7 @@
 //! that was accepted is acknowledged.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     ops::Range,
     sync::{
@@ -27,9 +27,10 @@ use tokio::{
 use super::{
     Dice, Event, Ledger, Queue,
     api::{Api, create_accounts, wait_until_sent},
-    check::Report,
     device::{Account, Device, Habit},
+    events::Events,
     frames::FramesDevice,
+    report::Report,
 };
 use crate::support::{APP, Node};
 
@@ -52,15 +53,20 @@ pub struct Plan {
     pub changes_per_s: u64,
     /// Sends of a hundred that have a time, a moment ahead; not to restless topics.
     pub scheduled_percent: u64,
-    /// Sends of a hundred, to one queue, of which only their sender's newest there must arrive.
+    /// Sends of a hundred, to one queue, that begin a few of which only the newest there must arrive.
     pub collapsed_percent: u64,
     /// Accepted messages of a hundred that are taken back at once.
     pub recalled_percent: u64,
     /// Whether some sends go to everybody.
     pub broadcasts: bool,
     pub door: Door,
-    /// A URL that is told of the acknowledgement of every third message to regIDs.
+    /// A URL that is told of all events of every third message to regIDs.
     pub callback: Option<String>,
+    /// Registrations that never connect: with a callback, a few stay and get messages that expire, the others are
+    /// ended one after the other with messages that wait for them.
+    pub away: usize,
+    /// How long a plain device is away between two connections, in milliseconds.
+    pub pause_ms: Range<u64>,
     /// Where the devices connect, if not at the node itself.
     pub devices_at: Option<SocketAddr>,
 }
@@ -92,6 +98,8 @@ impl Default for Plan {
             broadcasts: true,
             door: Door::Https,
             callback: None,
+            away: 0,
+            pause_ms: 2..40,
             devices_at: None,
         }
     }
@@ -109,33 +117,39 @@ pub struct Fleet {
 }
 
 /// What all tasks look at.
-struct Shared {
-    plan: Plan,
+pub(super) struct Shared {
+    pub(super) plan: Plan,
     accounts: Vec<Account>,
-    ledger: Ledger,
-    api: Api,
+    /// Those that never connect and are not ended yet.
+    pub(super) away: Mutex<Vec<String>>,
+    pub(super) ledger: Ledger,
+    pub(super) api: Api,
     numbers: AtomicU64,
     /// Ids of accepted messages that may not have been sent yet.
-    scheduled: Mutex<Vec<String>>,
-    /// Ids of the events that the callback must be told.
-    owed: Mutex<BTreeSet<String>>,
+    pub(super) scheduled: Mutex<Vec<String>>,
+    /// Of the newest ones to several queues, which have them a moment after the answer.
+    pub(super) several: Mutex<VecDeque<String>>,
+    pub(super) events: Events,
     /// The newest message of each sender in each queue that its next one there takes the place of, also of an
     /// earlier load: after a crash it may be on its way again.
-    collapsible: Mutex<HashMap<(usize, Queue), u64>>,
+    pub(super) collapsible: Mutex<HashMap<(usize, Queue), u64>>,
 }
 
 impl Fleet {
     /// Registers the devices, binds aliases and topics, and lets the devices connect.
     pub async fn set_up(node: &Node, plan: Plan, mut dice: Dice) -> Self {
         let ledger = Ledger::open();
-        let accounts = create_accounts(node, plan.devices).await;
+        let mut accounts = create_accounts(node, plan.devices + plan.away).await;
+        let away = accounts.split_off(plan.devices);
         let shared = Arc::new(Shared {
             accounts,
+            away: Mutex::new(away.into_iter().map(|account| account.regid).collect()),
             ledger: ledger.clone(),
             api: Api::of(node, plan.door),
             numbers: AtomicU64::new(1),
             scheduled: Mutex::default(),
-            owed: Mutex::default(),
+            several: Mutex::default(),
+            events: Events::default(),
             collapsible: Mutex::default(),
             plan,
         });
@@ -171,6 +185,10 @@ impl Fleet {
             let (shared, dice) = (self.shared.clone(), self.dice.fork());
             self.load.spawn(shared.change_on_and_on(dice, period, self.stop_load.subscribe()));
         }
+        if plan.callback.is_some() && plan.away > 0 {
+            let (shared, dice) = (self.shared.clone(), self.dice.fork());
+            self.load.spawn(shared.end_on_and_on(dice, self.stop_load.subscribe()));
+        }
     }
 
     /// Stops the load; what was begun is answered or failed when this returns.
@@ -197,7 +215,8 @@ impl Fleet {
     /// Waits until everything that was accepted is acknowledged, and judges the history.
     pub async fn settle(&mut self, node: &Node) -> Report {
         let scheduled = std::mem::take(&mut *self.shared.scheduled.lock().unwrap());
-        for id in scheduled {
+        let several = std::mem::take(&mut *self.shared.several.lock().unwrap());
+        for id in scheduled.into_iter().chain(several) {
             wait_until_sent(node, &id).await;
         }
         for account in &self.shared.accounts {
@@ -209,9 +228,9 @@ impl Fleet {
         self.ledger.judge()
     }
 
-    /// Ids of the events that the callback must have been told once everything is acknowledged.
-    pub fn owed(&self) -> BTreeSet<String> {
-        self.shared.owed.lock().unwrap().clone()
+    /// What the callback must be told once everything is acknowledged, and what it may be told.
+    pub fn events(&self) -> &Events {
+        &self.shared.events
     }
 
     /// Ends the devices and judges the whole history.
@@ -226,8 +245,7 @@ impl Fleet {
 }
 
 /// Of a sender whose node is away.
-const PAUSE: Duration = Duration::from_millis(10);
-const MESSAGES: &str = "/v1/apps/demo/messages";
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 /// Devices that are set up at the same time.
 const FOLLOWS_AT_ONCE: usize = 64;
 /// Devices that may come and go all the time.
@@ -245,13 +263,15 @@ impl Shared {
     ) {
         let (account, ledger) = (self.accounts[number].clone(), self.ledger.clone());
         if number + self.plan.frames >= self.plan.devices {
-            let device = FramesDevice { number, account, address, ledger, dice };
+            let events = self.plan.callback.is_some().then(|| self.events.clone());
+            let device = FramesDevice { number, account, address, ledger, events, dice };
             devices.spawn(device.live(stop.clone()));
             return;
         }
         // Of a large fleet most stay connected.
         let habit = Habit::of(if number < RESTLESS_MAX { number } else { number % 4 });
-        let device = Device { number, account, habit, address, ledger, dice };
+        let pause_ms = self.plan.pause_ms.clone();
+        let device = Device { number, account, habit, pause_ms, address, ledger, dice };
         devices.spawn(device.live(stop.clone()));
     }
 
@@ -305,24 +325,21 @@ impl Shared {
                 Queue::Topic(topic) => *topic < self.plan.topics,
                 Queue::Own(_) | Queue::Alias(_) | Queue::All => true,
             });
+            if let ([queue], true) = (to.as_slice(), dice.percent(self.plan.collapsed_percent)) {
+                self.send_few(dice.of(2..5), sender, *queue, target).await;
+                continue;
+            }
             let number = self.next_number();
-            let mut options = json!({"payload": {"m": number, "x": "x".repeat(padding)}});
+            let payload = json!({"payload": {"m": number, "x": "x".repeat(padding)}});
             let in_ms = dice.of(20..400);
             if dice.percent(self.plan.scheduled_percent) && is_stable {
-                let sent = self.send_in(in_ms, number, to, target, options).await;
+                let sent = self.send_in(in_ms, number, to, target, payload).await;
                 if sent.is_none() {
                     sleep(PAUSE).await;
                 }
                 continue;
             }
-            if let ([queue], true) = (to.as_slice(), dice.percent(self.plan.collapsed_percent)) {
-                options["collapse_key"] = json!(format!("of sender {sender}"));
-                let earlier = self.collapsible.lock().unwrap().insert((sender, *queue), number);
-                if let Some(earlier) = earlier {
-                    self.ledger.note(Event::MaySkip { message: earlier });
-                }
-            }
-            match self.send(number, to, target, options).await {
+            match self.send(number, to, target, payload).await {
                 Some(id) if dice.percent(self.plan.recalled_percent) => {
                     self.recall(number, &id).await;
                 }
@@ -386,107 +403,7 @@ impl Shared {
         json!({"regids": regids})
     }
 
-    /// Sends one message that is due in a moment; a node that starts may find it too late.
-    async fn send_in(
-        &self,
-        in_ms: u64,
-        message: u64,
-        to: Vec<Queue>,
-        target: Value,
-        mut body: Value,
-    ) -> Option<()> {
-        let send_at = jiff::Timestamp::now() + Duration::from_millis(in_ms);
-        body["send_at"] = json!(send_at.to_string());
-        let is_told = self.ask_for_events(message, &target, &mut body);
-        body["target"] = target.clone();
-        body["ttl_s"] = json!(3600);
-        self.ledger.note(Event::Attempted { message, to });
-        self.ledger.note(Event::Scheduled { message });
-        let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
-        if status.is_success() {
-            let id = answer["id"].as_str().expect("an id").to_owned();
-            self.scheduled.lock().unwrap().push(id.clone());
-            if is_told {
-                self.owe(&id, &target);
-            }
-            self.ledger.note(Event::Accepted { message, id });
-            return Some(());
-        }
-        if status.is_client_error() {
-            self.ledger.note(Event::Refused { message });
-            assert_eq!(answer["field"], "send_at", "message {message}: {answer}");
-        }
-        None
-    }
-
-    /// Sends one message and gives its id, unless a crash leaves its end open.
-    async fn send(
-        &self,
-        message: u64,
-        to: Vec<Queue>,
-        target: Value,
-        mut body: Value,
-    ) -> Option<String> {
-        if body["payload"].is_null() {
-            body["payload"] = json!({"m": message});
-        }
-        let is_told = self.ask_for_events(message, &target, &mut body);
-        body["target"] = target.clone();
-        body["ttl_s"] = json!(3600);
-        self.ledger.note(Event::Attempted { message, to });
-        let (status, answer) = self.api.call(Method::POST, MESSAGES, Some(body)).await?;
-        if status.is_success() {
-            let id = answer["id"].as_str().expect("an id").to_owned();
-            if is_told {
-                self.owe(&id, &target);
-            }
-            self.ledger.note(Event::Accepted { message, id: id.clone() });
-            return Some(id);
-        }
-        if status.is_client_error() {
-            self.ledger.note(Event::Refused { message });
-            panic!("message {message} to {target}: {status} {answer}");
-        }
-        None
-    }
-
-    /// Takes a message back, unless its sender is to be told of it.
-    async fn recall(&self, message: u64, id: &str) {
-        if self.asks(message) {
-            return;
-        }
-        self.ledger.note(Event::MaySkip { message });
-        let path = format!("{MESSAGES}/{id}");
-        if let Some((status, answer)) = self.api.call(Method::DELETE, &path, None).await {
-            assert!(!status.is_client_error(), "recall of {message}: {status} {answer}");
-        }
-    }
-
-    /// Asks for the acknowledgements of some messages to regIDs; whether of this one.
-    fn ask_for_events(&self, message: u64, target: &Value, body: &mut Value) -> bool {
-        let asks = self.asks(message) && target["regids"].is_array();
-        let callback = self.plan.callback.as_ref().filter(|_| asks);
-        if let (Some(url), Some(fields)) = (callback, body.as_object_mut()) {
-            // What is told of must arrive.
-            fields.remove("collapse_key");
-            body["callback"] = json!({"url": url, "events": ["acked"]});
-        }
-        callback.is_some()
-    }
-
-    /// The callback must be told of these acknowledgements.
-    fn owe(&self, id: &str, target: &Value) {
-        let regids = target["regids"].as_array().into_iter().flatten();
-        let event = |regid: &Value| format!("acked.{id}.{}", regid.as_str().unwrap());
-        self.owed.lock().unwrap().extend(regids.map(event));
-    }
-
-    /// Whether the sender of a message to regIDs is told of its acknowledgements.
-    fn asks(&self, message: u64) -> bool {
-        self.plan.callback.is_some() && message.is_multiple_of(3)
-    }
-
-    fn next_number(&self) -> u64 {
+    pub(super) fn next_number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -11,10 +11,14 @@ pub mod check;
 pub mod device;
 #[path = "../dice/mod.rs"]
 pub mod dice;
+pub mod events;
 pub mod fleet;
 pub mod frames;
 pub mod line;
+pub mod report;
 pub mod rounds;
+mod sends;
+mod skips;
 pub mod trace;
 
 use std::{
@@ -25,9 +29,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::check::Report;
 #[allow(unused_imports, reason = "every test crate uses its own part of it")]
 pub use self::dice::{Dice, number_from_env};
+use self::report::Report;
 
 /// A queue by the numbers that the test gave to devices and names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,8 +60,14 @@ pub enum Event {
     Attempted { message: u64, to: Vec<Queue> },
     /// That message has a time, so that its place is not in the order of the sends.
     Scheduled { message: u64 },
-    /// It is taken back from now on, or a newer one takes its place: it may arrive or not.
-    MaySkip { message: u64 },
+    /// It takes the place of an earlier one in its queue, once it is there: that one may arrive or not.
+    Supersedes { message: u64, earlier: u64 },
+    /// It is taken back from now on: it may arrive or not.
+    Recalling { message: u64 },
+    /// That was answered with 2xx: it is not given to a device that comes after.
+    Recalled { message: u64 },
+    /// A device with frames was told that the message with this id is taken back.
+    ToldOfRecall { device: usize, id: String },
     /// It was answered with 2xx and this id.
     Accepted { message: u64, id: String },
     /// It was answered with 4xx: it must never arrive.
@@ -66,7 +76,9 @@ pub enum Event {
     Asked { device: usize, queue: Queue, follow: bool },
     /// That was answered with 2xx.
     Changed { device: usize, queue: Queue, follow: bool },
-    /// A device's CONNECT was answered.
+    /// A device is about to connect.
+    Connecting { device: usize },
+    /// Its CONNECT was answered.
     Connected { device: usize, session_present: bool },
     /// A device was refused at the door, before it could say anything.
     Unreached { device: usize },
