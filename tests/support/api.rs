@@ -158,7 +158,11 @@ impl fmt::Display for Ask {
 
 impl Api {
     pub async fn start() -> Self {
-        let options = Options { config: Some(CONFIG.to_owned()), ..Options::default() };
+        Self::start_with(CONFIG).await
+    }
+
+    pub async fn start_with(config: &str) -> Self {
+        let options = Options { config: Some(config.to_owned()), ..Options::default() };
         let node = Node::start_with(options).await;
         let client = node.https_client();
         let url = format!("{}/openapi.json", node.https_url());
