@@ -72,7 +72,7 @@ fn retry_after(headers: &HeaderMap) -> u64 {
 }
 
 #[tokio::test]
-async fn a_bound_of_the_day_survives_a_restart_and_says_what_is_left() {
+async fn x11_a_bound_of_the_day_survives_a_restart_and_says_what_is_left() {
     let mut node = start("targets_per_day = 5\nbroadcasts_per_day = 2\n").await;
     let device = node.create_device().await;
     let app = node.app().clone();
@@ -107,7 +107,7 @@ async fn a_bound_of_the_day_survives_a_restart_and_says_what_is_left() {
 }
 
 #[tokio::test]
-async fn a_quota_refuses_by_what_was_delivered_and_what_was_accepted_is_delivered() {
+async fn x11_a_quota_refuses_by_what_was_delivered_and_what_was_accepted_is_delivered() {
     let node = start("deliveries_per_day = 4\nbroadcast_deliveries_per_day = 1\n").await;
     let device = node.create_device().await;
     node.bind(&device.regid, "ann").await;
@@ -180,7 +180,7 @@ async fn deliveries_are_counted_once_whatever_kills_lead_to_redelivery() {
 }
 
 #[tokio::test]
-async fn a_rate_refuses_and_says_when() {
+async fn x11_a_rate_refuses_and_says_when() {
     let node = start("targets_per_s = 1\ntargets_burst = 3\nbroadcasts_per_s = 0\n").await;
     let device = node.create_device().await;
     let sender = Sender::new(&node, node.app());
@@ -248,7 +248,7 @@ payload_bytes_max = 3
 }
 
 #[tokio::test]
-async fn a_partly_bad_list_sends_the_good_ones_and_names_the_bad() {
+async fn x8_a_partly_bad_list_sends_the_good_ones_and_names_the_bad() {
     let node = Node::start().await;
     let other = node.create_app("other").await;
     let sender = Sender::new(&node, node.app());

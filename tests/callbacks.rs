@@ -8,10 +8,12 @@ mod support;
 
 use std::{collections::BTreeSet, time::Duration};
 
+use carillon_sdk::{Credentials, Device as SdkDevice, Endpoint, MemoryStore, Received};
 use hook::{Hook, Reaction};
 use reqwest::Method;
 use serde_json::{Value, json};
 use support::{APP, DEADLINE, Device, Node, Options, poll_until, rumqtt};
+use tokio::{sync::mpsc, time::timeout};
 
 const CONFIG: &str = "
 [callbacks]
@@ -59,7 +61,7 @@ fn ids(kind: &str, messages: &[String], device: &Device) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn events_are_signed_and_told_until_the_endpoint_takes_them() {
+async fn x10_events_are_signed_and_told_until_the_endpoint_takes_them() {
     let node = node_with("").await;
     let hook = Hook::start(&node.app().app_secret).await;
     hook.react(&[Reaction::Status(500), Reaction::Hang, Reaction::Status(302)]);
@@ -145,7 +147,7 @@ async fn a_dead_endpoint_keeps_nobody_else_from_their_events_and_is_given_up() {
 }
 
 #[tokio::test]
-async fn followers_that_a_message_did_not_reach_in_time_are_reported() {
+async fn x4_followers_that_a_message_did_not_reach_in_time_are_reported() {
     let node = node_with("").await;
     let hook = Hook::start(&node.app().app_secret).await;
     let (here, away) = (node.create_device().await, node.create_device().await);
@@ -417,4 +419,56 @@ async fn whatever_was_to_bring_it_a_message_to_a_registration_that_ended_is_inva
     // On a slow machine the last one was due before the kill.
     wanted.extend(ids("acked", &later[1..], &here));
     assert!(hook.taken().is_subset(&wanted), "and nothing else: {:?}", hook.taken());
+}
+
+#[tokio::test]
+async fn x10_a_click_on_a_device_is_told_signed_and_once_also_after_a_kill() {
+    let mut node = node_with("").await;
+    let hook = Hook::start(&node.app().app_secret).await;
+    // The endpoint takes nothing before the node was killed.
+    hook.react_always(Reaction::Status(503));
+    let device = node.create_device().await;
+    let (given, mut received) = mpsc::channel(16);
+    let endpoint: Endpoint = format!("tcp://{}", node.listen().mqtt).parse().expect("an endpoint");
+    let (device_id, secret) = (device.device_id.clone(), device.secret.clone());
+    let phone = SdkDevice::builder_with_store(
+        endpoint,
+        Credentials { device_id, secret },
+        MemoryStore::default(),
+    )
+    .connect_with(move |received| {
+        let given = given.clone();
+        async move { given.send(received).await.expect("somebody listens") }
+    })
+    .await
+    .expect("a fresh state");
+    let mut clicked = Vec::new();
+    for events in [&["clicked"][..], &["acked", "clicked"], &["acked"]] {
+        let id = send(&node, &hook, &[&device.regid], events).await;
+        let message =
+            timeout(DEADLINE, received.recv()).await.expect("in time").expect("a message");
+        let Received::Message(message) = message else { panic!("{message:?}") };
+        assert_eq!(message.id.to_string(), id);
+        // Somebody taps twice.
+        for _ in 0..2 {
+            phone.clicked(&message.regid, &message.id).await.expect("the node took it");
+        }
+        clicked.push(id);
+    }
+    phone.shutdown().await;
+    // The last receipt is on the disk, and so are those before it.
+    let written = poll_until(DEADLINE, async || {
+        let steps = steps(&node, &clicked[2], &device.regid).await;
+        steps.contains(&"acked".to_owned()).then_some(())
+    });
+    written.await.expect("a receipt");
+    node.kill9();
+    hook.react_always(Reaction::Status(200));
+    node.restart().await;
+    let mut wanted = ids("clicked", &clicked[..2], &device);
+    wanted.extend(ids("acked", &clicked[1..], &device));
+    hook.wait_for(&wanted).await;
+    assert_eq!(hook.taken(), wanted, "and nothing that was not asked for");
+    let trace = steps(&node, &clicked[0], &device.regid).await;
+    assert!(trace.contains(&"clicked".to_owned()), "{trace:?}");
 }

@@ -86,7 +86,7 @@ async fn come(node: &Node, account: &Account) -> Client {
 }
 
 #[tokio::test]
-async fn registrations_of_devices_that_stay_away_end_and_others_stay() {
+async fn x14_registrations_of_devices_that_stay_away_end_and_others_stay() {
     let node = Node::start_at(Config::default(), on_day(0)).await;
     let (away, here) = (node.device().await, node.device().await);
     for account in [&away, &here] {
@@ -157,7 +157,7 @@ async fn who_stays_connected_over_days_does_not_end() {
 }
 
 #[tokio::test]
-async fn regids_that_are_no_more_are_listed_once_in_pages() {
+async fn x9_regids_that_are_no_more_are_listed_once_in_pages() {
     let node = Node::start_at(Config::default(), on_day(0)).await;
     let mut ended = Vec::new();
     for _ in 0..5 {
@@ -234,7 +234,7 @@ async fn next<T>(what: &str, coming: impl Future<Output = Option<T>>) -> T {
 }
 
 #[tokio::test]
-async fn the_sdk_registers_again_with_aliases_and_topics_and_reports_clicks() {
+async fn x14_the_sdk_registers_again_with_aliases_and_topics_and_reports_clicks() {
     let node = Arc::new(Node::start_at(Config::default(), on_day(0)).await);
     let (shared, store) = (Shared::default(), MemoryStore::default());
     *shared.lock().unwrap() = Some(node.clone());

@@ -90,7 +90,7 @@ impl Scene {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_to_one_device_wakes_it_in_the_middle_of_a_broadcast() {
+async fn x12_a_message_to_one_device_wakes_it_in_the_middle_of_a_broadcast() {
     let scene = Scene::new().await;
     assert_eq!(scene.waiting("low"), 0);
     scene.send(Target::All, None).await;

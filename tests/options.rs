@@ -48,7 +48,7 @@ fn texts(got: &Got) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn who_comes_back_too_late_gets_what_still_lives_and_the_newest_of_a_key() {
+async fn x4_who_comes_back_too_late_gets_what_still_lives_and_the_newest_of_a_key() {
     let node = Node::start().await;
     for kind in KINDS {
         let mut phone = Phone::new(&node, kind).await;
@@ -86,7 +86,7 @@ async fn who_comes_back_too_late_gets_what_still_lives_and_the_newest_of_a_key()
 }
 
 #[tokio::test]
-async fn a_recalled_message_never_arrives_and_only_frames_hear_of_one_that_did() {
+async fn x6_a_recalled_message_never_arrives_and_only_frames_hear_of_one_that_did() {
     let node = Node::start().await;
     for kind in KINDS {
         let mut phone = Phone::new(&node, kind).await;
@@ -127,7 +127,7 @@ async fn a_recalled_message_never_arrives_and_only_frames_hear_of_one_that_did()
 }
 
 #[tokio::test]
-async fn pauses_and_hours_hold_everything_back_and_lose_nothing() {
+async fn x13_pauses_and_hours_hold_everything_back_and_lose_nothing() {
     let node = Node::start().await;
     let minutes_now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 60;
     let hours = |from: u64, to: u64| {

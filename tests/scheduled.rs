@@ -124,7 +124,7 @@ fn own(regid: &RegId) -> QueueName {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_goes_out_at_its_time_and_lives_from_then_on() {
+async fn x5_a_message_goes_out_at_its_time_and_lives_from_then_on() {
     let scene = scene(1).await;
     let (service, app, regid) = (&scene.service, &scene.app, &scene.regids[0]);
     let id = scene.send(scene.later(&[*regid], 7, HOUR_MS)).await.unwrap();
@@ -168,7 +168,7 @@ async fn a_message_is_queued_once_its_entry_is_durable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_taken_back_is_never_sent() {
+async fn x5_what_is_taken_back_is_never_sent() {
     let scene = scene(2).await;
     let (service, app, regids) = (&scene.service, &scene.app, &scene.regids);
     let gone = scene.send(scene.later(regids, 1, 5_000)).await.unwrap();

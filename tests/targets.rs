@@ -291,7 +291,7 @@ fn maybe<T: Copy>(rng: &mut Rng, from: &[T]) -> Option<T> {
 /// In each round memberships and attributes change, some go, messages are sent, those who are
 /// away say something else of themselves, and come back.
 #[tokio::test]
-async fn each_message_reaches_whom_it_is_for_once() {
+async fn x3_each_message_reaches_whom_it_is_for_once() {
     let mut rng = Rng::seeded("targets", 20_261_126);
     let mut scene = Scene::new().await;
     let devices = scene.all.len();
@@ -332,7 +332,7 @@ async fn each_message_reaches_whom_it_is_for_once() {
 
 /// Whatever brings it: several topics, topic and condition, several aliases, twice the same name.
 #[tokio::test]
-async fn one_message_by_several_ways_comes_once() {
+async fn x7_one_message_by_several_ways_comes_once() {
     let node = Node::start().await;
     for kind in KINDS {
         for is_away in [false, true] {
@@ -375,7 +375,7 @@ async fn one_message_by_several_ways_comes_once() {
 
 /// A device that is away is judged by what it follows and is when it comes back.
 #[tokio::test]
-async fn conditions_and_filters_are_judged_when_a_message_is_delivered() {
+async fn x16_conditions_and_filters_are_judged_when_a_message_is_delivered() {
     let node = Node::start().await;
     for kind in KINDS {
         let mut phone = Phone::new(&node, kind).await;
@@ -418,7 +418,7 @@ async fn conditions_and_filters_are_judged_when_a_message_is_delivered() {
 }
 
 #[tokio::test]
-async fn a_condition_that_is_none_is_refused_and_says_why() {
+async fn x3_a_condition_that_is_none_is_refused_and_says_why() {
     let node = Node::start().await;
     let path = format!("/v1/apps/{APP}/messages");
     let six: Vec<String> = (0..6).map(|n| format!("'t{n}' in topics")).collect();

@@ -64,7 +64,7 @@ async fn refused(node: &Node, send: Send, why: Unsent) {
 static ONE: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(start_paused = true)]
-async fn thirty_days_ahead_is_taken_and_a_moment_more_is_refused() {
+async fn x5_thirty_days_ahead_is_taken_and_a_moment_more_is_refused() {
     let _one = ONE.lock().await;
     let node = Node::start_at(Config::default(), Clock::starting_at(1_700_000_000_000)).await;
     let regid = node.device().await.regid.unwrap();
