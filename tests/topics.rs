@@ -2,6 +2,7 @@
 //! it changes and after restarts.
 #![allow(clippy::disallowed_methods, reason = "tests start tasks")]
 
+mod dice;
 mod phone;
 mod support;
 mod wirelab;
@@ -15,6 +16,8 @@ use std::{
     time::Instant,
 };
 
+use dice::number_from_env;
+use futures_util::stream::{self, StreamExt};
 use phone::{KINDS, Phone};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -199,6 +202,33 @@ async fn a_message_counts_a_thousand_followers_and_says_whether_there_are_more()
         let wanted = json!({"queues": 1, "appended": 1, "followers": 1_000, "passed": 0, "is_partial": is_partial});
         assert_eq!(counts, wanted);
         registrations(&node, 1).await;
+    }
+}
+
+/// Members of one topic that come and go in lists; `CARILLON_MEMBERS` asks for more. Prints how fast.
+const MEMBERS: u64 = 4_000;
+
+#[tokio::test]
+async fn many_come_in_bulk_are_counted_listed_and_go() {
+    let node = Node::start().await;
+    let wanted = number_from_env("CARILLON_MEMBERS").unwrap_or(MEMBERS);
+    let mut regids = registrations(&node, wanted as usize).await;
+    let rate = |since: Instant| wanted as f64 / since.elapsed().as_secs_f64();
+    for (verb, then) in [("subscribe", wanted), ("subscribe", wanted), ("unsubscribe", 0)] {
+        let since = Instant::now();
+        // As an app server does that waits for no answer before its next list.
+        let lists = regids.chunks(1_000).map(|list| bulk(&node, "crowd", verb, list));
+        let done: Vec<Value> = stream::iter(lists).buffer_unordered(4).collect().await;
+        println!("{verb}: {:.0} registrations/s", rate(since));
+        assert!(done.iter().all(|one| one["failed"] == json!([])), "{done:?}");
+        assert_eq!(count(&node, "crowd").await, then);
+        if then > 0 {
+            let since = Instant::now();
+            let listed = members(&node, "crowd", 1_000).await;
+            println!("listed: {:.0} members/s", rate(since));
+            regids.sort();
+            assert!(listed.values().all(|times| *times == 1) && listed.keys().eq(&regids));
+        }
     }
 }
 
