@@ -8,6 +8,7 @@ mod support;
 
 use std::{collections::BTreeSet, time::Duration};
 
+use carillon::base::ids::{AppId, QueueName};
 use carillon_sdk::{Credentials, Device as SdkDevice, Endpoint, MemoryStore, Received};
 use hook::{Hook, Reaction};
 use reqwest::Method;
@@ -471,4 +472,26 @@ async fn x10_a_click_on_a_device_is_told_signed_and_once_also_after_a_kill() {
     assert_eq!(hook.taken(), wanted, "and nothing that was not asked for");
     let trace = steps(&node, &clicked[0], &device.regid).await;
     assert!(trace.contains(&"clicked".to_owned()), "{trace:?}");
+}
+
+/// The keys of a recall and of a receipt lie side by side; a queue's id may begin with any byte.
+#[tokio::test]
+async fn a_message_that_was_recalled_is_counted_whatever_its_queues_are_called() {
+    let mut node = Node::start().await;
+    let app: AppId = APP.parse().expect("an app");
+    let begins_with_r = |topic: &String| {
+        let queue = QueueName::Topic(app.clone(), topic.parse().expect("a topic"));
+        queue.id().as_bytes()[0] == b'r'
+    };
+    let topic = (0..).map(|n| format!("t{n}")).find(begins_with_r).expect("one of 256");
+    let message = json!({"target": {"topic": topic}, "receipts": true});
+    let id = post(&node, message).await["id"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/apps/{APP}/messages/{id}");
+    assert_eq!(node.call(Method::DELETE, &path, None).await.status, 200);
+    // Its entry is appended a moment later, in good order at the latest.
+    node.terminate().await;
+    node.restart().await;
+    let state = node.call(Method::GET, &path, None).await;
+    assert_eq!((state.status.as_u16(), &state.body["state"]), (200, &json!("recalled")));
+    assert_eq!(state.body["counts"]["receipts"]["acked"], 0);
 }

@@ -258,7 +258,8 @@ impl Service {
     }
 }
 
-/// Key of a recall's place in one queue, beside that of the message's.
+/// Key of a recall's place in one queue, beside that of the message's. Longer than the key of a receipt, with which it
+/// shares its beginning where the queue's id begins with an `r`.
 fn recall_key(message: &MessageId, queue: &QueueId) -> Vec<u8> {
-    [message.as_bytes(), queue.as_bytes(), b"r"].concat()
+    [message.as_bytes(), queue.as_bytes(), b"rc"].concat()
 }
