@@ -4,7 +4,10 @@ mod edge_support;
 #[path = "sealed/scene.rs"]
 mod scene;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use carillon::service::{
     Error,
@@ -14,7 +17,7 @@ use carillon::service::{
     seals::SealChange,
     send::{Send, Target, Timing},
 };
-use carillon_sdk::{CallError, MemoryStore, Received, Refusal, RegId};
+use carillon_sdk::{CallError, MemoryStore, QueueName, Received, Refusal, RegId};
 use carillon_wire::{
     idl,
     mqtt::{Connect, Packet, Qos, Version, reason},
@@ -22,7 +25,7 @@ use carillon_wire::{
 };
 use edge_support::{message, up};
 use scene::{SECRET, Scene, TITLE, WITHIN, result, seal, sealed_delta};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 #[tokio::test]
 async fn own_alias_topic_and_all_arrive_and_nobody_on_the_way_can_read_them() {
@@ -80,7 +83,7 @@ async fn a_broadcast_with_a_rate_comes_sealed_and_when_it_is_a_devices_turn() {
 }
 
 #[tokio::test]
-async fn a_redelivery_is_the_same_bytes() {
+async fn x17_a_redelivery_is_the_same_bytes() {
     let scene = Scene::set(true).await;
     let account = scene.node.bare_device().await;
     let (mut client, offer, _) = scene.raw(&account).await;
@@ -172,6 +175,74 @@ async fn keys_are_changed_while_messages_flow() {
     assert!(matches!(refused, Err(CallError::Refused { refusal: Refusal::NotFound, .. })));
     scene.key = new;
     scene.register(&late).await;
+}
+
+/// What is sent while keys change, and to how many devices.
+const UNDER_LOAD: usize = 3_000;
+const PHONES: usize = 8;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a5_the_apps_key_is_changed_again_and_again_under_load() {
+    let scene = Scene::set(true).await;
+    let (mut phones, mut regids) = (Vec::new(), Vec::new());
+    for _ in 0..PHONES {
+        let phone = scene.phone().await;
+        regids.push(scene.register(&phone).await);
+        phones.push(phone);
+    }
+    let text = |n: usize| format!("\"nobody else reads {n}\"");
+    // A thousand a second, or what the machine can do.
+    let load = async {
+        let mut ticks = interval(Duration::from_millis(1));
+        let since = Instant::now();
+        for n in 0..UNDER_LOAD {
+            ticks.tick().await;
+            match n % 25 {
+                0 => scene.send(Target::All, &text(n)).await,
+                _ => scene.send_own(&regids[n % PHONES], &text(n)).await,
+            }
+        }
+        since.elapsed()
+    };
+    let is_over = AtomicBool::new(false);
+    let changes = async {
+        let (mut count, mut ticks) = (0, interval(Duration::from_millis(100)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while count < 3 || !is_over.load(Ordering::Relaxed) {
+            ticks.tick().await;
+            let change = SealChange { new_key: true, revoke_older: true, ..Default::default() };
+            let key = seal(&scene.node, change).await;
+            for (phone, regid) in phones.iter().zip(&regids) {
+                phone.device.rekey(regid, &key).await.unwrap();
+            }
+            count += 1;
+        }
+        count
+    };
+    let ended = async {
+        let took = load.await;
+        is_over.store(true, Ordering::Relaxed);
+        took
+    };
+    let (took, changes) = tokio::join!(ended, changes);
+    println!(
+        "{UNDER_LOAD} messages in {took:?}, {changes} keys of the app, each with {PHONES} of devices"
+    );
+    for (at, phone) in phones.iter_mut().enumerate() {
+        let wanted = |n: &usize| n % 25 == 0 || n % PHONES == at;
+        let (mut own, mut all) = (Vec::new(), Vec::new());
+        for _ in (0..UNDER_LOAD).filter(wanted) {
+            let message = phone.message().await;
+            let of = if message.queue == QueueName::All { &mut all } else { &mut own };
+            of.push(String::from_utf8(message.payload.to_vec()).unwrap());
+        }
+        let sent = (0..UNDER_LOAD).filter(wanted);
+        let (to_all, to_one): (Vec<_>, Vec<_>) = sent.partition(|n| n % 25 == 0);
+        assert_eq!(all, to_all.into_iter().map(text).collect::<Vec<_>>());
+        assert_eq!(own, to_one.into_iter().map(text).collect::<Vec<_>>());
+        assert!(!phone.has_more());
+        assert!(!phone.tap.has_heard("nobody else reads") && !phone.tap.has_heard(TITLE));
+    }
 }
 
 #[tokio::test]
