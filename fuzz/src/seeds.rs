@@ -234,6 +234,9 @@ fn sessions() -> Seeds {
     let parked = [1, 0, 1, 0, 1, 0, 0, 1, 0, 6, 0, 0, 9, 6, 0, 0, 9, 10, 0, 1, 3, 0, 15];
     let refresh = [1, 0, 2, 3, 1, 0, 0, 1, 0, 12, 0, 1, 0, 6, 0, 2, 9, 13, 0, 0, 0];
     let later: Vec<u8> = (0..5).flat_map(|kind| [4, 5, kind, 1, 0, kind, 0, 0, 0]).collect();
+    // A drain with a server and a time, then a node that has come back; pauses and hours around messages.
+    let drained = [16, 9, 1, 0, 1, 0, 0, 1, 0, 6, 0, 0, 9];
+    let paused = [18, 0, 0, 6, 0, 0, 9, 17, 0, 6, 0, 1, 9, 17, 0, 6, 0, 2, 9, 18, 0, 0, 17, 0];
     let raw = [0, 0, 11, 6, 0x82, 4, 0, 1, 0, 0, 0, 11, 2, 0xC0, 0, 10, 0];
     vec![
         ("plain", plain.to_vec()),
@@ -243,6 +246,10 @@ fn sessions() -> Seeds {
         ("frames-later", [&frames[..], &later, &steady].concat()),
         ("parked", parked.to_vec()),
         ("refresh", refresh.to_vec()),
+        ("drained", [&plain[..], &drained, &steady].concat()),
+        ("frames-drained", [&frames[..], &drained].concat()),
+        ("paused", [&plain[..], &paused, &steady].concat()),
+        ("frames-paused", [&frames[..], &paused, &steady].concat()),
         ("raw", raw.to_vec()),
     ]
 }

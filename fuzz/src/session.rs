@@ -9,9 +9,13 @@ use bytes::{Bytes, BytesMut};
 use carillon::{
     base::ids::QueueId,
     config,
-    edge::session::{
-        Answer, Call, Context, Input, Output, Parked, Session, filter,
-        handshake::{self, Granted},
+    edge::{
+        close::CloseReason,
+        farewell::Farewell,
+        session::{
+            Answer, Call, Context, Input, Output, Parked, Session, filter,
+            handshake::{self, Granted},
+        },
     },
     queue::position::Position,
     route::Reasons,
@@ -60,6 +64,8 @@ struct Rig {
     /// Packet ids that a restored session may send again.
     resent: BTreeSet<u16>,
     is_closed: bool,
+    /// Once the node drains.
+    farewell: Option<Farewell>,
 }
 
 fn agreed(script: &mut Script<'_>) -> Connect {
@@ -112,6 +118,7 @@ impl Rig {
             world: World::new(),
             resent: BTreeSet::new(),
             is_closed: false,
+            farewell: None,
         }
     }
 
@@ -123,10 +130,10 @@ impl Rig {
             now_s: self.now_s,
             unix_ms: 10_000,
             dice: 7,
-            farewell: None,
+            farewell: self.farewell.as_ref(),
             tag: &tag,
             totals: &|queue| world.totals(queue),
-            is_held: &|_| false,
+            is_held: &|regid| world.is_held(regid),
         };
         let session = self.session.as_mut().expect("a session");
         let done = look(session, &cx, &mut self.out);
@@ -167,7 +174,7 @@ impl Rig {
     }
 
     fn happen(&mut self, script: &mut Script<'_>) {
-        match script.below(16) {
+        match script.below(19) {
             0 => self.packet(Packet::PingReq),
             1 => self.subscribe(script),
             2 => {
@@ -214,8 +221,32 @@ impl Rig {
                 self.input(Input::Nudged(Reasons::REFRESH));
             }
             14 => self.packet(Packet::PingResp),
-            _ => self.input(Input::Nudged(Reasons::TICK)),
+            15 => self.input(Input::Nudged(Reasons::TICK)),
+            16 => self.drain(script),
+            // Its hours begin or end, of which only the clock tells.
+            17 => {
+                self.world.turn(script.below(2));
+                self.input(Input::Nudged(NEWS));
+            }
+            _ => {
+                self.world.pause(script.below(2));
+                self.input(Input::Nudged(Reasons(Reasons::REFRESH.0 | NEWS.0)));
+            }
         }
+    }
+
+    /// The node goes away, which ends the connection whatever else there is to do.
+    fn drain(&mut self, script: &mut Script<'_>) {
+        let server = [None, Some("a.example:1883".to_owned()), Some("x".repeat(300))];
+        let farewell = Farewell {
+            per_s: 0,
+            reconnect_ms: u32::from(script.byte()) << 8,
+            server: server[script.below(3)].clone(),
+        };
+        self.farewell = Some(farewell);
+        let was_open = self.out.close.is_none();
+        self.input(Input::Nudged(Reasons(Reasons::DRAIN.0 | (u32::from(script.byte()) & !ENDS))));
+        assert!(!was_open || self.out.close == Some(CloseReason::Draining), "it stays");
     }
 
     fn subscribe(&mut self, script: &mut Script<'_>) {
@@ -334,6 +365,7 @@ impl Rig {
             };
             assert!(self.out.close.is_none(), "nothing is wanted after the end");
             let session = self.session.as_ref().expect("a session");
+            assert!(!self.world.is_held(&want.regid), "it takes nothing now");
             let queue = session.followings(want.feed)[want.at].queue.id();
             let pulled = self.world.pull(&queue, &want);
             self.look(|session, cx, out| session.fed(cx, want, pulled, out));
@@ -347,7 +379,7 @@ impl Rig {
         self.out.bytes.clear();
         self.world.forget_followed();
         self.now_s += 1;
-        self.is_closed = false;
+        (self.is_closed, self.farewell) = (false, None);
         let parked: Option<Parked> = parked.filter(|_| script.is_yes());
         if parked.is_none() {
             self.connect = agreed(script);
@@ -384,6 +416,8 @@ fn uploaded(upload: &idl::Upload, script: &mut Script<'_>) -> Result<Uploaded, s
 
 /// All the bits that stand for queues.
 const ANY_QUEUE: u32 = !0xFF;
+/// What ends a connection before a drain does.
+const ENDS: u32 = Reasons::TAKEN_OVER.0 | Reasons::REVOKED.0;
 const NEWS: Reasons = Reasons(Reasons::DELIVER.0 | ANY_QUEUE);
 const STEPS_MAX: usize = 400;
 const TURNS_MAX: usize = 10_000;

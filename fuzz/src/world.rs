@@ -58,6 +58,8 @@ pub struct World {
     stored: BTreeMap<(RegId, QueueId), u64>,
     /// What the session follows by its effects.
     followed: BTreeSet<QueueId>,
+    /// Registrations that have hours or a pause, and whether they take nothing now.
+    gated: BTreeMap<RegId, bool>,
 }
 
 impl World {
@@ -88,11 +90,31 @@ impl World {
         });
     }
 
+    /// A registration gets a pause or hours, or is rid of them.
+    pub fn pause(&mut self, which: usize) {
+        let Some(registration) = self.registrations.get(which) else { return };
+        if self.gated.remove(&registration.regid).is_none() {
+            self.gated.insert(registration.regid, true);
+        }
+    }
+
+    /// The hours of a registration that has some begin or end.
+    pub fn turn(&mut self, which: usize) {
+        let Some(registration) = self.registrations.get(which) else { return };
+        self.gated.entry(registration.regid).and_modify(|is_held| *is_held = !*is_held);
+    }
+
+    /// Whether a registration takes nothing now.
+    pub fn is_held(&self, regid: &RegId) -> bool {
+        self.gated.get(regid).copied().unwrap_or(false)
+    }
+
     /// A registration ends. Its name may come back, which in life none does; nothing of it is
     /// known then.
     pub fn unregister(&mut self, which: usize) {
         let gone = self.registrations.remove(which).regid;
         self.stored.retain(|(regid, _), _| *regid != gone);
+        self.gated.remove(&gone);
         self.queues.remove(&QueueName::Own(gone).id());
     }
 
@@ -166,7 +188,7 @@ impl World {
             heads: followings.iter().map(|one| at(self.head(&one.queue.id()))).collect(),
             followings,
             is_named: true,
-            is_gated: false,
+            is_gated: self.gated.contains_key(&registration.regid),
             sealing: Sealing::Open,
         }
     }
