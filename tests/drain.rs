@@ -1,6 +1,9 @@
 //! A drain of a whole node: who is told what, in which order, and how the process ends.
 #![allow(clippy::disallowed_methods, reason = "the doors are the product's, not the tests'")]
 
+mod dice;
+#[path = "drain/many.rs"]
+mod many;
 mod support;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -30,15 +33,19 @@ struct Caller {
 
 impl Caller {
     async fn connect(at: SocketAddr, device: &Device, version: Version) -> Self {
+        Self::connect_as(at, device, Connect { version, ..Connect::default() }).await
+    }
+
+    async fn connect_as(at: SocketAddr, device: &Device, connect: Connect) -> Self {
         let stream = TcpStream::connect(at).await.expect("the node listens");
+        let version = connect.version;
         let decoder = Decoder::client(version, 1 << 20);
         let mut caller = Self { stream, decoder, input: BytesMut::new(), version };
         let connect = Connect {
-            version,
             client_id: device.device_id.clone(),
             username: Some(device.device_id.clone()),
             password: Some(Bytes::from(device.secret.clone())),
-            ..Connect::default()
+            ..connect
         };
         caller.say(&Packet::Connect(Box::new(connect))).await;
         assert!(matches!(caller.hear().await, Some(Packet::ConnAck(ack)) if ack.reason == 0));
@@ -47,16 +54,17 @@ impl Caller {
 
     /// From now on it speaks frames.
     async fn resume(&mut self) {
-        let up = idl::Up {
-            resume: Some(idl::Resume { digest: 0, dictionary: None }),
-            ..frame::empty_up()
-        };
+        let resume = Some(idl::Resume { digest: 0, dictionary: None });
+        self.up(idl::Up { resume, ..frame::empty_up() }).await;
+        self.down().await;
+    }
+
+    async fn up(&mut self, up: idl::Up) {
         let mut payload = Vec::new();
         frame::encode_up(&up, &mut payload).unwrap();
         let (qos, topic) = (Qos::AtMostOnce, "up".to_owned());
         let publish = Publish { qos, topic, payload: payload.into(), ..Publish::default() };
         self.say(&Packet::Publish(publish)).await;
-        self.down().await;
     }
 
     async fn say(&mut self, packet: &Packet) {
