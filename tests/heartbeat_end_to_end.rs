@@ -149,6 +149,26 @@ async fn the_second_device_does_not_pay_what_the_first_one_paid() {
     drop((first, second));
 }
 
+/// Eight devices come one after the other, each by a flow of its own through the NAT of the network
+/// that all name. The first two find out by drops; what both have survived is what the fleet
+/// knows. With the eighth it is large enough to explore, which may cost a drop.
+#[tokio::test(start_paused = true)]
+async fn later_devices_of_a_network_are_advised_and_lose_fewer_connections() {
+    let node = Arc::new(Node::start().await);
+    let (received, _) = mpsc::channel(16);
+    let (mut drops, mut devices) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let (account, nat) = (node.device().await, Nat::new(300));
+        devices.push(device(&node, &nat, &account, &received).await);
+        hours(3).await;
+        drops.push(nat.drops());
+    }
+    println!("drops of each in its first three hours: {drops:?}");
+    let (first, later) = drops.split_at(2);
+    assert_eq!(first, [2, 2], "they learn alone");
+    assert!(later.iter().sum::<u64>() <= 2, "{later:?}: they are advised");
+}
+
 #[tokio::test(start_paused = true)]
 async fn messages_reach_a_device_whose_connection_the_nat_has_killed() {
     let node = Arc::new(Node::start().await);
