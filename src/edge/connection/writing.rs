@@ -26,7 +26,11 @@ impl<S: Carrier> Connection<S> {
         let at_once = poll_fn(|cx| Poll::Ready(self.poll_write_all(cx, &mut out.bytes))).await;
         match at_once {
             Poll::Ready(written) => written?,
-            Poll::Pending => Box::pin(self.write_slowly(&mut out.bytes)).await?,
+            Poll::Pending => {
+                // This may last, and there may be many.
+                out.keep_unwritten();
+                Box::pin(self.write_slowly(&mut out.bytes)).await?;
+            }
         }
         self.bytes_out += bytes;
         self.edge().metrics.edge.bytes_out.increment(bytes);

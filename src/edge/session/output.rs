@@ -104,6 +104,12 @@ impl Output {
         self.seal_refusals.clear();
     }
 
+    /// Holds no more memory than what is still to be written takes.
+    pub fn keep_unwritten(&mut self) {
+        self.bytes = BytesMut::from(&self.bytes[..]);
+        (self.scratch, self.packed_scratch) = (Vec::new(), Vec::new());
+    }
+
     pub(super) fn packet(&mut self, version: Version, packet: &Packet) {
         let encoded = mqtt::encode(version, packet, &mut self.bytes);
         assert!(encoded.is_ok(), "our own packets can be encoded");

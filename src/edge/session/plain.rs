@@ -436,5 +436,5 @@ fn seconds_until(at_ms: u64, now_ms: u64) -> u32 {
 
 /// Entries that a feed may take in one turn.
 const TURN_ENTRIES: usize = 8;
-/// Bytes of bodies that a feed may take in one turn.
-const TAKE_BYTES: usize = 64 << 10;
+/// Bytes of bodies behind which a feed takes nothing more in one turn.
+const TAKE_BYTES: usize = 16 << 10;
