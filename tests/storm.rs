@@ -24,3 +24,5 @@ mod rate;
 mod sessions;
 #[path = "storm/silent.rs"]
 mod silent;
+#[path = "storm/tls.rs"]
+mod tls;

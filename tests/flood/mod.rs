@@ -26,7 +26,29 @@ use crate::{
 
 /// How much more than in the gate: the slow set sets it.
 pub fn scale() -> usize {
-    number_from_env("CARILLON_OVERLOAD").unwrap_or(1) as usize
+    number_from_env("CARILLON_OVERLOAD").unwrap_or(1).max(1) as usize
+}
+
+/// How much of something there is: `gate` in the gate, `full` from the slow set's scale on, and
+/// in between evenly.
+pub fn size(gate: usize, full: usize) -> usize {
+    let part = scale().min(FULL) - 1;
+    gate + full.saturating_sub(gate) * part / (FULL - 1)
+}
+
+/// One line of the table that `scripts/slow overload` leaves: how those who behave were served
+/// without a flood and in it.
+pub fn tell(what: &str, quiet: &Latencies, flood: &Latencies) {
+    let counts = |of: &Latencies| format!("{}, {}", of.unicasts.len(), of.connects.len());
+    println!(
+        "flood: | {what} | {} | {} | {} | {} | {}; {} |",
+        quiet.unicast_p99(),
+        flood.unicast_p99(),
+        quiet.connect_p99(),
+        flood.connect_p99(),
+        counts(quiet),
+        counts(flood)
+    );
 }
 
 /// Strangers have bounds, the devices that behave have none.
@@ -41,6 +63,8 @@ pub struct Scene {
     receipts: mpsc::Receiver<Receipt>,
     connected: JoinSet<()>,
     sent: u64,
+    /// Whether those who behave are let in now.
+    pub is_open: bool,
 }
 
 impl Scene {
@@ -63,11 +87,16 @@ impl Scene {
             let witness = witness::Witness::new(&node, number, device).await;
             connected.spawn(witness.listen(tell.clone()));
         }
-        Self { node, good, newcomer, receipts, connected, sent: 0 }
+        Self { node, good, newcomer, receipts, connected, sent: 0, is_open: true }
     }
 
     pub fn mqtt(&self) -> SocketAddr {
         self.node.listen().mqtt
+    }
+
+    /// How those who behave are served while nothing else happens.
+    pub async fn quiet(&mut self) -> Latencies {
+        self.served_while(size(50, 1_000), async {}).await.0
     }
 
     /// Serves the devices that behave `count` times, and more while `flood` goes on.
@@ -83,8 +112,9 @@ impl Scene {
             outcome
         };
         let serve = async {
-            while !is_over.get() || latencies.count() < count {
+            while !is_over.get() || latencies.unicasts.len() < count {
                 self.serve_one(&mut latencies).await;
+                latencies.memory_kib = latencies.memory_kib.max(self.memory_kib());
             }
         };
         let (outcome, ()) = tokio::join!(flood, serve);
@@ -93,7 +123,7 @@ impl Scene {
 
     /// One unicast, and a connect now and then.
     async fn serve_one(&mut self, latencies: &mut Latencies) {
-        if self.sent.is_multiple_of(5) {
+        if self.is_open && self.sent.is_multiple_of(5) {
             let at = std::time::Instant::now();
             let mut client = Client::open(self.mqtt(), None).await.expect("the node listens");
             assert_eq!(client.connect(&self.newcomer).await, Ok(()), "a good one is welcome");
@@ -179,3 +209,5 @@ pub fn count(all: &[Result<(), Ended>], wanted: Result<(), Ended>) -> usize {
 /// Longer than anything that the node does.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 const GOOD: usize = 8;
+/// The scale at which sizes are those of the slow set.
+const FULL: usize = 10;

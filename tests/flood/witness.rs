@@ -1,9 +1,6 @@
 //! A device that behaves: it takes what it is sent, once and in order, and says when.
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use carillon_wire::mqtt::{Ack, Packet};
 use tokio::sync::mpsc;
@@ -64,32 +61,24 @@ pub struct Latencies {
     pub unicasts: Vec<Duration>,
     /// From before the connect to CONNACK.
     pub connects: Vec<Duration>,
+    /// The node's memory at its largest.
+    pub memory_kib: usize,
 }
 
 impl Latencies {
-    pub fn count(&self) -> usize {
-        self.unicasts.len()
+    pub fn unicast_p99(&self) -> String {
+        p99(&self.unicasts)
+    }
+
+    pub fn connect_p99(&self) -> String {
+        p99(&self.connects)
     }
 }
 
-impl fmt::Display for Latencies {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |all: &[Duration], share: usize| {
-            let mut all = all.to_vec();
-            all.sort_unstable();
-            let at = (all.len() * share / 100).min(all.len().saturating_sub(1));
-            all.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e3)
-        };
-        let Self { unicasts, connects } = self;
-        write!(
-            f,
-            "unicast p50 {:.1} p99 {:.1} ms of {}, connect p50 {:.1} p99 {:.1} ms of {}",
-            of(unicasts, 50),
-            of(unicasts, 99),
-            unicasts.len(),
-            of(connects, 50),
-            of(connects, 99),
-            connects.len()
-        )
-    }
+/// In milliseconds; a dash if there were none.
+pub fn p99(times: &[Duration]) -> String {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = times.get(times.len() * 99 / 100);
+    at.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64() * 1e3))
 }

@@ -9,7 +9,7 @@ use carillon_wire::mqtt::Packet;
 use serde_json::json;
 
 use crate::{
-    flood::{Scene, client::Client, crowd, scale},
+    flood::{Scene, client::Client, crowd, size},
     support::Device,
     wirelab::lab::devices,
 };
@@ -25,9 +25,10 @@ async fn resume(to: SocketAddr, device: Device) -> (Client, Duration) {
     (client, at.elapsed())
 }
 
+/// 10,000 in the slow set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_who_are_cut_at_once_are_back_and_served() {
-    let storm = 500 * scale().min(20);
+    let storm = size(500, 10_000);
     let mut scene = Scene::with("", "").await;
     let mut accounts = Vec::new();
     while accounts.len() < storm {

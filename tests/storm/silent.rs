@@ -8,10 +8,10 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use crate::flood::{DEADLINE, Scene, client::Client, crowd, scale};
+use crate::flood::{DEADLINE, Scene, client::Client, crowd, scale, size, tell};
 
 /// The first bytes of a TLS ClientHello, which never goes on.
-const HALF_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3];
+pub const HALF_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3];
 
 /// Waits until the node closes a socket that says no more.
 async fn until_closed(mut client: Client) -> bool {
@@ -25,7 +25,7 @@ async fn silent_sockets_of_one_address_hold_its_share_only() {
     let edge = "handshakes_max = 64\nhandshake_timeout_ms = 1500\n";
     let mut scene = Scene::with(edge, "handshakes_per_address_max = 16\n").await;
     let (mqtt, mqtts) = (scene.mqtt(), scene.node.listen().mqtts);
-    let (quiet, ()) = scene.served_while(100, async {}).await;
+    let quiet = scene.quiet().await;
     let flood = crowd(sockets, 100, move |number| async move {
         let to = if number % 2 == 0 { mqtt } else { mqtts };
         let mut client = Client::open(to, Some(1)).await.expect("a socket");
@@ -35,7 +35,7 @@ async fn silent_sockets_of_one_address_hold_its_share_only() {
         until_closed(client).await
     });
     let (during, all) = scene.served_while(20, flood).await;
-    println!("{sockets} silent sockets of one address: quiet {quiet}; flood {during}");
+    tell(&format!("{sockets} half-open sockets of one address"), &quiet, &during);
     assert!(all.into_iter().all(|is_closed| is_closed), "a silent one stays");
     let (refused, late) =
         (scene.refused("address_handshakes").await, scene.handshakes("timeout").await);
@@ -52,13 +52,14 @@ async fn silent_sockets_of_many_addresses_give_their_places_to_others() {
     let edge = "handshakes_max = 64\nhandshake_timeout_ms = 60000\n";
     let mut scene = Scene::with(edge, "handshakes_per_address_max = 16\n").await;
     let mqtt = scene.mqtt();
+    let quiet = scene.quiet().await;
     let mut silent = Vec::new();
     for number in 0..sockets {
         let from = 1 + (number / 16) as u8;
         silent.push(Client::open(mqtt, Some(from)).await.expect("a socket"));
     }
-    let (during, ()) = scene.served_while(30, async {}).await;
-    println!("{sockets} silent sockets of ten addresses hold 64 places: {during}");
+    let (during, ()) = scene.served_while(size(30, 1_000), async {}).await;
+    tell(&format!("{sockets} half-open sockets of ten addresses in 64 places"), &quiet, &during);
     let evicted = scene.handshakes("evicted").await;
     assert!(evicted >= sockets - 64, "{evicted} gave way");
     assert_eq!(scene.handshakes("timeout").await, 0);
@@ -66,21 +67,28 @@ async fn silent_sockets_of_many_addresses_give_their_places_to_others() {
     scene.end_well().await;
 }
 
-/// O6: one byte now and then.
-#[tokio::test]
+/// O6: a byte now and then. In the slow set all 5,000, each with ten bytes within the deadline
+/// instead of one: more work for the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_connects_are_closed_by_the_deadline_and_cost_little() {
-    let sockets = 150 * scale();
-    let scene_edge = format!("handshakes_max = {}\nhandshake_timeout_ms = 1200\n", sockets + 64);
-    let mut scene = Scene::with(&scene_edge, "handshakes_per_address_max = 0\n").await;
+    let (sockets, timeout_ms) = (size(150, 5_000), size(1_200, 10_000));
+    let places = sockets + 64;
+    let edge = format!(
+        "handshakes_max = {places}\ntls_handshakes_max = {places}\n\
+         handshake_timeout_ms = {timeout_ms}\n"
+    );
+    let gate = "handshakes_per_address_max = 0\nconnects_per_address_per_s = 0\n";
+    let mut scene = Scene::with(&edge, gate).await;
     let (mqtt, mqtts) = (scene.mqtt(), scene.node.listen().mqtts);
-    let (quiet, ()) = scene.served_while(100, async {}).await;
+    let quiet = scene.quiet().await;
     let before = scene.memory_kib();
+    let pace = Duration::from_millis(timeout_ms as u64 / 10);
     let flood = crowd(sockets, sockets, move |number| async move {
         let to = if number % 3 == 2 { mqtts } else { mqtt };
         let mut client = Client::open_as(to, Some(1), Version::V5).await.expect("a socket");
         let bytes: &[u8] =
             if number % 3 == 2 { &HALF_HELLO } else { b"\x10\xff\x3e\0\x04MQTT\x05\x02\0\x3c\0" };
-        let mut pace = interval(Duration::from_millis(100));
+        let mut pace = interval(pace);
         for byte in bytes.iter().chain(std::iter::repeat_n(&0, 5_000)) {
             pace.tick().await;
             if client.stream.write_all(&[*byte]).await.is_err() {
@@ -90,8 +98,9 @@ async fn slow_connects_are_closed_by_the_deadline_and_cost_little() {
         false
     });
     let (during, all) = scene.served_while(20, flood).await;
-    let grown = scene.memory_kib().saturating_sub(before);
-    println!("{sockets} slow sockets, {grown} KiB: quiet {quiet}; flood {during}");
+    let grown = during.memory_kib.saturating_sub(before);
+    tell(&format!("{sockets} slow CONNECTs and ClientHellos"), &quiet, &during);
+    println!("{sockets} slow sockets held {grown} KiB at once");
     assert!(all.into_iter().all(|is_closed| is_closed), "a slow one stays");
     let ended = scene.handshakes("timeout").await
         + scene.handshakes("malformed").await
