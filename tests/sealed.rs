@@ -178,7 +178,7 @@ async fn keys_are_changed_while_messages_flow() {
 }
 
 /// What is sent while keys change, and to how many devices.
-const UNDER_LOAD: usize = 3_000;
+const UNDER_LOAD: usize = 800;
 const PHONES: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
