@@ -81,7 +81,7 @@ impl Reasons {
 
     /// Whether this one may.
     pub fn are_urgent_for(self, queue: &QueueId) -> bool {
-        self.0 & Self::urgent_bit_of(queue) != 0
+        self.concern(queue) && self.0 & Self::urgent_bit_of(queue) != 0
     }
 
     fn bit_of(queue: &QueueId) -> u32 {

@@ -403,11 +403,14 @@ fn the_window_of_one_registration_is_bounded() {
 #[test]
 fn what_is_urgent_goes_before_the_rest_of_a_registration() {
     let mut rig = Rig::v5();
-    // Some share a bit, and are as urgent then.
-    let urgent = |name: &str| Reasons::new_in(&topic(name).id(), Priority::High);
-    let is_alone = |name: &&str| {
-        ![own(1), topic("sport")].iter().any(|one| urgent(name).are_urgent_for(&one.id()))
+    let others = [own(1), topic("sport")].map(|one| one.id());
+    let [news, more] = others.each_ref().map(|one| Reasons::new_in(one, Priority::Normal));
+    // All of them at once, as one look finds them.
+    let urgent = |name: &str| {
+        Reasons(Reasons::new_in(&topic(name).id(), Priority::High).0 | news.0 | more.0)
     };
+    // Some share a bit, and are as urgent then.
+    let is_alone = |name: &&str| !others.iter().any(|one| urgent(name).are_urgent_for(one));
     let alarm = ["alarm", "fire", "flood", "storm", "theft", "quake"].into_iter().find(is_alone);
     let alarm = alarm.expect("one of them");
     let one = registration(1, "demo", &["sport", alarm]);
@@ -416,9 +419,7 @@ fn what_is_urgent_goes_before_the_rest_of_a_registration() {
     rig.own_one("own");
     rig.append(&topic("sport"), message("sport"));
     rig.append(&topic(alarm), message("alarm"));
-    // All of them at once, as one look finds them.
-    let others = [own(1), topic("sport")].map(|one| Reasons::new_in(&one.id(), Priority::Normal));
-    rig.input(Input::Nudged(Reasons(urgent(alarm).0 | others[0].0 | others[1].0)));
+    rig.input(Input::Nudged(urgent(alarm)));
     let seen = downs(rig.pump());
     let first = seen[0].1.deltas.as_ref().expect("deltas").deltas[0].queue.clone();
     assert_eq!(first.name.as_deref(), Some(alarm));
