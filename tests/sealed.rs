@@ -229,7 +229,7 @@ async fn a5_the_apps_key_is_changed_again_and_again_under_load() {
         "{UNDER_LOAD} messages in {took:?}, {changes} keys of the app, each with {PHONES} of devices"
     );
     for (at, phone) in phones.iter_mut().enumerate() {
-        let wanted = |n: &usize| n % 25 == 0 || n % PHONES == at;
+        let wanted = |n: &usize| n.is_multiple_of(25) || n % PHONES == at;
         let (mut own, mut all) = (Vec::new(), Vec::new());
         for _ in (0..UNDER_LOAD).filter(wanted) {
             let message = phone.message().await;
