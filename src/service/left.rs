@@ -5,7 +5,10 @@
 //! still wait. Kept in memory, for a bounded number: who is not known here, or left before a
 //! restart, may get what waits for it a second time, as after a lost acknowledgement.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use quick_cache::sync;
 
@@ -29,11 +32,15 @@ struct Left {
 }
 
 /// What each registration had, oldest first.
-pub struct LeftQueues(sync::Cache<RegId, Arc<[Left]>>);
+pub struct LeftQueues {
+    of: sync::Cache<RegId, Arc<[Left]>>,
+    /// Whether there is any: asked for each delivery of a shared message, without a lock.
+    is_any: AtomicBool,
+}
 
 impl Default for LeftQueues {
     fn default() -> Self {
-        Self(sync::Cache::new(REGISTRATIONS_MAX))
+        Self { of: sync::Cache::new(REGISTRATIONS_MAX), is_any: AtomicBool::new(false) }
     }
 }
 
@@ -43,16 +50,17 @@ impl Service {
         if to.seq <= since.seq {
             return;
         }
-        let before = self.left_queues.0.get(regid);
+        let before = self.left_queues.of.get(regid);
         let mut all = before.map(|before| before.to_vec()).unwrap_or_default();
         all.push(Left { queue, since, to });
         let old = all.len().saturating_sub(QUEUES_MAX);
-        self.left_queues.0.insert(*regid, all.split_off(old).into());
+        self.left_queues.of.insert(*regid, all.split_off(old).into());
+        self.left_queues.is_any.store(true, Ordering::Release);
     }
 
     /// Whether a registration left some queue lately.
     pub(super) fn has_left(&self, regid: &RegId) -> bool {
-        !self.left_queues.0.is_empty() && self.left_queues.0.get(regid).is_some()
+        self.left_queues.is_any.load(Ordering::Acquire) && self.left_queues.of.get(regid).is_some()
     }
 
     /// Whether a registration had the entry at a place of a queue before it left that.
@@ -62,6 +70,6 @@ impl Service {
                 && (left.since.seq < place.seq && place.seq <= left.to.seq)
                 && place.epoch <= left.to.epoch
         };
-        self.left_queues.0.get(regid).is_some_and(|all| all.iter().any(had))
+        self.left_queues.of.get(regid).is_some_and(|all| all.iter().any(had))
     }
 }
