@@ -70,8 +70,6 @@ pub(super) struct Connection<S> {
     decoder: Decoder,
     /// The beginning of a packet whose rest has not come.
     rest: Option<Box<BytesMut>>,
-    /// Nudges that came while a write was blocked.
-    reasons: u32,
     place: Place,
     pace: paced::Pace,
     close: Option<CloseReason>,
@@ -111,7 +109,6 @@ impl<S> Connection<S> {
             session: Some(session),
             decoder,
             rest: None,
-            reasons: 0,
             place: Place::default(),
             pace: paced::Pace::default(),
             close: None,
@@ -400,9 +397,6 @@ impl<S: Carrier> Connection<S> {
     /// What comes next. Biased: a nudge may say that the device is elsewhere by now, and
     /// then nothing more may be read. Cancel-safe.
     pub(super) fn poll_event(&mut self, cx: &mut Task<'_>) -> Poll<Event> {
-        if self.reasons != 0 {
-            return Poll::Ready(Event::Nudged(Reasons(std::mem::take(&mut self.reasons))));
-        }
         if let Poll::Ready(reasons) = self.poll_reasons(cx) {
             return Poll::Ready(Event::Nudged(reasons));
         }

@@ -9,7 +9,7 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -28,10 +28,10 @@ use crate::{
 };
 
 /// Why a connection was woken: a set of bits. Above the lowest eight each stands for some of
-/// the queues, so that it looks at those only which may have something new: sixteen for all that
-/// is, eight for what is urgent.
+/// the queues, so that it looks at those only which may have something new: forty for all that
+/// is, sixteen for what is urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reasons(pub u32);
+pub struct Reasons(pub u64);
 
 impl Reasons {
     /// A queue that it follows has new entries: see [`Reasons::new_in`].
@@ -50,10 +50,12 @@ impl Reasons {
     pub const PACED: Self = Self(64);
     /// The connection is no more.
     const GONE: Self = Self(128);
+    /// There is none.
+    pub const NONE: Self = Self(0);
     /// Any of its queues may have something new for it.
-    pub const ALL_QUEUES: Self = Self(0x00FF_FF00 | Self::DELIVER.0);
+    pub const ALL_QUEUES: Self = Self(0x0000_FFFF_FFFF_FF00 | Self::DELIVER.0);
     /// Any of these bits: some queue has something urgent.
-    const URGENT: Self = Self(0xFF00_0000);
+    const URGENT: Self = Self(0xFFFF_0000_0000_0000);
 
     /// This queue has new entries, the most urgent of which has this priority.
     pub fn new_in(queue: &QueueId, priority: Priority) -> Self {
@@ -84,15 +86,15 @@ impl Reasons {
         self.concern(queue) && self.0 & Self::urgent_bit_of(queue) != 0
     }
 
-    fn bit_of(queue: &QueueId) -> u32 {
+    fn bit_of(queue: &QueueId) -> u64 {
         // Ids are hashes: any of their bytes is as good as another.
         let [.., byte] = queue.0;
-        1 << (8 + u32::from(byte) % 16)
+        1 << (8 + u32::from(byte) % 40)
     }
 
-    fn urgent_bit_of(queue: &QueueId) -> u32 {
+    fn urgent_bit_of(queue: &QueueId) -> u64 {
         let [.., byte, _] = queue.0;
-        1 << (24 + u32::from(byte) % 8)
+        1 << (48 + u32::from(byte) % 16)
     }
 }
 
@@ -100,7 +102,7 @@ impl Reasons {
 #[derive(Debug, Default)]
 pub struct Nudge {
     waker: AtomicWaker,
-    reasons: AtomicU32,
+    reasons: AtomicU64,
     /// When it is woken without a reason from outside, as who wakes it counts time; 0: never.
     alarm: AtomicU32,
     opened: u64,
@@ -145,6 +147,12 @@ impl Nudge {
             self.waker.wake();
         }
         before & Reasons::PACED.0 == 0
+    }
+
+    /// Keeps reasons that the owner took for when it takes them next. Wakes nobody, and no
+    /// portion waits for it again.
+    pub fn put_back(&self, reasons: Reasons) {
+        self.reasons.fetch_or(reasons.0 & !Reasons::PACED.0, Ordering::AcqRel);
     }
 
     /// Takes the reasons that came since the last time, of which there may be none.

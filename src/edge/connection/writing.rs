@@ -39,24 +39,31 @@ impl<S: Carrier> Connection<S> {
 
     async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
         let patience = Duration::from_millis(self.edge().config().write_timeout_ms);
-        while !timeout(patience, self.write_some(bytes))
+        let mut held = Reasons::NONE;
+        while !timeout(patience, self.write_some(bytes, &mut held))
             .await
             .unwrap_or(Err(CloseReason::WriteTimeout))?
         {}
+        // Nudges that came meanwhile are for the next turn.
+        self.nudge().put_back(held);
         Ok(())
     }
 
     /// Completes when the device has taken something; whether that was all.
-    async fn write_some(&mut self, bytes: &mut BytesMut) -> Result<bool, CloseReason> {
+    async fn write_some(
+        &mut self,
+        bytes: &mut BytesMut,
+        held: &mut Reasons,
+    ) -> Result<bool, CloseReason> {
         let before = bytes.len();
         poll_fn(|cx| {
             if let Poll::Ready(reasons) = self.poll_reasons(cx) {
-                self.reasons |= reasons.0;
+                held.0 |= reasons.0;
             }
-            if Reasons(self.reasons).has(Reasons::TAKEN_OVER) {
+            if held.has(Reasons::TAKEN_OVER) {
                 return Poll::Ready(Err(CloseReason::TakenOver));
             }
-            if Reasons(self.reasons).has(Reasons::DRAIN) {
+            if held.has(Reasons::DRAIN) {
                 return Poll::Ready(Err(CloseReason::Draining));
             }
             match self.poll_write_all(cx, bytes) {
