@@ -194,7 +194,7 @@ impl Rig {
                 self.input(Input::Nudged(NEWS));
             }
             8 => self.input(Input::Nudged(Reasons(
-                (u32::from(script.byte()) | ANY_QUEUE) & !Reasons::DRAIN.0,
+                (u64::from(script.byte()) | ANY_QUEUE) & !Reasons::DRAIN.0,
             ))),
             9 => self.now_s += u64::from(script.byte()),
             10 => {
@@ -245,7 +245,7 @@ impl Rig {
         };
         self.farewell = Some(farewell);
         let was_open = self.out.close.is_none();
-        self.input(Input::Nudged(Reasons(Reasons::DRAIN.0 | (u32::from(script.byte()) & !ENDS))));
+        self.input(Input::Nudged(Reasons(Reasons::DRAIN.0 | (u64::from(script.byte()) & !ENDS))));
         assert!(!was_open || self.out.close == Some(CloseReason::Draining), "it stays");
     }
 
@@ -415,9 +415,9 @@ fn uploaded(upload: &idl::Upload, script: &mut Script<'_>) -> Result<Uploaded, s
 }
 
 /// All the bits that stand for queues.
-const ANY_QUEUE: u32 = !0xFF;
+const ANY_QUEUE: u64 = !0xFF;
 /// What ends a connection before a drain does.
-const ENDS: u32 = Reasons::TAKEN_OVER.0 | Reasons::REVOKED.0;
+const ENDS: u64 = Reasons::TAKEN_OVER.0 | Reasons::REVOKED.0;
 const NEWS: Reasons = Reasons(Reasons::DELIVER.0 | ANY_QUEUE);
 const STEPS_MAX: usize = 400;
 const TURNS_MAX: usize = 10_000;

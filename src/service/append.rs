@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     base::{
-        ids::{MessageId, QueueName},
+        ids::{MessageId, QueueId, QueueName},
         tasks,
     },
     crash_point,
@@ -128,14 +128,7 @@ impl Service {
                     if txn.get(space, &key)?.is_some() {
                         continue;
                     }
-                    match txn.append(queue, Body::Message(message.clone())) {
-                        Ok(place) => txn.put(space, key, encode(&place)),
-                        // One damaged queue does not keep the others from theirs.
-                        Err(store::Error::Damaged(cause)) => {
-                            tracing::error!(%queue, cause, "cannot append to a damaged queue");
-                        }
-                        Err(error) => return Err(error.into()),
-                    }
+                    append_at(txn, queue, Body::Message(message.clone()), (space, key))?;
                 }
                 Ok(())
             };
@@ -213,5 +206,23 @@ pub(super) fn append_with_record(
     let (id, space) = (message.id, messages_of(&message.id));
     record.place = Some(txn.append(record.queues[0].id(), Body::Message(message))?);
     txn.put_unread(space, id.as_bytes(), encode(&record));
+    Ok(())
+}
+
+/// Appends to one of several queues, and notes the place there. One damaged queue does not keep
+/// the others from theirs.
+pub(super) fn append_at(
+    txn: &mut Txn<'_>,
+    queue: QueueId,
+    body: Body,
+    (space, key): (Space, Vec<u8>),
+) -> Result<(), store::Error> {
+    match txn.append(queue, body) {
+        Ok(place) => txn.put(space, key, encode(&place)),
+        Err(store::Error::Damaged(cause)) => {
+            tracing::error!(%queue, cause, "cannot append to a damaged queue");
+        }
+        Err(error) => return Err(error),
+    }
     Ok(())
 }

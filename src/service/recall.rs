@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Service,
+    append::append_at,
     records::{MessageRecord, place_key},
     send::messages_of,
     trace::MessageState,
@@ -33,7 +34,7 @@ use crate::{
         entry::{Body, Recall},
         position::Position,
         shard,
-        store::{self, Range, Space, decode, encode},
+        store::{Range, Space, decode, encode},
         txn::Txn,
     },
 };
@@ -183,14 +184,7 @@ impl Service {
                     if let Some(place) = txn.get(space, &place_key(&recall.id, &queue))? {
                         recall.seq = Some(decode::<Position>(&place)?.seq);
                     }
-                    match txn.append(queue, Body::Recall(recall)) {
-                        Ok(place) => txn.put(space, key, encode(&place)),
-                        // One damaged queue does not keep the others from theirs.
-                        Err(store::Error::Damaged(cause)) => {
-                            tracing::error!(%queue, cause, "cannot append to a damaged queue");
-                        }
-                        Err(error) => return Err(error.into()),
-                    }
+                    append_at(txn, queue, Body::Recall(recall), (space, key))?;
                 }
                 Ok(())
             };
