@@ -200,7 +200,8 @@ impl Sides<'_> {
             let mut n = 0;
             while !*is_done.borrow_and_update() {
                 self.broadcast(payload(n, self.plan.bytes)).await?;
-                crowd.fanned(n, ALL_WITHIN).await?;
+                let is_everywhere = crowd.fanned(n, ALL_WITHIN).await?;
+                ensure!(is_everywhere, "broadcast {n} is not with all after {ALL_WITHIN:?}");
                 n += 1;
             }
             anyhow::Ok((n, since.elapsed()))

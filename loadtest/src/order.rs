@@ -139,6 +139,14 @@ impl TopicOf {
             Self::All => "load/all".to_owned(),
         }
     }
+
+    /// The client id of a broker's device. The same device may be there for each kind at once.
+    pub fn client_id(self, device: usize) -> String {
+        match self {
+            Self::Each => format!("load-{device}"),
+            Self::All => format!("load-all-{device}"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

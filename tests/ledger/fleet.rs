@@ -214,6 +214,12 @@ impl Fleet {
 
     /// Waits until everything that was accepted is acknowledged, and judges the history.
     pub async fn settle(&mut self, node: &Node) -> Report {
+        self.wait_until_acknowledged(node).await;
+        self.ledger.judge()
+    }
+
+    /// Waits until everything that was accepted is acknowledged.
+    pub async fn wait_until_acknowledged(&mut self, node: &Node) {
         let scheduled = std::mem::take(&mut *self.shared.scheduled.lock().unwrap());
         let several = std::mem::take(&mut *self.shared.several.lock().unwrap());
         for id in scheduled.into_iter().chain(several) {
@@ -225,7 +231,6 @@ impl Fleet {
             }
             node.wait_until_acknowledged(&account.regid).await;
         }
-        self.ledger.judge()
     }
 
     /// What the callback must be told once everything is acknowledged, and what it may be told.

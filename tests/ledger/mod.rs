@@ -174,6 +174,11 @@ impl Ledger {
         report
     }
 
+    /// Events that were noted so far.
+    pub fn len(&self) -> usize {
+        self.history().len()
+    }
+
     /// Messages that were attempted so far; the next one has a higher number.
     pub fn attempted(&self) -> u64 {
         let number = |noted: &Noted| match noted.event {

@@ -1,5 +1,5 @@
 //! Rounds of dying and coming back: each starts the node so that it ends at a chosen
-//! place, under load, and then without that; the ledger must be clean every time.
+//! place, under load, and then without that; the ledger must be clean every time that it is judged.
 
 use std::{
     fs,
@@ -20,6 +20,8 @@ pub struct Rounds {
     pub node: Node,
     pub fleet: Fleet,
     launcher: Launcher,
+    /// Events in the ledger when it was judged last.
+    judged: usize,
     /// The longest time from a start to being ready.
     pub longest_restart: Duration,
 }
@@ -49,7 +51,7 @@ impl Rounds {
         let config = plan.callback.is_some().then(|| CALLBACKS.to_owned());
         let node = Node::start_with(Options { wrapper, config, ..Options::default() }).await;
         let fleet = Fleet::set_up(&node, plan, dice.fork()).await;
-        Self { node, fleet, launcher, longest_restart: Duration::ZERO }
+        Self { node, fleet, launcher, judged: 0, longest_restart: Duration::ZERO }
     }
 
     /// Kills the node as a crash does.
@@ -71,8 +73,9 @@ impl Rounds {
         status
     }
 
-    /// Starts the dead node as it is, with the load still running, and judges the history
-    /// once everything is acknowledged.
+    /// Starts the dead node as it is, with the load still running, and waits until everything is
+    /// acknowledged. Judges the history if it is an eighth longer than last time: who judged it each
+    /// time would do nothing else after some hundred rounds.
     pub async fn recover(&mut self) {
         self.launcher.arrange("");
         let since = Instant::now();
@@ -80,7 +83,12 @@ impl Rounds {
         self.longest_restart = self.longest_restart.max(since.elapsed());
         self.fleet.ledger.note(Event::Ready);
         self.fleet.stop_load().await;
-        self.fleet.settle(&self.node).await;
+        self.fleet.wait_until_acknowledged(&self.node).await;
+        let noted = self.fleet.ledger.len();
+        if noted >= self.judged + self.judged / 8 {
+            self.fleet.ledger.judge();
+            self.judged = noted;
+        }
     }
 
     /// A file of the test's own.

@@ -19,7 +19,7 @@ impl Fleet {
         let (version, keep_alive_s) = (self.setup.version, self.setup.keep_alive_s);
         let mut out = Vec::with_capacity(256);
         if let Speech::Broker { topic, qos } = &self.setup.speech {
-            let client_id = &format!("load-{number}");
+            let client_id = &topic.client_id(number);
             mqtt::connect(Connect { version, client_id, user: None, keep_alive_s }, &mut out);
             mqtt::subscribe(version, &topic.name(number), *qos, &mut out);
             return Ok(out);

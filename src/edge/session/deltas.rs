@@ -76,6 +76,15 @@ struct Fitted {
     wrapped_keys: Vec<u8>,
 }
 
+/// Bytes that a frame of deltas may have.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Before this it ends.
+    ends: usize,
+    /// Unless it has one entry, which may be as large as this.
+    most: usize,
+}
+
 impl Fitted {
     fn up_to(to: Position) -> Self {
         let (entries, at_ms, wrapped_keys) = (Vec::new(), Vec::new(), Vec::new());
@@ -103,7 +112,7 @@ impl Session {
                 continue;
             };
             let room = cx.bounds.frame_entries_max.saturating_sub(draft.entries);
-            let bytes = self.budget().saturating_sub(draft.bytes);
+            let bytes = self.room(cx, draft).ends.saturating_sub(draft.bytes);
             let lane = self.feeds.at(draft.feed).next_lane(true);
             match lane {
                 Some(at)
@@ -128,7 +137,7 @@ impl Session {
     ) {
         let Some(mut draft) = self.take_draft() else { return };
         let queue = self.followings(want.feed)[want.at].queue.clone();
-        let budget = self.budget();
+        let room = self.room(cx, &draft);
         let lane = &mut self.feeds.at_mut(want.feed).lanes[want.at];
         let Some(pulled) = pulled else {
             lane.news = News::None;
@@ -151,7 +160,7 @@ impl Session {
             self.feeds.gather(want.feed, want.at, gather);
             return self.set_draft(draft);
         }
-        let fitted = draft.fit(cx, &queue, want.after, &pulled, budget, out);
+        let fitted = draft.fit(cx, &queue, want.after, &pulled, room, out);
         let Ok(fitted) = fitted else {
             // It goes out sealed or not at all.
             out.seal_refusals.push(SealRefusal::Cipher);
@@ -236,9 +245,21 @@ impl Session {
             && !self.is_held(cx, feed)
     }
 
-    /// Bytes that a frame of deltas may have.
+    /// Bytes that a frame of several things may have.
     pub(super) fn budget(&self) -> usize {
-        (self.terms.max_packet_bytes as usize).saturating_sub(HEAD_BYTES).min(DELTAS_BYTES_MAX)
+        self.frame_bytes_max().min(SEVERAL_BYTES_MAX)
+    }
+
+    /// What a frame with the deltas of this draft may have.
+    fn room(&self, cx: &Context<'_>, draft: &Draft) -> Room {
+        let is_packed = !draft.is_sealed() && self.packs(cx, SEVERAL_BYTES_MAX);
+        let ends = if is_packed { SEVERAL_BYTES_MAX } else { PLAIN_BYTES_MAX };
+        let most = self.frame_bytes_max();
+        Room { ends: ends.min(most), most }
+    }
+
+    fn frame_bytes_max(&self) -> usize {
+        (self.terms.max_packet_bytes as usize).saturating_sub(HEAD_BYTES).min(FRAME_BYTES_MAX)
     }
 
     fn take_draft(&mut self) -> Option<Box<Draft>> {
@@ -302,7 +323,7 @@ impl Draft {
         queue: &Queue,
         after: Seq,
         pulled: &Pulled,
-        budget: usize,
+        room: Room,
         out: &mut Output,
     ) -> Result<Option<Fitted>, Refused> {
         let is_empty = self.deltas.is_empty();
@@ -325,10 +346,10 @@ impl Draft {
             };
             let wrapped = sealing.as_ref().map_or(0, |sealing| sealing.wrapped.len());
             let encoded_bytes = encoded.len() + wrapped - before;
-            if bytes + encoded_bytes > budget {
+            if bytes + encoded_bytes > room.ends {
                 let is_first = is_empty && fitted.entries.is_empty();
                 if let Some(sealing) = &mut sealing
-                    && (!is_first || is_over(bytes + encoded_bytes, budget))
+                    && (!is_first || bytes + encoded_bytes > room.most)
                 {
                     sealing.wrapped.truncate(before);
                 }
@@ -337,7 +358,7 @@ impl Draft {
                     fitted.to = Position { epoch: pulled.to.epoch, seq: entry.position.seq.prev() };
                     break;
                 }
-                if is_over(bytes + encoded_bytes, budget) {
+                if bytes + encoded_bytes > room.most {
                     out.ignored.push(Ignored::Oversize);
                     continue;
                 }
@@ -420,11 +441,6 @@ impl Draft {
     }
 }
 
-/// Whether a single entry of this many bytes cannot go out at all.
-fn is_over(bytes: usize, budget: usize) -> bool {
-    budget < DELTAS_BYTES_MAX || bytes > FRAME_BYTES_MAX
-}
-
 /// An entry as it goes to this registration, or why it does not.
 fn ready(
     queue: &QueueName,
@@ -467,5 +483,9 @@ thread_local! {
 /// Entries that are fanned out at the same time.
 const ENCODED_MAX: usize = 8;
 
-/// A frame of deltas ends before this, unless its first entry alone is larger.
-const DELTAS_BYTES_MAX: usize = 96 << 10;
+/// A frame of several things ends before this, unless the first alone is larger. Packed, entries
+/// take a half or less of it.
+const SEVERAL_BYTES_MAX: usize = 96 << 10;
+
+/// The same of entries that are not packed: who does not read makes the gateway hold them all.
+const PLAIN_BYTES_MAX: usize = 32 << 10;

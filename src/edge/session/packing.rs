@@ -36,7 +36,8 @@ impl Session {
         is_sent
     }
 
-    fn packs(&self, cx: &Context<'_>, bytes: usize) -> bool {
+    /// Whether a frame of this many bytes in clear is packed.
+    pub(super) fn packs(&self, cx: &Context<'_>, bytes: usize) -> bool {
         let bound = cx.bounds.pack_bytes_min;
         bound > 0
             && bytes >= bound

@@ -168,12 +168,15 @@ fn i11_a_frame_is_bounded_in_entries_and_bytes() {
     assert_eq!(ranges(&seen[2].1), [(idl::QueueKind::OWN, 65, 100, 36)]);
 
     let mut rig = Rig::v5();
-    let large = "x".repeat(40 << 10);
-    (0..3).for_each(|_| rig.own_one(&large));
+    let (large, larger) = ("x".repeat(10 << 10), "x".repeat(40 << 10));
+    (0..4).for_each(|_| rig.own_one(&large));
+    (0..2).for_each(|_| rig.own_one(&larger));
     resume(&mut rig, &[registration(1, "demo", &[])]);
     let seen = downs(rig.pump());
-    assert_eq!(ranges(&seen[1].1), [(idl::QueueKind::OWN, 1, 2, 2)]);
-    assert_eq!(ranges(&seen[2].1), [(idl::QueueKind::OWN, 3, 3, 1)]);
+    assert_eq!(ranges(&seen[1].1), [(idl::QueueKind::OWN, 1, 3, 3)]);
+    assert_eq!(ranges(&seen[2].1), [(idl::QueueKind::OWN, 4, 4, 1)]);
+    assert_eq!(ranges(&seen[3].1), [(idl::QueueKind::OWN, 5, 5, 1)], "one alone may be larger");
+    assert_eq!(ranges(&seen[4].1), [(idl::QueueKind::OWN, 6, 6, 1)]);
 }
 
 #[test]

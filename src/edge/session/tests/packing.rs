@@ -40,6 +40,21 @@ fn many_missed_messages_come_packed_and_are_acknowledged_as_ever() {
 }
 
 #[test]
+fn what_is_packed_may_have_three_times_as_many_bytes() {
+    let counts = |dictionary| {
+        let mut rig = Rig::v5();
+        let body = "x".repeat(1 << 10);
+        for _ in 0..100 {
+            rig.own(1, &body);
+        }
+        let pushed = missed(&mut rig, dictionary, 0);
+        let count = |frame: &Bytes| deltas_of(frame).unwrap().deltas[0].entries.len();
+        pushed.iter().map(|(_, frame)| count(frame)).collect::<Vec<_>>()
+    };
+    assert_eq!((counts(None), counts(Some(1))), (vec![31, 31, 31, 7], vec![93, 7]));
+}
+
+#[test]
 fn who_cannot_unpack_gets_frames_as_they_are() {
     for dictionary in [None, Some(0), Some(-1)] {
         let mut rig = Rig::v5();
