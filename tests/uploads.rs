@@ -131,7 +131,7 @@ async fn s23_edits_go_up_and_changes_come_down_in_one_request() {
     let (answers, frames) = one.visit(&[upload(7, &ann, epoch, edits(1, "one"))]).await;
     let result = answers.iter().find_map(|down| down.result.as_ref()).expect("the results");
     assert_eq!(outcomes(result), (1..=EACH).map(|n| (n, O::APPLIED)).collect::<Vec<_>>());
-    assert_eq!(frames, 1, "all that is new comes with the same answer");
+    assert_eq!(frames, 3, "all that is new comes with the same answer, 32 KiB a frame");
     let (own, theirs): (Vec<_>, Vec<_>) =
         one.changes[1..].iter().partition(|(_, change)| change.cseq.is_some());
     assert!(own.iter().all(|(_, change)| change.value.is_none()));

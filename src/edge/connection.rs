@@ -468,7 +468,7 @@ impl<S> Drop for Connection<S> {
 
 /// Behind so many bytes of output nothing more is added before they are written: a device that
 /// does not read holds them. Then the connection gives way to others.
-const OUTPUT_BYTES_MAX: usize = 32 << 10;
+const OUTPUT_BYTES_MAX: usize = 16 << 10;
 /// For the last bytes of a connection.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(1);
 /// Characters of a device id that a log line may show.
