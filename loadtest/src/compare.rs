@@ -347,6 +347,7 @@ impl Stage<'_> {
             first: 0,
             step: 1,
             tls: ca.map(|ca| Tls { ca, resume: true }),
+            is_websocket: false,
             seal: None,
             timeout_ms: 15_000,
         };

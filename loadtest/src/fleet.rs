@@ -10,23 +10,22 @@ mod opening;
 mod seals;
 mod speech;
 mod tickets;
+mod websocket;
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::mem;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use mio::{Events, Interest, Poll, Registry, Token};
-use rustls::ClientConfig;
 
 use crate::credentials::Credentials;
 use crate::mqtt;
 use crate::order::{Cut, Open, Opened, Progress, Report, Setup, Speech, Tally, Watch};
 use frames::Places;
 use inbox::Inbox;
-use line::{Line, would_wait};
+use line::{Carrier, Line, would_wait};
 use opening::{Opening, Why};
 
 /// See the module.
@@ -34,7 +33,7 @@ pub struct Fleet {
     poll: Poll,
     setup: Setup,
     credentials: Credentials,
-    tls: Option<Arc<ClientConfig>>,
+    carrier: Carrier,
     slots: Vec<Slot>,
     /// Of the few that are in the middle of a packet.
     rests: HashMap<u32, Rest>,
@@ -91,14 +90,18 @@ impl Fleet {
                 Credentials::read(credentials, setup.devices, setup.first, setup.step)?
             }
         };
-        let tls = setup.tls.as_ref().map(|tls| tickets::config(tls, count)).transpose()?;
+        let carrier = match &setup.tls {
+            Some(tls) => Carrier::Tls(tickets::config(tls, count)?),
+            None if setup.is_websocket => Carrier::WebSocket,
+            None => Carrier::Tcp,
+        };
         let mut slots = Vec::new();
         slots.resize_with(count, Slot::default);
         Ok(Self {
             poll: Poll::new().context("no epoll")?,
             setup,
             credentials,
-            tls,
+            carrier,
             slots,
             rests: HashMap::new(),
             advice: HashMap::new(),
@@ -224,7 +227,7 @@ impl Fleet {
         let number = self.setup.first + at as usize * self.setup.step;
         let source = (!sources.is_empty()).then(|| sources[number % sources.len()]);
         let target = self.setup.target_of(number);
-        let line = Line::connect(target, source, self.tls.as_ref());
+        let line = Line::connect(target, source, &self.carrier);
         let line = slot.line.insert(line.context("cannot connect")?);
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(line.stream(), Token(at as usize), both)?;
@@ -253,12 +256,13 @@ impl Fleet {
         loop {
             let slot = &mut self.slots[at as usize];
             let Some(line) = &mut slot.line else { return Ok(()) };
+            let is_bare = line.is_bare();
             match line.read(room) {
                 Ok(0) => bail!("the server closed the connection"),
                 Ok(read) => {
                     self.take(at, &room[..read])?;
-                    // A short read has emptied the socket; TLS may hold more.
-                    if read < room.len() && self.tls.is_none() {
+                    // A short read has emptied the socket; a layer may hold more.
+                    if read < room.len() && is_bare {
                         return Ok(());
                     }
                 }

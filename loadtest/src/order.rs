@@ -70,6 +70,8 @@ pub struct Setup {
     pub first: usize,
     pub step: usize,
     pub tls: Option<Tls>,
+    /// MQTT over WebSocket, without TLS.
+    pub is_websocket: bool,
     /// Devices that speak frames register with a key, and open what is sealed.
     pub seal: Option<Seal>,
     /// One attempt to connect, until it is resumed or subscribed.

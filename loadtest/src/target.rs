@@ -63,6 +63,9 @@ pub struct Target {
     /// TLS with session tickets: those of earlier connections are used
     #[arg(long)]
     pub resume_tls: bool,
+    /// MQTT over WebSocket, for connect, idle and storm
+    #[arg(long, conflicts_with = "tls")]
+    pub websocket: bool,
     /// The server's process, to read its processor time and memory; of several servers, all of them
     #[arg(long, value_name = "PID,PID…", value_delimiter = ',')]
     pub pid: Vec<u32>,
@@ -137,6 +140,7 @@ impl Target {
             first: 0,
             step: 1,
             tls: self.tls()?,
+            is_websocket: self.websocket,
             seal: self.seal.clone(),
             timeout_ms: self.timeout_ms,
         };
@@ -213,8 +217,9 @@ impl Server {
 
     /// Messages go through one server, and by TCP.
     pub fn check_can_send(&self) -> anyhow::Result<()> {
-        let Setup { tls, others, .. } = &self.setup;
+        let Setup { tls, is_websocket, others, .. } = &self.setup;
         ensure!(tls.is_none(), "--tls is for connect, idle and storm");
+        ensure!(!is_websocket, "--websocket is for connect, idle and storm");
         ensure!(others.is_empty(), "--others is for connect, idle and storm");
         Ok(())
     }

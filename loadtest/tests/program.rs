@@ -81,6 +81,7 @@ struct Gateway {
     pid: String,
     mqtt: String,
     mqtts: String,
+    ws: String,
     https: String,
     secret: String,
 }
@@ -91,10 +92,10 @@ impl Gateway {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let (mqtt, mqtts, https) = (free(), free(), free());
+        let (mqtt, mqtts, ws, https) = (free(), free(), free(), free());
         let mut serve = Command::new(&program);
         serve.arg("serve").arg("--data").arg(&data).args(["--mqtt", &mqtt, "--mqtts", &mqtts]);
-        serve.args(["--https", &https, "--ws", "off", "--admin", "127.0.0.1:0"]);
+        serve.args(["--https", &https, "--ws", &ws, "--admin", "127.0.0.1:0"]);
         let log = fs::File::create(dir.path().join("log")).unwrap();
         let child = serve.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut running = Running(child);
@@ -111,7 +112,7 @@ impl Gateway {
         let app: Value = serde_json::from_slice(&app).unwrap();
         let secret = app["app_secret"].as_str().unwrap().to_owned();
         let (pid, https) = (running.pid(), format!("https://{https}"));
-        Self { _running: running, dir, pid, mqtt, mqtts, https, secret }
+        Self { _running: running, dir, pid, mqtt, mqtts, ws, https, secret }
     }
 
     fn path(&self, name: &str) -> String {
@@ -268,6 +269,17 @@ fn tls_uses_session_tickets_only_if_it_may() {
 }
 
 #[test]
+fn devices_come_over_websocket_too() {
+    let gateway = Gateway::start(30);
+    for more in [["--frames"].as_slice(), &[]] {
+        let args = [&["--devices", "30", "--websocket"], more].concat();
+        let connect = gateway.run("connect", &gateway.ws, &args);
+        assert_eq!(connect["result"]["devices"], 30);
+        assert_eq!(gateway.run("storm", &gateway.ws, &args)["result"]["back"], 30);
+    }
+}
+
+#[test]
 fn messages_of_a_gateway_reach_their_devices_once() {
     let gateway = Gateway::start(50);
     for frames in [["--frames"].as_slice(), &[]] {
@@ -383,6 +395,7 @@ fn mistakes_are_told_before_anything_starts() {
     assert!(broker(&["--frames"]).contains("--credentials"));
     assert!(broker(&["--tls"]).contains("--ca"));
     assert!(broker(&["--resume-tls"]).contains("--tls"));
+    assert!(broker(&["--websocket", "--tls"]).contains("--websocket"));
     assert!(broker(&["--source", "300"]).contains("count"));
     assert!(broker(&["--devices", "0"]).contains("cannot be used multiple times"));
     assert!(broker(&["--pid", "4000000"]).contains("no such process"));

@@ -1,4 +1,4 @@
-//! One socket, with or without TLS, that never waits. Without TLS it is a descriptor and holds nothing.
+//! One socket, bare or with TLS or WebSocket over it, that never waits. Bare it is a descriptor and holds nothing.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -10,10 +10,27 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use super::websocket::WebSocket;
+
 /// See the module.
 pub struct Line {
     stream: TcpStream,
-    tls: Option<Box<ClientConnection>>,
+    over: Over,
+}
+
+/// What is between the socket and MQTT.
+enum Over {
+    Nothing,
+    Tls(Box<ClientConnection>),
+    WebSocket(Box<WebSocket>),
+}
+
+/// How a connection is to be made.
+#[derive(Clone)]
+pub enum Carrier {
+    Tcp,
+    Tls(Arc<ClientConfig>),
+    WebSocket,
 }
 
 impl Line {
@@ -21,7 +38,7 @@ impl Line {
     pub fn connect(
         target: SocketAddr,
         source: Option<IpAddr>,
-        tls: Option<&Arc<ClientConfig>>,
+        carrier: &Carrier,
     ) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
@@ -34,10 +51,16 @@ impl Line {
             Err(error) if error.raw_os_error() == Some(EINPROGRESS) => {}
             Err(error) => return Err(error),
         }
-        let name = ServerName::IpAddress(target.ip().into());
-        let tls = tls.map(|config| ClientConnection::new(config.clone(), name));
-        let tls = tls.transpose().map_err(io::Error::other)?.map(Box::new);
-        Ok(Self { stream: TcpStream::from_std(socket.into()), tls })
+        let over = match carrier {
+            Carrier::Tcp => Over::Nothing,
+            Carrier::Tls(config) => {
+                let name = ServerName::IpAddress(target.ip().into());
+                let tls = ClientConnection::new(config.clone(), name).map_err(io::Error::other)?;
+                Over::Tls(Box::new(tls))
+            }
+            Carrier::WebSocket => Over::WebSocket(Box::new(WebSocket::new())),
+        };
+        Ok(Self { stream: TcpStream::from_std(socket.into()), over })
     }
 
     pub fn stream(&mut self) -> &mut TcpStream {
@@ -58,13 +81,17 @@ impl Line {
 
     /// Whether a session ticket was used; `None` without TLS.
     pub fn is_tls_resumed(&self) -> Option<bool> {
-        let tls = self.tls.as_ref()?;
+        let Over::Tls(tls) = &self.over else { return None };
         Some(tls.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
     /// As `Read::read`: `WouldBlock` if there is nothing, 0 at the end.
     pub fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return self.stream.read(room) };
+        let tls = match &mut self.over {
+            Over::Nothing => return self.stream.read(room),
+            Over::WebSocket(websocket) => return websocket.read(&mut self.stream, room),
+            Over::Tls(tls) => tls,
+        };
         loop {
             match tls.reader().read(room) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -78,20 +105,32 @@ impl Line {
         }
     }
 
-    /// How many bytes were taken. TLS takes all of them, and [`Line::flush`] sends what the socket did not.
+    /// How many bytes were taken. A layer over the socket takes all of them, and [`Line::flush`] sends what the
+    /// socket did not.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else { return self.stream.write(bytes) };
-        tls.writer().write_all(bytes)?;
-        flush(tls, &mut self.stream)?;
+        match &mut self.over {
+            Over::Nothing => return self.stream.write(bytes),
+            Over::WebSocket(websocket) => websocket.write(&mut self.stream, bytes)?,
+            Over::Tls(tls) => {
+                tls.writer().write_all(bytes)?;
+                flush(tls, &mut self.stream)?;
+            }
+        }
         Ok(bytes.len())
     }
 
-    /// Sends what TLS has encrypted.
+    /// Sends what a layer holds.
     pub fn flush(&mut self) -> io::Result<()> {
-        match &mut self.tls {
-            Some(tls) => flush(tls, &mut self.stream),
-            None => Ok(()),
+        match &mut self.over {
+            Over::Nothing => Ok(()),
+            Over::WebSocket(websocket) => websocket.flush(&mut self.stream),
+            Over::Tls(tls) => flush(tls, &mut self.stream),
         }
+    }
+
+    /// Whether a read that does not fill its room has emptied the socket.
+    pub fn is_bare(&self) -> bool {
+        matches!(self.over, Over::Nothing)
     }
 
     /// The close that follows resets the connection.
