@@ -49,6 +49,30 @@ fn up(up: idl::Up) -> Packet {
     Packet::Publish(Publish { topic, qos: Qos::AtMostOnce, payload, ..Publish::default() })
 }
 
+/// New devices that are subscribed to the topic.
+async fn followers(scene: &Scene, count: usize) -> Vec<Device> {
+    let accounts = devices(&scene.node, count).await;
+    for account in &accounts {
+        scene.node.subscribe(&account.regid, TOPIC).await;
+    }
+    accounts
+}
+
+/// These devices over sockets that take little; after `follow` they read nothing.
+async fn stall(
+    scene: &Scene,
+    accounts: &[Device],
+    follow: impl AsyncFn(&mut Client),
+) -> Vec<Client> {
+    let mut stalled = Vec::new();
+    for account in accounts {
+        let mut client = narrow(scene, account).await;
+        follow(&mut client).await;
+        stalled.push(client);
+    }
+    stalled
+}
+
 async fn send_much(scene: &Scene, target: serde_json::Value, messages: usize, bytes: usize) {
     for number in 0..messages {
         let text = format!("{number} {}", "x".repeat(bytes));
@@ -99,20 +123,12 @@ async fn who_takes_nothing_costs_little_is_cut_and_loses_nothing() {
     let (count, messages) = (size(60, 1_000), 12);
     let edge = format!("write_timeout_ms = {}\n", size(3_000, 10_000));
     let mut scene = Scene::with_options(large(&edge)).await;
-    let accounts = devices(&scene.node, count).await;
-    for account in &accounts {
-        scene.node.subscribe(&account.regid, TOPIC).await;
-    }
+    let accounts = followers(&scene, count).await;
     send_much(&scene, json!({"topic": TOPIC}), messages, 60_000).await;
     let quiet = scene.quiet().await;
 
     let before = scene.memory_kib();
-    let mut stalled = Vec::new();
-    for account in &accounts {
-        let mut client = narrow(&scene, account).await;
-        follow_plain(&mut client).await;
-        stalled.push(client);
-    }
+    let stalled = stall(&scene, &accounts, follow_plain).await;
     let plain = grown_until_cut(&scene, before, count).await;
     println!("{count} plain devices that do not read: {} KiB each", plain / count);
     drop(stalled);
@@ -135,18 +151,10 @@ async fn who_takes_nothing_in_frames_costs_little() {
     let count = size(60, 1_000);
     let edge = format!("write_timeout_ms = {}\n", size(3_000, 10_000));
     let scene = Scene::with_options(large(&edge)).await;
-    let accounts = devices(&scene.node, count).await;
-    for account in &accounts {
-        scene.node.subscribe(&account.regid, TOPIC).await;
-    }
+    let accounts = followers(&scene, count).await;
     send_much(&scene, json!({"topic": TOPIC}), 128, 4_000).await;
     let before = scene.memory_kib();
-    let mut stalled = Vec::new();
-    for account in &accounts {
-        let mut client = narrow(&scene, account).await;
-        follow_in_frames(&mut client).await;
-        stalled.push(client);
-    }
+    let _stalled = stall(&scene, &accounts, follow_in_frames).await;
     let grown = grown_until_cut(&scene, before, count).await;
     println!("{count} devices that do not read frames: {} KiB each", grown / count);
     assert!(grown <= 64 * count + 2_048, "{grown} KiB for {count} devices");
@@ -185,17 +193,9 @@ async fn others_are_served_while_many_do_not_read() {
     let (count, messages) = (size(20, 1_000), size(60, 600));
     let config = Some("[limits]\npayload_bytes_max = 16384\n".to_owned());
     let mut scene = Scene::with_options(Options { config, ..Options::default() }).await;
-    let accounts = devices(&scene.node, 2 * count).await;
-    for account in &accounts {
-        scene.node.subscribe(&account.regid, TOPIC).await;
-    }
+    let accounts = followers(&scene, 2 * count).await;
     let (stalling, reading) = accounts.split_at(count);
-    let mut stalled = Vec::new();
-    for account in stalling {
-        let mut client = narrow(&scene, account).await;
-        follow_plain(&mut client).await;
-        stalled.push(client);
-    }
+    let _stalled = stall(&scene, stalling, follow_plain).await;
     let mut readers = JoinSet::new();
     for account in reading {
         let mut client = Client::open(scene.mqtt(), None).await.expect("a socket");

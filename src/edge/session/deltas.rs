@@ -253,7 +253,7 @@ impl Session {
     /// What a frame with the deltas of this draft may have.
     fn room(&self, cx: &Context<'_>, draft: &Draft) -> Room {
         let is_packed = !draft.is_sealed() && self.packs(cx, SEVERAL_BYTES_MAX);
-        let ends = if is_packed { SEVERAL_BYTES_MAX } else { PLAIN_BYTES_MAX };
+        let ends = if is_packed { SEVERAL_BYTES_MAX } else { UNPACKED_BYTES_MAX };
         let most = self.frame_bytes_max();
         Room { ends: ends.min(most), most }
     }
@@ -488,4 +488,4 @@ const ENCODED_MAX: usize = 8;
 const SEVERAL_BYTES_MAX: usize = 96 << 10;
 
 /// The same of entries that are not packed: who does not read makes the gateway hold them all.
-const PLAIN_BYTES_MAX: usize = 32 << 10;
+const UNPACKED_BYTES_MAX: usize = 32 << 10;
