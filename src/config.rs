@@ -97,6 +97,8 @@ impl Default for Store {
 pub struct Edge {
     /// Connections at once, all transports together.
     pub connections_max: usize,
+    /// How far the connections' threads stand back behind the others.
+    pub nice: u8,
     /// Handshakes at once.
     pub handshakes_max: usize,
     /// Of these, so many at once in their TLS part.
@@ -139,6 +141,7 @@ impl Default for Edge {
     fn default() -> Self {
         Self {
             connections_max: 1_000_000,
+            nice: 5,
             handshakes_max: 16_384,
             tls_handshakes_max: 1_024,
             handshake_timeout_ms: 10_000,
@@ -171,6 +174,8 @@ pub struct Api {
     pub connections_per_address_max: u32,
     /// Calls at once that change something.
     pub calls_max: usize,
+    /// Further ones, which only sends of high priority get; 0: none.
+    pub calls_high_max: usize,
     /// The largest request body.
     pub body_bytes_max: usize,
     /// The largest request head.
@@ -191,6 +196,7 @@ impl Default for Api {
             connections_max: 10_000,
             connections_per_address_max: 1_000,
             calls_max: 1_024,
+            calls_high_max: 256,
             body_bytes_max: 6 << 20,
             head_bytes_max: 16 << 10,
             head_timeout_ms: 10_000,
@@ -393,6 +399,7 @@ impl Edge {
     fn rules(&self) -> Vec<Rule> {
         vec![
             Rule(self.connections_max >= 1, "edge.connections_max", "at least 1"),
+            Rule(self.nice <= 19, "edge.nice", "at most 19"),
             Rule(self.handshakes_max >= 1, "edge.handshakes_max", "at least 1"),
             Rule(self.tls_handshakes_max >= 1, "edge.tls_handshakes_max", "at least 1"),
             Rule(self.handshake_timeout_ms >= 100, "edge.handshake_timeout_ms", "at least 100"),

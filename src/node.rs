@@ -8,7 +8,7 @@ mod handover;
 mod lobby;
 mod reload;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{env, io, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -428,6 +428,15 @@ fn check_machine(config: &Config) -> anyhow::Result<()> {
     let backlog = config.listen.backlog;
     if let Some(max) = net::backlog_max().filter(|max| *max < backlog) {
         tracing::warn!("listen.backlog is {backlog}, but net.core.somaxconn allows {max} only");
+    }
+    // Cargo reads `.cargo/config.toml` where it is started, not where the manifest is.
+    if option_env!("JEMALLOC_SYS_WITH_MALLOC_CONF").is_none()
+        && env::var_os("MALLOC_CONF").is_none()
+    {
+        tracing::warn!(
+            "built without the allocator's settings, so memory of closed connections comes back \
+             late: build in the repository's folder, or set MALLOC_CONF as docs/MEMORY.md has it"
+        );
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::order::{Cut, Open, Opened, Order, Progress, Report, Setup, Tally, Watch};
 use crate::process;
@@ -89,7 +89,10 @@ impl Crew {
 
     pub async fn watch(&mut self, watch: Watch) -> anyhow::Result<()> {
         self.say(&Order::Watch(watch)).await?;
-        self.gather(|report| matches!(report, Report::Watching)).await
+        self.gather(|report| matches!(report, Report::Watching)).await?;
+        // What was told before was of another watch.
+        self.workers.iter_mut().for_each(|worker| worker.progress.delivered = 0);
+        Ok(())
     }
 
     /// Waits until every worker has said that its devices have message `n`; `false` if that takes too long.
@@ -98,6 +101,18 @@ impl Crew {
         timeout(within, self.gather(is_it))
             .await
             .map_or(Ok(false), |gathered| gathered.map(|()| true))
+    }
+
+    /// Waits until so many were delivered, at most `within`; how many were.
+    pub async fn heard(&mut self, owed: u64, within: Duration) -> anyhow::Result<u64> {
+        let deadline = Instant::now() + within;
+        while self.delivered() < owed {
+            match timeout_at(deadline, self.next()).await {
+                Ok(report) => report?,
+                Err(_) => break,
+            };
+        }
+        Ok(self.delivered())
     }
 
     /// Waits until so many were delivered, or until nothing more has come for `quiet`.

@@ -50,6 +50,9 @@ pub struct Lanes {
     /// Priority of the broadcasts of a gateway
     #[arg(long, default_value = "low")]
     broadcast: String,
+    /// Broadcasts end after so long, even if single messages beside them have not arrived
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    within: f64,
     /// Bytes of a payload
     #[arg(long, default_value_t = 100)]
     bytes: usize,
@@ -81,6 +84,8 @@ pub struct Plan {
     /// Single messages of each part, and how many a second.
     pub messages: u32,
     pub rate: f64,
+    /// Broadcasts end when the single messages beside them have arrived, at the latest after so long.
+    pub within: Duration,
     /// Of a payload.
     pub bytes: usize,
 }
@@ -91,8 +96,11 @@ pub struct Outcome {
     devices: usize,
     /// From the sender to the device, nothing else being sent.
     pub alone: Option<Percentiles>,
-    /// The same while broadcasts run.
+    /// The same while broadcasts run; with those that came only when the broadcasts had been ended.
     pub beside: Option<Percentiles>,
+    /// Single messages that were with their devices before the broadcasts ended.
+    pub in_time: u64,
+    pub messages: u32,
     /// One hop over loopback between two threads, meanwhile.
     echo: Option<Percentiles>,
     broadcasts: u32,
@@ -107,6 +115,7 @@ impl Lanes {
         ensure!(self.witnesses > 0 && self.witnesses < self.devices, "--witnesses: 1 to --devices");
         ensure!(self.rate.is_finite() && self.rate > 0.0, "--rate must be more than 0");
         ensure!(self.messages > 0, "no messages: give --messages at least 1");
+        let within = Duration::try_from_secs_f64(self.within).context("--within is no time")?;
         let server = self.target.server(self.devices, TopicOf::All, 1)?;
         server.check_can_send()?;
         let sender = match &server.setup.speech {
@@ -120,7 +129,7 @@ impl Lanes {
             }
         };
         let Self { witnesses, messages, rate, bytes, .. } = self;
-        let plan = Plan { witnesses, messages, rate, bytes };
+        let plan = Plan { witnesses, messages, rate, within, bytes };
         let outcome = measure(&server, &sender, plan, self.output.line("lanes")).await?;
         let result = json!({ "kind": "lanes", "result": outcome });
         self.output.tell(&[outcome.table()], &result)?;
@@ -145,21 +154,37 @@ pub async fn measure(
         let devices = server.setup.devices;
         crew.open_all(Open { retries_max: 20, ..server.open(devices) }).await?;
     }
+    // Devices of new processes have no positions: they are given again what the last ones had.
+    sleep(QUIET).await;
     let sides = Sides { server, sender, plan };
     let alone = sides.alone(&mut few).await?;
-    let (beside, echo, (fanned, broadcasts, took)) = sides.beside(&mut few, &mut crowd).await?;
+    let Beside { singles, in_time, echo, fanned, broadcasts, took } =
+        sides.beside(&mut few, &mut crowd).await?;
     crowd.stop().await?;
     few.stop().await?;
     Ok(Outcome {
         devices,
         alone: alone.latency.percentiles(),
-        beside: beside.latency.percentiles(),
+        beside: singles.latency.percentiles(),
+        in_time,
+        messages: plan.messages,
         echo: echo.percentiles(),
         broadcasts,
         broadcast_deliveries_per_s: fanned.delivered as f64 / took.as_secs_f64(),
-        lost: alone.lost + beside.lost,
-        doubled: alone.doubled + beside.doubled + fanned.doubled,
+        lost: alone.lost + singles.lost,
+        doubled: alone.doubled + singles.doubled + fanned.doubled,
     })
+}
+
+/// What the few got beside broadcasts, and how many of it in time; the loopback; what the crowd got: how many
+/// broadcasts in how long.
+struct Beside {
+    singles: Tally,
+    in_time: u64,
+    echo: Histogram,
+    fanned: Tally,
+    broadcasts: u32,
+    took: Duration,
 }
 
 struct Sides<'a> {
@@ -177,12 +202,7 @@ impl Sides<'_> {
         few.tally().await
     }
 
-    /// What the few got, the loopback, and what the crowd got: how many broadcasts in how long.
-    async fn beside(
-        &self,
-        few: &mut Crew,
-        crowd: &mut Crew,
-    ) -> anyhow::Result<(Tally, Histogram, (Tally, u32, Duration))> {
+    async fn beside(&self, few: &mut Crew, crowd: &mut Crew) -> anyhow::Result<Beside> {
         let choice = self.choice(2);
         few.watch(Watch::Unicast(choice)).await?;
         crowd.watch(Watch::Fanout { messages: OTHERS }).await?;
@@ -192,9 +212,14 @@ impl Sides<'_> {
         let singles = async {
             // The broadcasts are on their way first.
             sleep(QUIET / 4).await;
-            let sent = self.single(choice).await;
-            done.send_replace(true);
-            sent
+            let heard = async {
+                let owed = u64::from(self.plan.messages);
+                let in_time = few.heard(owed, self.plan.within).await?;
+                done.send_replace(true);
+                Ok(in_time)
+            };
+            let ((), in_time) = tokio::try_join!(self.single(choice), heard)?;
+            anyhow::Ok(in_time)
         };
         let broadcasts = async {
             let mut n = 0;
@@ -206,10 +231,11 @@ impl Sides<'_> {
             }
             anyhow::Ok((n, since.elapsed()))
         };
-        let ((), (broadcasts, took)) = tokio::try_join!(singles, broadcasts)?;
+        let (in_time, (broadcasts, took)) = tokio::try_join!(singles, broadcasts)?;
         let echo = echo.stop()?;
         few.drained(u64::from(self.plan.messages), QUIET).await?;
-        Ok((few.tally().await?, echo, (crowd.tally().await?, broadcasts, took)))
+        let (singles, fanned) = (few.tally().await?, crowd.tally().await?);
+        Ok(Beside { singles, in_time, echo, fanned, broadcasts, took })
     }
 
     /// A gateway's witnesses get the broadcasts too, a broker's have one subscription.
@@ -288,6 +314,8 @@ impl Outcome {
         let Self { devices, broadcasts, .. } = self;
         let mut table = Table::new(format!("{broadcasts} broadcasts to {devices} devices"));
         table.row("deliveries of broadcasts/s", [number(Some(self.broadcast_deliveries_per_s), 0)]);
+        let in_time = format!("{} of {}", self.in_time, self.messages);
+        table.row("single messages that came beside them", [in_time]);
         table.row("lost", [self.lost.to_string()]);
         table.row("doubled", [self.doubled.to_string()]);
         table.percentiles(&[

@@ -298,6 +298,20 @@ fn messages_of_a_gateway_reach_their_devices_once() {
 }
 
 #[test]
+fn broadcasts_end_in_time_and_the_messages_beside_them_arrive_all_the_same() {
+    let gateway = Gateway::start(20);
+    let lanes = ["--frames", "--devices", "20", "--witnesses", "5", "--messages", "30"];
+    let lanes = [lanes.as_slice(), &["--rate", "20"], gateway.api().as_slice()].concat();
+    for (within, is_in_time) in [("30", true), ("0.3", false)] {
+        let more = [lanes.as_slice(), &["--within", within]].concat();
+        let result = &gateway.run("lanes", &gateway.mqtt, &more)["result"];
+        assert_eq!((&result["lost"], &result["doubled"]), (&0.into(), &0.into()), "{result}");
+        assert!(result["broadcasts"].as_u64() > Some(0), "{result}");
+        assert_eq!(result["in_time"].as_u64() == Some(30), is_in_time, "{result}");
+    }
+}
+
+#[test]
 fn the_nat_command_forgets_and_counts() {
     let (_server, addr) = bare("mio");
     let mut command = Command::new(PROGRAM);

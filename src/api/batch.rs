@@ -22,6 +22,7 @@ use crate::{
         },
         ids::AppId,
     },
+    queue::entry::Priority,
     service::{
         Error,
         once::{Answer, Once},
@@ -152,7 +153,10 @@ async fn answer(
     if !(1..=MESSAGES_MAX).contains(&messages.len()) {
         return Err(Problem::out_of_bounds("messages", "1 to 500 of them"));
     }
-    let _room = api.busy.take()?;
+    let is_high = |message: &Result<Send, Problem>| {
+        message.as_ref().is_ok_and(|send| send.priority == Some(Priority::High))
+    };
+    let _room = api.busy.take_for(messages.iter().all(is_high))?;
     let (mut sends, mut results) = (Vec::with_capacity(messages.len()), Vec::new());
     for (at, message) in (0..).zip(messages) {
         results.push(match message {

@@ -141,7 +141,7 @@ async fn sent(
     once: Option<Once>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let _room = api.busy.take()?;
+    let _room = api.busy.take_for(request.priority == Some(Priority::High))?;
     let send = request.try_into()?;
     let Some(once) = once else {
         let sent = api.service.send(app, send).await?;

@@ -250,7 +250,7 @@ pub fn router(
     };
     let is_public = matches!(authority, Authority::AppSecrets);
     let shared = Arc::new(Api {
-        busy: busy::Busy::new(config.calls_max, service.metrics().clone()),
+        busy: busy::Busy::new(config, service.metrics().clone()),
         device_rates: rate::DeviceRates::new(config),
         service,
         authority,

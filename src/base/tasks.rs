@@ -36,6 +36,18 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
+/// The calling thread stands back behind the others of this process: by so much of what `nice(2)`
+/// calls niceness. Where the system has that for whole processes only, or refuses, nothing changes.
+pub fn stand_back(by: u8) {
+    #[cfg(target_os = "linux")]
+    {
+        let now = rustix::process::getpriority_process(None).unwrap_or(0);
+        let _ = rustix::process::setpriority_process(None, now + i32::from(by));
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = by;
+}
+
 /// Says that the node can no longer keep its promises and must stop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Alarm(Arc<watch::Sender<bool>>);

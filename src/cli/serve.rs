@@ -9,6 +9,7 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, reload, util::Subscrib
 
 use super::check;
 use crate::{
+    base::tasks,
     config::{Bind, Config, LogFormat},
     node,
 };
@@ -48,7 +49,10 @@ impl Serve {
         let is_takeover = self.takeover;
         let runtime = pool("node").build().context("cannot start the runtime")?;
         // Small portions of what sockets and other threads ask for: who is urgent waits for few.
-        let devices = pool("devices").max_io_events_per_tick(64).global_queue_interval(8).build();
+        let mut devices = pool("devices");
+        devices.max_io_events_per_tick(64).global_queue_interval(8);
+        let nice = config.edge.nice;
+        let devices = devices.on_thread_start(move || tasks::stand_back(nice)).build();
         let devices = devices.context("cannot start the devices' runtime")?;
         let outside = self.outside(log);
         let start = node::Start { config, outside, is_takeover, devices: devices.handle().clone() };
