@@ -429,16 +429,19 @@ fn check_machine(config: &Config) -> anyhow::Result<()> {
     if let Some(max) = net::backlog_max().filter(|max| *max < backlog) {
         tracing::warn!("listen.backlog is {backlog}, but net.core.somaxconn allows {max} only");
     }
-    // Cargo reads `.cargo/config.toml` where it is started, not where the manifest is.
-    if option_env!("JEMALLOC_SYS_WITH_MALLOC_CONF").is_none()
-        && env::var_os("MALLOC_CONF").is_none()
-    {
+    if !has_allocator_settings() {
         tracing::warn!(
             "built without the allocator's settings, so memory of closed connections comes back \
              late: build in the repository's folder, or set MALLOC_CONF as docs/MEMORY.md has it"
         );
     }
     Ok(())
+}
+
+/// Cargo reads `.cargo/config.toml` where it is started, not where the manifest is.
+#[expect(clippy::disallowed_methods, reason = "the allocator reads it, it is no setting of ours")]
+fn has_allocator_settings() -> bool {
+    option_env!("JEMALLOC_SYS_WITH_MALLOC_CONF").is_some() || env::var_os("MALLOC_CONF").is_some()
 }
 
 /// Orders that wait while one is carried out.
