@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use carillon_wire::mqtt::{Ack, Packet};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::client::Client;
 use crate::support::{Device, Node};
@@ -36,8 +36,13 @@ impl Witness {
     pub async fn listen(mut self, tell: mpsc::Sender<Receipt>) {
         loop {
             // Between floods nothing comes for a while: no deadline here.
-            if self.client.stream.readable().await.is_err() {
-                return;
+            match timeout(PING_EVERY, self.client.stream.readable()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    self.client.say(&[Packet::PingReq]).await;
+                    continue;
+                }
             }
             let Ok(packet) = self.client.hear().await else { return };
             let Packet::Publish(publish) = packet else { continue };
@@ -82,3 +87,6 @@ pub fn p99(times: &[Duration]) -> String {
     let at = times.get(times.len() * 99 / 100);
     at.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64() * 1e3))
 }
+
+/// Far below the keep-alive that it states.
+const PING_EVERY: Duration = Duration::from_secs(60);

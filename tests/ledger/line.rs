@@ -2,7 +2,7 @@
 //! acknowledged, and what may come again.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -25,13 +25,14 @@ pub struct Line {
     settled: Option<(Position, Option<Read>)>,
     /// What came and is not settled.
     held: BTreeMap<Position, Held>,
+    /// Of these, those of which no acknowledgement is written, so that they must come again.
+    /// Few, while the others are as many as came since the last kill.
+    open: BTreeSet<Position>,
 }
 
 struct Held {
     /// When it came last.
     came: Duration,
-    /// An acknowledgement is written, so that it need not come again.
-    is_acked: bool,
     /// When the node read that, once this is sure.
     read: Option<Read>,
 }
@@ -62,45 +63,52 @@ impl Line {
     ) -> Arrival {
         if self.newest.is_none_or(|newest| newest < position) {
             self.newest = Some(position);
-            self.held.insert(position, Held::at(came));
+            self.hold(position, came);
             return Arrival::First;
         }
         if let Some((settled, read)) = self.settled.filter(|(settled, _)| position <= *settled) {
             return Arrival::AckedAgain(format!("acknowledged up to {settled} at {read:?}"));
         }
-        if let Entry::Vacant(unknown) = self.held.entry(position) {
-            unknown.insert(Held::at(came));
+        if !self.held.contains_key(&position) {
+            self.hold(position, came);
             return Arrival::Late;
         }
-        let reads: Option<Vec<Read>> = self.held.range(..=position).map(|(_, h)| h.read).collect();
+        // Newest first: of what may come again that one is not read, and nothing else is looked at.
+        let before = self.held.range(..=position).rev();
+        let reads: Option<Vec<Read>> = before.map(|(_, held)| held.read).collect();
         // Its pointer stands before it, so that everything behind it comes again, too.
         self.held.range_mut(position..).for_each(|(_, held)| held.read = None);
-        self.held.insert(position, Held::at(came));
+        self.hold(position, came);
         let lost = |read: &Read| kills.iter().any(|kill| forgives(*kill, *read, forgiven));
         match reads {
             Some(reads) if !reads.iter().any(lost) => {
-                Arrival::AckedAgain(format!("acknowledged at {:?}", reads.last()))
+                Arrival::AckedAgain(format!("acknowledged at {:?}", reads.first()))
             }
             _ => Arrival::Again,
         }
     }
 
+    fn hold(&mut self, position: Position, came: Duration) {
+        self.held.insert(position, Held { came, read: None });
+        self.open.insert(position);
+    }
+
     /// What should have come again on this connection before `position`, but has not.
     pub fn passed_over(&self, position: Position, connected_at: Duration) -> Option<Position> {
-        let is_missing = |held: &Held| held.came < connected_at && !held.is_acked;
-        let before = self.held.range(..position);
-        before.filter(|(_, held)| is_missing(held)).map(|(position, _)| *position).next()
+        let is_missing = |at: &&Position| self.held[*at].came < connected_at;
+        self.open.range(..position).find(is_missing).copied()
     }
 
     /// An acknowledgement is written.
     pub fn acknowledge(&mut self, position: Position) {
-        self.held.entry(position).and_modify(|held| held.is_acked = true);
+        self.open.remove(&position);
     }
 
     /// The device itself stands here.
     pub fn keep(&mut self, position: Position) {
         self.settled = Some((position, None));
         self.held.retain(|at, _| *at > position);
+        self.open.retain(|at| *at > position);
     }
 
     /// The node has read an acknowledgement.
@@ -110,12 +118,13 @@ impl Line {
 
     /// The device is asked to follow no longer: nothing need come again.
     pub fn excuse(&mut self) {
-        self.held.values_mut().for_each(|held| held.is_acked = true);
+        self.open.clear();
     }
 
     /// The device follows again: what was left unacknowledged is let go.
     pub fn begin_anew(&mut self) {
         self.held.clear();
+        self.open.clear();
     }
 
     /// A kill: acknowledgements that are old enough survive it, unless an earlier one lost them.
@@ -127,7 +136,9 @@ impl Line {
             if read.is_none() {
                 return;
             }
-            self.settled = Some((first.remove_entry().0, read));
+            let settled = first.remove_entry().0;
+            self.open.remove(&settled);
+            self.settled = Some((settled, read));
         }
     }
 
@@ -139,14 +150,9 @@ impl Line {
                 return;
             }
             let (settled, held) = first.remove_entry();
+            self.open.remove(&settled);
             self.settled = Some((settled, held.read));
         }
-    }
-}
-
-impl Held {
-    fn at(came: Duration) -> Self {
-        Self { came, is_acked: false, read: None }
     }
 }
 
