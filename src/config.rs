@@ -7,6 +7,7 @@ mod callbacks;
 mod drain;
 mod gate;
 mod listen;
+mod log;
 mod longterm;
 
 use std::{
@@ -24,6 +25,7 @@ pub use self::{
     drain::Drain,
     gate::Gate,
     listen::{Bind, Listen, Network},
+    log::{Log, LogFormat},
     longterm::{LongTerm, LongTermStore},
 };
 
@@ -258,36 +260,6 @@ impl Default for Limits {
             edits_burst: 10_000,
             allowance: Allowance::default(),
             apps: BTreeMap::new(),
-        }
-    }
-}
-
-/// Logs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Log {
-    /// A `tracing` filter: `info`, `carillon=debug`…
-    pub filter: String,
-    /// `text` or `json`.
-    pub format: LogFormat,
-}
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For machines.
-    Json,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self {
-            filter: "info,fjall=warn,lsm_tree=warn,rustls=error".into(),
-            format: LogFormat::Text,
         }
     }
 }
