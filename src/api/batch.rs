@@ -153,10 +153,7 @@ async fn answer(
     if !(1..=MESSAGES_MAX).contains(&messages.len()) {
         return Err(Problem::out_of_bounds("messages", "1 to 500 of them"));
     }
-    let is_high = |message: &Result<Send, Problem>| {
-        message.as_ref().is_ok_and(|send| send.priority == Some(Priority::High))
-    };
-    let _room = api.busy.take_for(messages.iter().all(is_high))?;
+    let _room = api.busy.take_for(are_high(&messages))?;
     let (mut sends, mut results) = (Vec::with_capacity(messages.len()), Vec::new());
     for (at, message) in (0..).zip(messages) {
         results.push(match message {
@@ -195,6 +192,12 @@ async fn answer(
     Ok(if is_replay { once::assembled(results) } else { Json(results).into_response() })
 }
 
+/// Whether a call is urgent: one of another priority makes it wait with the others.
+fn are_high(messages: &[Result<Send, Problem>]) -> bool {
+    let is_high = |send: &Send| send.priority == Some(Priority::High);
+    messages.iter().all(|message| message.as_ref().is_ok_and(is_high))
+}
+
 const MESSAGES_MAX: usize = 500;
 
 #[cfg(test)]
@@ -208,5 +211,21 @@ mod tests {
         let Err(problem) = all.remove(0) else { panic!("it is wrong") };
         let told = format!("{problem:?}");
         assert!(told.contains("ttl_s") && !told.contains("SECRET"), "{told}");
+    }
+
+    #[test]
+    fn a_call_is_urgent_if_all_that_it_has_are() {
+        let call = |priorities: &[&str]| {
+            let one = |priority: &&str| {
+                format!(r#"{{"target":{{"all":true}},"payload":1,"priority":{priority}}}"#)
+            };
+            let messages: Vec<String> = priorities.iter().map(one).collect();
+            let text = format!(r#"{{"messages":[{}]}}"#, messages.join(","));
+            are_high(&read(text.as_bytes()).map_err(drop).unwrap())
+        };
+        assert!(call(&[r#""high""#]) && call(&[r#""high""#, r#""high""#]));
+        for other in [r#""normal""#, r#""low""#, r#""urgent""#, "null"] {
+            assert!(!call(&[r#""high""#, other]), "{other}");
+        }
     }
 }

@@ -36,16 +36,22 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-/// The calling thread stands back behind the others of this process: by so much of what `nice(2)`
-/// calls niceness. Where the system has that for whole processes only, or refuses, nothing changes.
-pub fn stand_back(by: u8) {
+/// What a thread does first that is to stand back behind the one that calls this: by so much of what `nice(2)`
+/// calls niceness, whichever thread starts it. Where the system has that for whole processes only, or refuses,
+/// nothing changes.
+pub fn standing_back(by: u8) -> impl Fn() + Send + Sync + 'static {
     #[cfg(target_os = "linux")]
     {
-        let now = rustix::process::getpriority_process(None).unwrap_or(0);
-        let _ = rustix::process::setpriority_process(None, now + i32::from(by));
+        use rustix::process::{getpriority_process, setpriority_process};
+        let nice = getpriority_process(None).unwrap_or(0) + i32::from(by);
+        move || {
+            let _ = setpriority_process(None, nice);
+        }
     }
     #[cfg(not(target_os = "linux"))]
-    let _ = by;
+    move || {
+        let _ = by;
+    }
 }
 
 /// Says that the node can no longer keep its promises and must stop. Cheap to clone.
@@ -123,5 +129,25 @@ mod tests {
         assert!(!alarm.is_raised());
         assert!(spawn_vital("loud", alarm, async { panic!("planted") }).await.is_err());
         assert!(*heard.wait_for(|raised| *raised).await.unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_stands_back_once_whoever_starts_it() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let (stand_back, ours) = (standing_back(3), nice());
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                stand_back();
+                let second = scope.spawn(|| {
+                    stand_back();
+                    nice()
+                });
+                (nice(), second.join().unwrap())
+            });
+            let expected = (ours + 3).min(19);
+            assert_eq!(first.join().unwrap(), (expected, expected));
+        });
+        assert_eq!(nice(), ours, "the others stay");
     }
 }

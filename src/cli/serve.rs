@@ -51,8 +51,7 @@ impl Serve {
         // Small portions of what sockets and other threads ask for: who is urgent waits for few.
         let mut devices = pool("devices");
         devices.max_io_events_per_tick(64).global_queue_interval(8);
-        let nice = config.edge.nice;
-        let devices = devices.on_thread_start(move || tasks::stand_back(nice)).build();
+        let devices = devices.on_thread_start(tasks::standing_back(config.edge.nice)).build();
         let devices = devices.context("cannot start the devices' runtime")?;
         let outside = self.outside(log);
         let start = node::Start { config, outside, is_takeover, devices: devices.handle().clone() };
