@@ -164,6 +164,40 @@ async fn who_says_nothing_is_closed_in_time() {
     node.quiet().await;
 }
 
+#[tokio::test]
+async fn who_is_taken_over_with_something_unwritten_is_told_all_the_same() {
+    let node = Node::start().await;
+    let device = node.device().await;
+    let mut first = node.open_narrow();
+    first.send_connect(&device, persistent(Version::V5)).await;
+    let mut second = node.open();
+    second.send_connect(&device, persistent(Version::V5)).await;
+    // Both are done with what they can do.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(first.next().await, Some(Packet::ConnAck(_))));
+    let Some(Packet::Disconnect(goodbye)) = first.next().await else {
+        panic!("DISCONNECT expected")
+    };
+    assert_eq!(goodbye.reason, 0x8E);
+    assert!(matches!(second.next().await, Some(Packet::ConnAck(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_taken_over_and_takes_nothing_does_not_hold_up_the_next() {
+    let node = Node::start().await;
+    let device = node.device().await;
+    let mut first = node.open_narrow();
+    first.send_connect(&device, persistent(Version::V5)).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let at = tokio::time::Instant::now();
+    node.connect(&device, persistent(Version::V5)).await;
+    assert!(at.elapsed() < Duration::from_millis(500), "{:?}", at.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_takes_nothing_is_closed_in_time() {
     let node = Node::start().await;

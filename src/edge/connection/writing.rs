@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Carrier, Connection};
 use crate::{
@@ -40,16 +40,25 @@ impl<S: Carrier> Connection<S> {
     async fn write_slowly(&mut self, bytes: &mut BytesMut) -> Result<(), CloseReason> {
         let patience = Duration::from_millis(self.edge().config().write_timeout_ms);
         let mut held = Reasons::NONE;
-        while !timeout(patience, self.write_some(bytes, &mut held))
-            .await
-            .unwrap_or(Err(CloseReason::WriteTimeout))?
-        {}
+        let mut leaves: Option<(Instant, CloseReason)> = None;
+        loop {
+            let (until, why) =
+                leaves.unwrap_or_else(|| (Instant::now() + patience, CloseReason::WriteTimeout));
+            let written = timeout_at(until, self.write_some(bytes, &mut held)).await;
+            if written.unwrap_or(Err(why))? {
+                break;
+            }
+            // A socket that takes nothing at this moment may be a busy machine's: who must leave
+            // is told why if it takes what is begun.
+            let must = || Some((Instant::now() + LAST_WORDS.min(patience), must_leave(held)?));
+            leaves = leaves.or_else(must);
+        }
         // Nudges that came meanwhile are for the next turn.
         self.nudge().put_back(held);
         Ok(())
     }
 
-    /// Completes when the device has taken something; whether that was all.
+    /// Completes when the device has taken something, or must leave; whether all is written.
     async fn write_some(
         &mut self,
         bytes: &mut BytesMut,
@@ -58,13 +67,11 @@ impl<S: Carrier> Connection<S> {
         let before = bytes.len();
         poll_fn(|cx| {
             if let Poll::Ready(reasons) = self.poll_reasons(cx) {
+                let was_leaving = must_leave(*held).is_some();
                 held.0 |= reasons.0;
-            }
-            if held.has(Reasons::TAKEN_OVER) {
-                return Poll::Ready(Err(CloseReason::TakenOver));
-            }
-            if held.has(Reasons::DRAIN) {
-                return Poll::Ready(Err(CloseReason::Draining));
+                if !was_leaving && must_leave(*held).is_some() {
+                    return Poll::Ready(Ok(false));
+                }
             }
             match self.poll_write_all(cx, bytes) {
                 Poll::Pending if bytes.len() < before => Poll::Ready(Ok(false)),
@@ -88,3 +95,15 @@ impl<S: Carrier> Connection<S> {
         Pin::new(&mut self.stream).poll_flush(cx).map_err(|_| CloseReason::Reset)
     }
 }
+
+/// Why a connection ends that has these reasons, whatever is still to be written.
+fn must_leave(reasons: Reasons) -> Option<CloseReason> {
+    if reasons.has(Reasons::TAKEN_OVER) {
+        return Some(CloseReason::TakenOver);
+    }
+    reasons.has(Reasons::DRAIN).then_some(CloseReason::Draining)
+}
+
+/// For the device to take what is begun, before it is left without a word. Its next connection
+/// waits for so long at most.
+const LAST_WORDS: Duration = Duration::from_millis(100);
